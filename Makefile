@@ -1,0 +1,78 @@
+# One door for people and CI. Every target may be called any number of times; what is done is not done again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTENSION_SOURCES := setup.py fanout/_core.pyx fanout/_csrc.pxd $(wildcard csrc/*.c csrc/*.h)
+PYTEST_ARGS ?=
+
+.PHONY: help system setup build demo test test-python test-c lint format sanitize bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+system: # asked each time: it takes a tenth of a second, and packages can go away
+	@scripts/setup.sh system
+
+$(STAMPS)/venv: pyproject.toml scripts/setup.sh | system
+	@scripts/setup.sh venv
+	@mkdir -p $(STAMPS) && touch $@
+
+setup: system $(STAMPS)/venv ## install what is missing: Debian packages (as root), virtual environment, tools
+
+# The extension in place, and the package installed as a link to this tree; its dependencies come along.
+$(STAMPS)/install: pyproject.toml setup.py $(STAMPS)/venv
+	@echo 'fanout: building and installing into $(VENV)' >&2
+	@$(PIP) install -qq --no-build-isolation --editable .
+	@touch $@ && touch $(STAMPS)/build
+
+$(STAMPS)/build: $(EXTENSION_SOURCES) $(STAMPS)/venv | $(STAMPS)/install
+	@if [ -n "$$(find $(EXTENSION_SOURCES) -newer $@ 2>/dev/null)" ] || ! compgen -G 'fanout/_core*.so' >/dev/null; then \
+	    echo 'fanout: building the extension' >&2; \
+	    $(BIN)/python setup.py -q build_ext --inplace; \
+	fi
+	@touch $@
+
+build: system $(STAMPS)/build ## build the extension in place
+
+demo: build ## the whole scenario on real data and real targets, in seconds
+	$(BIN)/fanout demo
+
+test: test-python test-c ## every test, Python's and C's
+
+test-python: build
+	@scripts/setup.sh faults
+	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
+
+test-c: system
+	$(MAKE) -C csrc test
+
+sanitize: system ## the C tests under ASan + UBSan, then under TSan
+	$(MAKE) -C csrc test SAN=address
+	$(MAKE) -C csrc test SAN=thread
+
+lint: build ## ruff, cython-lint, mypy --strict, stubtest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fanout # it calls pycodestyle
+	$(BIN)/mypy fanout tests examples setup.py $(wildcard benchmarks/*.py)
+	$(BIN)/python -m mypy.stubtest fanout._core
+
+format: setup ## let ruff format and sort
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+bench: build ## micro-benchmarks, then fanout against its peers on the same targets
+	$(BIN)/python -P -m pytest benchmarks --benchmark-only
+	$(BIN)/fanout bench quick
+
+clean: ## remove what was built; keeps the virtual environment (rm -rf .venv for that)
+	rm -rf build dist *.egg-info fanout/_core.c fanout/*.so $(STAMPS)/build
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	$(MAKE) -C csrc clean
