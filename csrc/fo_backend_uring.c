@@ -1,0 +1,275 @@
+/*
+ * fo_backend_uring.c: data operations on one ring, owned by the engine thread.
+ *
+ * A write that is in flight here holds no thread of ours: when a device hangs, the ring can be left, and the process can end.
+ * That holds for direct writes; what the kernel has to give to its own workers (buffered files) it does not promise.
+ *
+ * Not used, on purpose: linked requests (a failure cancels the followers), DRAIN (one slow target would hold all), SQPOLL and
+ * IOPOLL (a core for a thousand calls a second).
+ */
+#include "fo_engine.h"
+
+#include <errno.h>
+#include <liburing.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define SQ_ENTRIES 256u
+#define BUFFER_MAX ((size_t)1 << 30) /* the kernel registers at most 1 GiB as one buffer */
+#define WAKE_TOKEN UINT64_MAX
+
+typedef struct uring {
+    struct io_uring ring;
+    bool fixed_buffers, fixed_files, woken;
+    bool in_table[FO_MAX_TARGETS]; /* the target's file is registered */
+    uint64_t wake_count;           /* where the outstanding read of wake_fd writes */
+    uint32_t failed;               /* completions that we make ourselves */
+    fo_completion failures[FO_BATCH];
+} uring;
+
+/* ---- start ---- */
+
+/* Newest first; a kernel that does not know a flag says EINVAL, and the next line asks for less.
+ *   SINGLE_ISSUER | DEFER_TASKRUN (6.1): completions are worked off when we wait, not by interrupting the engine thread
+ *   COOP_TASKRUN (5.19): the next best
+ *   SUBMIT_ALL (5.18): one bad entry does not hold up the others of a batch */
+static const unsigned int ladder[] = {
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE,
+    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE,
+    IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE,
+    IORING_SETUP_CQSIZE,
+    0,
+};
+
+static unsigned int completion_entries(const fo_engine *e) {
+    uint32_t lanes = FO_MAX_TARGETS * FO_MAX_DEPTH;
+    uint32_t ops = e->machine.op_count < lanes ? e->machine.op_count : lanes;
+    uint32_t wanted = ops + e->machine.cfg.control_slots + 64;
+    uint32_t entries = SQ_ENTRIES * 2;
+    while (entries < wanted) { /* so that the completion queue can never overflow */
+        entries *= 2;
+    }
+    return entries;
+}
+
+static int setup_ring(fo_engine *e, uring *u, char reason[160]) {
+    int rc = -EINVAL;
+    for (size_t i = 0; rc == -EINVAL && i < sizeof ladder / sizeof ladder[0]; i++) {
+        struct io_uring_params p;
+        memset(&p, 0, sizeof p);
+        p.flags = ladder[i];
+        p.cq_entries = completion_entries(e);
+        rc = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &p);
+        e->ring_flags = ladder[i];
+    }
+    if (rc != 0) {
+        (void)snprintf(reason, 160, "io_uring_setup: %s%s", strerror(-rc),
+                       rc == -EPERM ? " (forbidden by a container profile or kernel.io_uring_disabled)" : "");
+    }
+    return rc;
+}
+
+/* Plain READ and WRITE came with 5.6; older rings are not worth a third code path. */
+static int check_opcodes(uring *u, char reason[160]) {
+    struct io_uring_probe *probe = io_uring_get_probe_ring(&u->ring);
+    bool good = probe != NULL && io_uring_opcode_supported(probe, IORING_OP_WRITE) &&
+                io_uring_opcode_supported(probe, IORING_OP_READ);
+    io_uring_free_probe(probe);
+    if (!good) {
+        (void)snprintf(reason, 160, "this kernel's io_uring has no plain READ and WRITE (before Linux 5.6)");
+        return -EOPNOTSUPP;
+    }
+    return 0;
+}
+
+/* Registered memory saves half of what a write still costs on huge pages.  It is charged to RLIMIT_MEMLOCK; where that
+ * refuses, plain writes do the same at about twice the cost. */
+static void register_buffers(fo_engine *e, uring *u) {
+    struct iovec pieces[64];
+    unsigned int n = 0;
+    int rc;
+    for (size_t at = 0; at < e->arena.size && n < 64; at += BUFFER_MAX) {
+        pieces[n].iov_base = e->arena.base + at;
+        pieces[n].iov_len = e->arena.size - at < BUFFER_MAX ? e->arena.size - at : BUFFER_MAX;
+        n++;
+    }
+    rc = io_uring_register_buffers(&u->ring, pieces, n);
+    u->fixed_buffers = rc == 0;
+    e->registered = rc == 0;
+    if (rc == -ENOMEM) {
+        fo_engine_add_reason(e, "memory not registered: RLIMIT_MEMLOCK is too low");
+    } else if (rc != 0) {
+        fo_engine_add_reason(e, "memory not registered: the kernel refused");
+    }
+}
+
+static void arm_wake(fo_engine *e, uring *u);
+
+static int uring_start(fo_engine *e, char reason[160]) {
+    uring *u = calloc(1, sizeof *u);
+    int rc;
+    if (u == NULL) {
+        return -ENOMEM;
+    }
+    rc = setup_ring(e, u, reason);
+    if (rc != 0) {
+        free(u);
+        return rc;
+    }
+    rc = check_opcodes(u, reason);
+    if (rc != 0) {
+        io_uring_queue_exit(&u->ring);
+        free(u);
+        return rc;
+    }
+    (void)io_uring_ring_dontfork(&u->ring);
+    atomic_store(&e->fork_fds[FO_FORK_RING], u->ring.ring_fd);
+    register_buffers(e, u);
+    u->fixed_files = io_uring_register_files_sparse(&u->ring, FO_MAX_TARGETS) == 0;
+    e->backend_state = u;
+    arm_wake(e, u);
+    return 0;
+}
+
+/* ---- submission ---- */
+
+static struct io_uring_sqe *next_entry(uring *u) {
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+    if (sqe == NULL) {
+        (void)io_uring_submit(&u->ring);
+        sqe = io_uring_get_sqe(&u->ring);
+    }
+    return sqe;
+}
+
+static void arm_wake(fo_engine *e, uring *u) {
+    struct io_uring_sqe *sqe = next_entry(u);
+    FO_ASSERT(sqe != NULL); /* 256 entries, and the queue was just handed over */
+    io_uring_prep_read(sqe, e->wake_fd, &u->wake_count, sizeof u->wake_count, 0);
+    io_uring_sqe_set_data64(sqe, WAKE_TOKEN);
+}
+
+static bool in_table(fo_engine *e, uring *u, uint16_t target) {
+    if (!u->in_table[target] && u->fixed_files) {
+        int fd = atomic_load(&e->blocks[target]->fd);
+        u->in_table[target] = io_uring_register_files_update(&u->ring, target, &fd, 1) == 1;
+    }
+    return u->in_table[target];
+}
+
+static void prepare(fo_engine *e, uring *u, struct io_uring_sqe *sqe, const fo_submission *s) {
+    const fo_block *b = e->blocks[s->target];
+    unsigned char *memory = fo_engine_memory(e, s);
+    bool fixed_file = in_table(e, u, s->target);
+    int fd = fixed_file ? (int)s->target : atomic_load(&b->fd);
+    unsigned int length = (unsigned int)s->length;
+    int piece = (int)((size_t)(memory - e->arena.base) / BUFFER_MAX);
+    if (s->kind == FO_OP_WRITE && u->fixed_buffers) {
+        io_uring_prep_write_fixed(sqe, fd, memory, length, s->offset, piece);
+    } else if (s->kind == FO_OP_WRITE) {
+        io_uring_prep_write(sqe, fd, memory, length, s->offset);
+    } else if (u->fixed_buffers) {
+        io_uring_prep_read_fixed(sqe, fd, memory, length, s->offset, piece);
+    } else {
+        io_uring_prep_read(sqe, fd, memory, length, s->offset);
+    }
+    sqe->rw_flags = b->rw_flags;
+    sqe->flags |= (uint8_t)(fixed_file ? IOSQE_FIXED_FILE : 0);
+    /* A hung FUSE or network server can put the submitting thread to sleep; the kernel's own worker may sleep. */
+    sqe->flags |= (uint8_t)(b->geometry.slow_path ? IOSQE_ASYNC : 0);
+    io_uring_sqe_set_data64(sqe, s->token);
+}
+
+static void uring_submit(fo_engine *e, const fo_submission *s, uint32_t count) {
+    uring *u = e->backend_state;
+    for (uint32_t i = 0; i < count; i++) {
+        struct io_uring_sqe *sqe = next_entry(u);
+        if (sqe != NULL) {
+            prepare(e, u, sqe, &s[i]);
+        } else { /* the kernel takes nothing just now: the machine's own retry rules apply */
+            FO_ASSERT(u->failed < FO_BATCH);
+            u->failures[u->failed++] = (fo_completion){s[i].token, -EAGAIN};
+        }
+    }
+}
+
+/* ---- completion ---- */
+
+static void uring_wait(fo_engine *e, uint64_t deadline_ns) {
+    uring *u = e->backend_state;
+    struct __kernel_timespec ts = {0, 0};
+    struct io_uring_cqe *cqe;
+    uint64_t now;
+    if (u->failed != 0) {
+        (void)io_uring_submit(&u->ring);
+        return;
+    }
+    if (deadline_ns == FO_FOREVER) {
+        (void)io_uring_submit_and_wait(&u->ring, 1); /* EINTR, EAGAIN, EBUSY: the caller reaps and comes again */
+        return;
+    }
+    now = fo_engine_clock(e);
+    if (deadline_ns > now) {
+        ts.tv_sec = (long long)((deadline_ns - now) / 1000000000ull);
+        ts.tv_nsec = (long long)((deadline_ns - now) % 1000000000ull);
+    }
+    (void)io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+}
+
+static uint32_t uring_reap(fo_engine *e, fo_completion *out, uint32_t max) {
+    uring *u = e->backend_state;
+    uint32_t n = 0, seen = 0;
+    unsigned int head;
+    struct io_uring_cqe *cqe;
+    while (u->failed != 0 && n < max) {
+        out[n++] = u->failures[--u->failed];
+    }
+    io_uring_for_each_cqe(&u->ring, head, cqe) {
+        if (n == max) {
+            break;
+        }
+        seen++;
+        if (cqe->user_data == WAKE_TOKEN) {
+            u->woken = true;
+        } else {
+            out[n].token = cqe->user_data;
+            out[n++].result = cqe->res;
+        }
+    }
+    io_uring_cq_advance(&u->ring, seen);
+    if (u->woken) {
+        u->woken = false;
+        arm_wake(e, u);
+    }
+    return n;
+}
+
+static void uring_forget(fo_engine *e, uint16_t target) {
+    uring *u = e->backend_state;
+    int none = -1;
+    if (u->in_table[target]) {
+        (void)io_uring_submit(&u->ring);
+        (void)io_uring_register_files_update(&u->ring, target, &none, 1);
+        u->in_table[target] = false;
+    }
+}
+
+static void uring_stop(fo_engine *e) {
+    uring *u = e->backend_state;
+    atomic_store(&e->fork_fds[FO_FORK_RING], -1);
+    io_uring_queue_exit(&u->ring); /* what is in flight ends in the background */
+    free(u);
+    e->backend_state = NULL;
+}
+
+const fo_backend fo_backend_uring = {
+    .kind = FO_BACKEND_URING,
+    .name = "io_uring",
+    .start = uring_start,
+    .submit = uring_submit,
+    .wait = uring_wait,
+    .reap = uring_reap,
+    .forget = uring_forget,
+    .stop = uring_stop,
+};

@@ -1,0 +1,295 @@
+/*
+ * fo_life.c: how an engine begins and ends.
+ *
+ * It ends on time.  What is in flight is waited for as long as the caller says, then it is left: to the kernel on the ring, to
+ * workers that hold their own references on the threads backend.  Nothing that is still in flight ever sees memory that was
+ * given back.
+ */
+#include "fo_engine.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LEAVE_NS 100000000ull /* leaving an idle ring takes a few milliseconds */
+
+/* ---- open ---- */
+
+void fo_config_init(fo_config *cfg) {
+    memset(cfg, 0, sizeof *cfg);
+    cfg->slot_size = 1u << 20;
+    cfg->slot_count = 64;
+    cfg->max_streams = 8;
+    cfg->control_slots = 4;
+    cfg->quarantine_slots = 16;
+    cfg->backend = FO_BACKEND_AUTO;
+    cfg->soft_ns = 30ull * 1000000000ull;
+    cfg->hard_ns = 120ull * 1000000000ull;
+}
+
+void fo_engine_add_reason(fo_engine *e, const char *sentence) {
+    size_t used = strlen(e->reason);
+    (void)snprintf(e->reason + used, sizeof e->reason - used, "%s%s", used != 0 ? "; " : "", sentence);
+}
+
+void fo_engine_ref(fo_engine *e) { e->refs++; }
+
+static void engine_free(fo_engine *e) {
+    if (e->wake_fd >= 0) {
+        (void)close(e->wake_fd);
+    }
+    if (e->event_fd >= 0) {
+        (void)close(e->event_fd);
+    }
+    (void)pthread_cond_destroy(&e->slots_cond);
+    (void)pthread_cond_destroy(&e->state_cond);
+    (void)pthread_mutex_destroy(&e->mutex);
+    fo_arena_close(&e->arena);
+    fo_machine_free(&e->machine);
+    free(e->jobs);
+    free(e->inbox);
+    free(e);
+}
+
+void fo_engine_unlock_unref(fo_engine *e) {
+    bool last = --e->refs == 0;
+    (void)pthread_mutex_unlock(&e->mutex);
+    if (last) {
+        engine_free(e);
+    }
+}
+
+static fo_engine *engine_new(void) {
+    fo_engine *e = aligned_alloc(64, (sizeof *e + 63) / 64 * 64);
+    pthread_condattr_t attr;
+    if (e == NULL) {
+        return NULL;
+    }
+    memset(e, 0, sizeof *e);
+    e->refs = 1;
+    e->wake_fd = e->event_fd = -1;
+    (void)pthread_mutex_init(&e->mutex, NULL);
+    (void)pthread_condattr_init(&attr);
+    (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&e->slots_cond, &attr);
+    (void)pthread_cond_init(&e->state_cond, &attr);
+    (void)pthread_condattr_destroy(&attr);
+    atomic_init(&e->dead, false);
+    for (size_t i = 0; i < sizeof e->fork_fds / sizeof e->fork_fds[0]; i++) {
+        atomic_init(&e->fork_fds[i], -1);
+    }
+    return e;
+}
+
+static int engine_memory(fo_engine *e, const fo_config *cfg, char reason[160]) {
+    char pages[160] = "";
+    int rc = fo_machine_init(&e->machine, cfg, reason);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = fo_arena_open(&e->arena, (size_t)cfg->slot_count * cfg->slot_size, pages, sizeof pages);
+    e->jobs = calloc(e->machine.op_count, sizeof *e->jobs);
+    e->inbox = calloc(e->machine.op_count, sizeof *e->inbox);
+    e->wake_fd = eventfd(0, EFD_CLOEXEC);
+    if (rc != 0 || e->jobs == NULL || e->inbox == NULL || e->wake_fd < 0) {
+        (void)snprintf(reason, 160, "no memory for %u slots of %u bytes", cfg->slot_count, cfg->slot_size);
+        return e->wake_fd < 0 && rc == 0 ? -EMFILE : -ENOMEM;
+    }
+    atomic_store(&e->fork_fds[FO_FORK_WAKE], e->wake_fd);
+    if (pages[0] != '\0') {
+        fo_engine_add_reason(e, pages);
+    }
+    e->hash = fo_hash_best();
+    return 0;
+}
+
+static int start_thread(fo_engine *e) {
+    sigset_t all, old;
+    int rc;
+    e->running = false;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(&e->thread, NULL, fo_engine_main, e);
+    (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc != 0) {
+        return -rc;
+    }
+    (void)pthread_mutex_lock(&e->mutex);
+    while (!e->running) {
+        (void)pthread_cond_wait(&e->state_cond, &e->mutex);
+    }
+    rc = e->start_rc;
+    e->refs += rc == 0 ? 1 : 0; /* the thread's own */
+    (void)pthread_mutex_unlock(&e->mutex);
+    if (rc != 0) {
+        (void)pthread_join(e->thread, NULL);
+    }
+    return rc;
+}
+
+static int start_backend(fo_engine *e, uint32_t wanted, char reason[160]) {
+    int rc;
+    if (wanted == FO_BACKEND_FAULTY) {
+        e->backend = &fo_backend_faulty;
+        return e->backend->start(e, reason);
+    }
+    if (wanted == FO_BACKEND_THREADS) {
+        e->backend = &fo_backend_threads;
+        fo_engine_add_reason(e, "threads: asked for");
+        return start_thread(e);
+    }
+    e->backend = &fo_backend_uring;
+    rc = start_thread(e);
+    if (rc != 0) {
+        (void)memcpy(reason, e->reason, sizeof e->reason);
+        if (wanted == FO_BACKEND_AUTO) {
+            e->backend = &fo_backend_threads;
+            rc = start_thread(e);
+        } else {
+            rc = -EOPNOTSUPP;
+        }
+    }
+    return rc;
+}
+
+int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out) {
+    char unused[160];
+    fo_engine *e = engine_new();
+    int rc;
+    *out = NULL;
+    reason = reason != NULL ? reason : unused;
+    reason[0] = '\0';
+    if (e == NULL) {
+        return -ENOMEM;
+    }
+    e->backend = &fo_backend_threads; /* its clock is the monotonic one, until there is another */
+    if (cfg->backend > FO_BACKEND_FAULTY) {
+        (void)snprintf(reason, 160, "backend %u is unknown", cfg->backend);
+        rc = -EINVAL;
+    } else {
+        rc = engine_memory(e, cfg, reason);
+    }
+    if (rc == 0) {
+        rc = start_backend(e, cfg->backend, reason);
+    }
+    if (rc != 0) {
+        engine_free(e);
+        return rc;
+    }
+    fo_fork_register(e);
+    *out = e;
+    return 0;
+}
+
+/* ---- close ---- */
+
+static bool quiet(const fo_machine *m) {
+    for (uint16_t i = 0; i < FO_MAX_TARGETS; i++) {
+        const fo_target *t = &m->targets[i];
+        if (t->state != FO_TARGET_NONE && (!fo_machine_target_idle(m, i) || t->orphans != 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void abort_all(fo_machine *m) {
+    for (uint32_t i = 0; i < m->flow_count; i++) {
+        if (m->flows[i].id != 0) {
+            fo_machine_abort(m, i);
+        }
+    }
+}
+
+/* Asks every target that nobody is closing to close, and lets go of those that cannot. */
+static void close_all(fo_engine *e) {
+    fo_machine *m = &e->machine;
+    for (uint16_t i = 0; i < FO_MAX_TARGETS; i++) {
+        fo_target *t = &m->targets[i];
+        if (t->state == FO_TARGET_OPENING || t->state == FO_TARGET_DETACHED) {
+            fo_machine_target_abandon(m, i);
+        } else if ((t->state == FO_TARGET_ACTIVE || t->state == FO_TARGET_FAILED) && fo_machine_target_idle(m, i)) {
+            fo_machine_life(m, i, FO_OP_CLOSE, 0, 0);
+        }
+    }
+    fo_engine_settle(e);
+    fo_engine_kick(e);
+}
+
+/* Registered memory is pinned until the kernel is done with it.  Writes that were given plain addresses may yet read them:
+ * then the mapping stays for as long as the process lives.  A leak that happens once, on a hung device, is better than
+ * another's bytes on it. */
+static void keep_memory_if_unsafe(fo_engine *e, bool in_flight) {
+    if (in_flight && e->backend->kind == FO_BACKEND_URING && !e->registered) {
+        e->arena.mapping = NULL;
+    }
+}
+
+/* A thread that used a ring waits, as it leaves the kernel, for the kernel's own workers, and one of those can sit behind a hung
+ * file for as long as that hangs.  Then it is left to itself: it holds a reference, and goes when the kernel lets it. */
+static bool end_thread(fo_engine *e, uint64_t deadline) {
+    struct timespec until;
+    uint64_t now = fo_engine_clock(e);
+    uint64_t left = deadline > now ? deadline - now : 0;
+    if (deadline == FO_FOREVER) {
+        (void)pthread_join(e->thread, NULL);
+        return true;
+    }
+    left = left > LEAVE_NS ? left : LEAVE_NS;
+    (void)clock_gettime(CLOCK_REALTIME, &until); /* the only clock that this call knows */
+    left += (uint64_t)until.tv_nsec;
+    until.tv_sec += (time_t)(left / 1000000000ull);
+    until.tv_nsec = (long)(left % 1000000000ull);
+    if (pthread_timedjoin_np(e->thread, NULL, &until) == 0) {
+        return true;
+    }
+    (void)pthread_detach(e->thread);
+    return false;
+}
+
+int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
+    uint64_t deadline;
+    bool in_flight;
+    int rc = fo_engine_enter(e);
+    if (rc != 0) {
+        return rc;
+    }
+    deadline = fo_engine_after(e, timeout_ns);
+    e->closing = true;
+    fo_engine_fire(e);
+    abort_all(&e->machine);
+    fo_engine_kick(e);
+    (void)pthread_cond_broadcast(&e->slots_cond);
+    (void)pthread_cond_broadcast(&e->state_cond);
+    while (!quiet(&e->machine) && fo_engine_wait_state(e, deadline) == 0) {
+    }
+    close_all(e);
+    while (e->machine.targets_open != 0 && fo_engine_wait_state(e, deadline) == 0) {
+    }
+    in_flight = e->machine.targets_open != 0;
+    e->stopping = true;
+    fo_engine_wake(e);
+    (void)pthread_cond_broadcast(&e->slots_cond);
+    (void)pthread_cond_broadcast(&e->state_cond);
+    (void)pthread_mutex_unlock(&e->mutex);
+    if (e->backend->kind == FO_BACKEND_FAULTY) {
+        e->backend->stop(e);
+    } else if (!end_thread(e, deadline)) {
+        in_flight = true;
+    }
+    fo_fork_unregister(e);
+    (void)pthread_mutex_lock(&e->mutex);
+    for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
+        if (e->blocks[i] != NULL) {
+            fo_block_retire(e->blocks[i]);
+            e->blocks[i] = NULL;
+        }
+    }
+    keep_memory_if_unsafe(e, in_flight);
+    e->refs--; /* the owner's; what is left is this call's */
+    fo_engine_leave(e);
+    return in_flight ? -ETIMEDOUT : 0;
+}

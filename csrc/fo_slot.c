@@ -1,0 +1,145 @@
+/*
+ * fo_slot.c: who may have a slot.
+ *
+ * All slots are alike; what differs is the promise.  Of slot_count,
+ *
+ *     2 * max_streams    are promised to streams, two each, so that a stalled client can hold up nobody but itself;
+ *     control_slots      are promised to requests, so that a read never waits for a writer;
+ *     quarantine_slots   are set aside to be lost to hung targets;
+ *     the rest           is lag, shared evenly among the admitted streams: what lets one target run behind another.
+ *
+ * When more is lost than was set aside, the lag pays first.  Only when that is gone too can a promise become a wait.
+ */
+#include "fo_step_parts.h"
+
+static void set_state(fo_machine *m, uint32_t slot, fo_slot_state state) {
+    m->in_state[m->slots[slot].state]--;
+    m->slots[slot].state = (uint8_t)state;
+    m->in_state[state]++;
+}
+
+static uint32_t pop_free(fo_machine *m, fo_slot_state state) {
+    uint32_t slot = m->free_head;
+    FO_ASSERT(slot != FO_NIL && m->slots[slot].refs == 0); /* invariant 2 */
+    m->free_head = m->slots[slot].next;
+    set_state(m, slot, state);
+    return slot;
+}
+
+/* Last in, first out: the slot that was used last is the one that is still in the cache. */
+static void push_free(fo_machine *m, uint32_t slot) {
+    FO_ASSERT(m->slots[slot].refs == 0 && m->slots[slot].orphans == 0); /* invariant 2 */
+    set_state(m, slot, FO_SLOT_FREE);
+    m->slots[slot].stream = FO_NIL;
+    m->slots[slot].next = m->free_head;
+    m->free_head = slot;
+    m->slots_changed = true;
+}
+
+static void unhold(fo_machine *m, uint32_t slot) {
+    fo_flow *f = &m->flows[m->slots[slot].stream];
+    FO_ASSERT(f->id != 0 && f->held != 0);
+    if (f->held > FO_SLOTS_PER_STREAM) {
+        m->lag_used--;
+    }
+    f->held--;
+}
+
+bool fo_machine_may_take(const fo_machine *m, uint32_t flow) {
+    const fo_flow *f = &m->flows[flow];
+    uint32_t lost = m->in_state[FO_SLOT_QUARANTINED];
+    uint32_t beyond = lost > m->cfg.quarantine_slots ? lost - m->cfg.quarantine_slots : 0;
+    uint32_t lag = m->lag_limit > beyond ? m->lag_limit - beyond : 0;
+    uint32_t streams = m->admitted != 0 ? m->admitted : 1;
+    if (m->in_state[FO_SLOT_FREE] == 0) {
+        return false;
+    }
+    if (f->held < FO_SLOTS_PER_STREAM) {
+        return true;
+    }
+    return m->lag_used < lag && f->held - FO_SLOTS_PER_STREAM < (lag + streams - 1) / streams;
+}
+
+uint32_t fo_machine_take(fo_machine *m, uint32_t flow) {
+    uint32_t slot;
+    if (!fo_machine_may_take(m, flow)) {
+        return FO_NIL;
+    }
+    slot = pop_free(m, FO_SLOT_FILLING);
+    m->slots[slot].stream = flow;
+    if (++m->flows[flow].held > FO_SLOTS_PER_STREAM) {
+        m->lag_used++;
+    }
+    return slot;
+}
+
+void fo_machine_give_back(fo_machine *m, uint32_t slot) {
+    FO_ASSERT(m->slots[slot].state == FO_SLOT_FILLING);
+    unhold(m, slot);
+    push_free(m, slot);
+    fo_flow_sweep(m);
+}
+
+uint32_t fo_machine_take_control(fo_machine *m) {
+    uint32_t slot;
+    if (m->in_state[FO_SLOT_CONTROL] >= m->cfg.control_slots || m->in_state[FO_SLOT_FREE] == 0) {
+        return FO_NIL;
+    }
+    slot = pop_free(m, FO_SLOT_CONTROL);
+    m->tickets[slot].busy = true;
+    m->tickets[slot].done = false;
+    return slot;
+}
+
+void fo_machine_collect(fo_machine *m, uint32_t ticket) {
+    FO_ASSERT(m->tickets[ticket].busy);
+    m->tickets[ticket].busy = false;
+    if (ticket < m->cfg.slot_count && m->slots[ticket].refs == 0) {
+        push_free(m, ticket);
+    }
+}
+
+void fo_slot_hold(fo_machine *m, uint32_t slot) {
+    m->slots[slot].refs++;
+    if (m->slots[slot].state == FO_SLOT_FILLING) {
+        set_state(m, slot, FO_SLOT_LIVE);
+    }
+}
+
+/* From now on only a late completion can end the operation that holds this slot. */
+static void check_quarantine(fo_machine *m, uint32_t slot) {
+    fo_slot *s = &m->slots[slot];
+    if (s->refs == 0 || s->refs != s->orphans || s->state == FO_SLOT_QUARANTINED) {
+        return;
+    }
+    if (s->state == FO_SLOT_LIVE) {
+        unhold(m, slot);
+    }
+    set_state(m, slot, FO_SLOT_QUARANTINED);
+    m->slots_changed = true; /* its stream may take another one in its place */
+}
+
+void fo_slot_orphan(fo_machine *m, uint32_t slot) {
+    m->slots[slot].orphans++;
+    check_quarantine(m, slot);
+}
+
+void fo_slot_drop(fo_machine *m, uint32_t slot, bool orphan) {
+    fo_slot *s = &m->slots[slot];
+    FO_ASSERT(s->refs != 0 && (!orphan || s->orphans != 0));
+    s->refs--;
+    if (orphan) {
+        s->orphans--;
+    }
+    if (s->refs != 0) {
+        check_quarantine(m, slot);
+        return;
+    }
+    if (s->state == FO_SLOT_LIVE) {
+        unhold(m, slot);
+        push_free(m, slot);
+    } else if (!m->tickets[slot].busy) {
+        push_free(m, slot);
+    }
+    /* Else a caller has yet to read its ticket (and, after a read, the bytes): fo_machine_collect frees the slot. */
+}

@@ -1,0 +1,314 @@
+/*
+ * fo_target.c: opening, finishing and closing targets: sequences of blocking operations, one after the other, each in the
+ * target's helper, each with its own place in the outcome.
+ *
+ *   open:    open, lock, discover  ->  allocate (when a size is given)  ->  warm-up read
+ *   finish:  drain  ->  truncate  ->  flush  ->  parent directory (when created)  ->  close
+ *   close:   drain  ->  close
+ *
+ * Truncating before the flush, not after it: the new size has to be as durable as the data.
+ */
+#include "fo_engine.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define DEPTH_DEFAULT 8u
+
+static void clear_outcome(fo_outcome *out, uint8_t phase) {
+    memset(out, 0, sizeof *out);
+    out->phase = phase;
+}
+
+static int status_of(const fo_outcome *outcome) {
+    if (outcome->code == FO_OUTCOME_OK) {
+        return 0;
+    }
+    return outcome->err != 0 ? -outcome->err : -EIO;
+}
+
+static void timed_out(fo_outcome *why, uint8_t phase) {
+    clear_outcome(why, phase);
+    why->code = FO_OUTCOME_TIMED_OUT;
+    why->err = ETIMEDOUT;
+    why->cls = (uint8_t)fo_classify(ETIMEDOUT);
+}
+
+/* Runs one lifecycle operation to its end.  -ETIMEDOUT: it is still running, and the ticket is still taken. */
+static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, uint64_t length, uint64_t deadline,
+                    fo_outcome *why) {
+    uint32_t ticket = fo_machine_life_ticket(&e->machine, id);
+    fo_ticket *t = &e->machine.tickets[ticket];
+    fo_machine_life(&e->machine, id, kind, offset, length);
+    fo_engine_kick(e);
+    while (!t->done) {
+        if (fo_engine_wait_state(e, deadline) != 0 && !t->done) {
+            timed_out(why, kind);
+            return -ETIMEDOUT;
+        }
+    }
+    *why = t->outcome;
+    fo_machine_collect(&e->machine, ticket);
+    return status_of(why);
+}
+
+/* ---- open ---- */
+
+static int check_options(const char *path, fo_open *o) {
+    const uint32_t known = FO_OPEN_CREATE | FO_OPEN_REPLACE | FO_OPEN_READONLY | FO_OPEN_LOCK | FO_OPEN_BUFFERED |
+                           FO_OPEN_NOFOLLOW;
+    bool writes = (o->flags & (FO_OPEN_CREATE | FO_OPEN_REPLACE | FO_OPEN_LOCK)) != 0;
+    o->depth = o->depth == 0 ? DEPTH_DEFAULT : o->depth;
+    if (path == NULL || path[0] == '\0' || (o->flags & ~known) != 0 || o->depth > FO_MAX_DEPTH ||
+        ((o->flags & FO_OPEN_READONLY) && (writes || o->size != 0)) ||
+        ((o->flags & FO_OPEN_CREATE) && (o->flags & FO_OPEN_REPLACE)) || (o->granule & (o->granule - 1)) != 0) {
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int open_steps(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *why) {
+    fo_block *b = e->blocks[id];
+    int rc = run_life(e, id, FO_OP_OPEN, 0, 0, deadline, why);
+    if (rc == 0 && b->opt.size != 0 && !b->geometry.is_block) {
+        rc = run_life(e, id, FO_OP_ALLOCATE, 0, b->opt.size, deadline, why);
+        if (rc == 0 && b->geometry.allocated < b->opt.size) {
+            b->geometry.allocated = b->opt.size;
+        }
+    }
+    if (rc == 0) {
+        rc = run_life(e, id, FO_OP_READ, 0, b->geometry.granule, deadline, why);
+    }
+    return rc;
+}
+
+/* After a failure in the middle the descriptor may be open: closed in the helper too, and not waited for longer than asked. */
+static void open_failed(fo_engine *e, uint16_t id, int rc, uint64_t deadline) {
+    fo_outcome ignored; /* the first failure is the one to report */
+    if (rc == -ETIMEDOUT && e->machine.tickets[fo_machine_life_ticket(&e->machine, id)].busy) {
+        fo_machine_target_abandon(&e->machine, id);
+        fo_engine_kick(e);
+    } else if (run_life(e, id, FO_OP_CLOSE, 0, 0, deadline, &ignored) == -ETIMEDOUT) {
+        fo_machine_target_abandon(&e->machine, id);
+    }
+}
+
+int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t timeout_ns, uint16_t *id,
+                   fo_outcome *why) {
+    fo_open o = *opt;
+    fo_outcome unused;
+    uint64_t patience, deadline;
+    int rc = check_options(path, &o);
+    why = why != NULL ? why : &unused;
+    clear_outcome(why, FO_OP_OPEN);
+    if (rc == 0) {
+        rc = fo_engine_enter(e);
+    }
+    if (rc != 0) {
+        why->code = FO_OUTCOME_NOT_SUBMITTED;
+        why->err = -rc;
+        why->cls = (uint8_t)fo_classify(rc);
+        return rc;
+    }
+    /* An open that hangs is bounded like any other operation, however long the caller would wait. */
+    patience = (o.hard_ns != 0 ? o.hard_ns : e->machine.cfg.hard_ns) / 2 + o.lock_wait_ns / 2;
+    patience = patience > FO_FOREVER / 2 ? FO_FOREVER : patience * 2;
+    deadline = fo_engine_after(e, timeout_ns < patience ? timeout_ns : patience);
+    rc = fo_machine_event_room(&e->machine, FO_EVENTS_PER_TARGET, 0) ? fo_machine_target_new(&e->machine, id) : -ENOBUFS;
+    if (rc == 0 && (e->blocks[*id] = fo_block_new(e, *id, path, &o)) == NULL) {
+        fo_machine_target_forget(&e->machine, *id);
+        rc = -ENOMEM;
+    }
+    if (rc != 0) {
+        why->code = FO_OUTCOME_NOT_SUBMITTED;
+        why->err = -rc;
+        why->cls = (uint8_t)fo_classify(rc);
+    } else {
+        rc = open_steps(e, *id, deadline, why);
+        if (rc == 0) {
+            fo_machine_target_ready(&e->machine, *id, &e->blocks[*id]->geometry, &o);
+        } else {
+            open_failed(e, *id, rc, deadline);
+        }
+    }
+    fo_engine_leave(e);
+    return rc;
+}
+
+int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out) {
+    const fo_target *t;
+    int rc = fo_engine_enter(e);
+    if (rc != 0) {
+        return rc;
+    }
+    memset(out, 0, sizeof *out);
+    if (id >= FO_MAX_TARGETS || e->machine.targets[id].state == FO_TARGET_NONE || e->blocks[id] == NULL) {
+        rc = -EBADF;
+    } else {
+        t = &e->machine.targets[id];
+        if (t->state != FO_TARGET_OPENING) { /* until then its helper is writing it */
+            *out = e->blocks[id]->geometry;
+            out->allocated = t->allocated;
+        }
+        out->state = t->state;
+        out->inflight = t->inflight.count + t->orphans;
+        out->queued = t->queued.count + t->control.count + t->waiting.count;
+        out->quarantined = t->orphans;
+        out->flushes_good = t->flushes_good;
+    }
+    fo_engine_leave(e);
+    return rc;
+}
+
+/* ---- close ---- */
+
+static int check_closable(const fo_machine *m, uint16_t id) {
+    if (id >= FO_MAX_TARGETS || m->targets[id].state == FO_TARGET_NONE || m->targets[id].state == FO_TARGET_OPENING) {
+        return -EBADF;
+    }
+    if (fo_machine_target_used(m, id)) {
+        return -EBUSY;
+    }
+    return 0;
+}
+
+/* Waits until nothing is in flight: 0, or -ETIMEDOUT.  A target that is let go meanwhile counts as drained. */
+static int drain(fo_engine *e, uint16_t id, uint64_t deadline) {
+    const fo_machine *m = &e->machine;
+    while (m->targets[id].state != FO_TARGET_DETACHED && m->targets[id].state != FO_TARGET_NONE &&
+           !fo_machine_target_idle(m, id)) {
+        int rc = fo_engine_wait_state(e, deadline);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int wait_until_gone(fo_engine *e, uint16_t id, uint64_t deadline) {
+    while (e->machine.targets[id].state == FO_TARGET_DETACHED || e->machine.targets[id].state == FO_TARGET_CLOSING) {
+        int rc = fo_engine_wait_state(e, deadline);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int close_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *why) {
+    fo_machine *m = &e->machine;
+    clear_outcome(why, FO_OP_CLOSE);
+    if (m->targets[id].state == FO_TARGET_ACTIVE || m->targets[id].state == FO_TARGET_FAILED) {
+        if (drain(e, id, deadline) != 0) {
+            timed_out(why, FO_OP_CLOSE);
+            return -ETIMEDOUT;
+        }
+    }
+    if (m->targets[id].state == FO_TARGET_ACTIVE || m->targets[id].state == FO_TARGET_FAILED) {
+        return run_life(e, id, FO_OP_CLOSE, 0, 0, deadline, why);
+    }
+    /* Let go: it closes itself after the last completion, whether anybody still waits or not. */
+    fo_machine_target_abandon(m, id);
+    fo_engine_kick(e);
+    if (wait_until_gone(e, id, deadline) != 0) {
+        timed_out(why, FO_OP_CLOSE);
+        return -ETIMEDOUT;
+    }
+    return 0;
+}
+
+int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) {
+    fo_outcome why;
+    int rc = fo_engine_enter(e);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = check_closable(&e->machine, id);
+    if (rc == 0) {
+        rc = close_target(e, id, fo_engine_after(e, timeout_ns), &why);
+    }
+    fo_engine_leave(e);
+    return rc;
+}
+
+/* ---- finish ---- */
+
+/* A flush of the target's own queue, so that it keeps the books that every flush keeps. */
+static int flush_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *why) {
+    fo_machine *m = &e->machine;
+    fo_request request = {.target = id, .kind = FO_OP_FLUSH};
+    uint32_t slot;
+    while ((slot = fo_machine_take_control(m)) == FO_NIL) {
+        if (fo_engine_wait_slots(e, deadline) != 0) {
+            timed_out(why, FO_OP_FLUSH);
+            return -ETIMEDOUT;
+        }
+    }
+    fo_machine_request(m, slot, &request);
+    fo_engine_kick(e);
+    while (!m->tickets[slot].done && fo_engine_wait_state(e, FO_FOREVER) == 0) {
+        /* the hard deadline of the target ends this wait */
+    }
+    if (m->tickets[slot].done) {
+        *why = m->tickets[slot].outcome;
+    } else {
+        timed_out(why, FO_OP_FLUSH); /* the engine is being closed under us */
+    }
+    fo_machine_collect(m, slot);
+    fo_engine_notify(e);
+    return status_of(why);
+}
+
+static int finish_steps(fo_engine *e, uint16_t id, int64_t length, uint64_t deadline, fo_outcome *why) {
+    fo_block *b = e->blocks[id];
+    int rc = drain(e, id, deadline);
+    if (rc != 0) {
+        timed_out(why, FO_OP_WRITE);
+        return rc;
+    }
+    if (e->machine.targets[id].state == FO_TARGET_DETACHED) {
+        timed_out(why, FO_OP_FLUSH);
+        why->code = FO_OUTCOME_DETACHED;
+        return -ETIMEDOUT;
+    }
+    if (length >= 0 && !b->geometry.is_block) {
+        rc = run_life(e, id, FO_OP_TRUNCATE, 0, (uint64_t)length, deadline, why);
+    }
+    if (rc == 0) {
+        rc = flush_target(e, id, deadline, why);
+    }
+    if (rc == 0 && b->geometry.created) {
+        rc = run_life(e, id, FO_OP_DIRSYNC, 0, 0, deadline, why);
+    }
+    return rc;
+}
+
+int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout_ns, fo_outcome *why) {
+    fo_outcome unused, closing;
+    uint64_t deadline;
+    int rc = fo_engine_enter(e);
+    why = why != NULL ? why : &unused;
+    clear_outcome(why, FO_OP_CLOSE);
+    if (rc != 0) {
+        return rc;
+    }
+    deadline = fo_engine_after(e, timeout_ns);
+    rc = check_closable(&e->machine, id);
+    if (rc == 0 && (e->machine.targets[id].state == FO_TARGET_CLOSING ||
+                    e->machine.tickets[fo_machine_life_ticket(&e->machine, id)].busy)) {
+        rc = -EBUSY;
+    }
+    if (rc == 0) {
+        int closed = 0;
+        rc = finish_steps(e, id, length, deadline, why);
+        if (rc != -ETIMEDOUT || e->machine.targets[id].state == FO_TARGET_DETACHED) {
+            closed = close_target(e, id, deadline, &closing);
+        }
+        if (rc == 0 && closed != 0) {
+            *why = closing;
+            rc = closed;
+        }
+    }
+    fo_engine_leave(e);
+    return rc;
+}
