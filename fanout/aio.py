@@ -1,0 +1,225 @@
+"""asyncio twins of the calls that wait: no thread per call, any number of streams on one event loop.
+
+::
+
+    stream = await aio.open_stream(engine, targets)
+    with stream:
+        stream.place([0] * len(targets))
+        async for chunk in chunks:
+            await aio.write(stream, chunk)
+        outcomes = await aio.sync(stream)
+
+Only what may wait has a twin here; everything else (`place`, `digest`, `legs`, `abort` …) is called on the stream itself. Opening and
+finishing targets have none yet: they wait in the calling thread.
+
+How it waits: the engine writes to an eventfd at the next change of anything that somebody could wait for, and everybody on that
+loop tries again. Nothing runs in an executor, and nothing happens while nobody waits.
+
+Cancelling a wait, or `asyncio.timeout` around it, leaves stream and engine as they are: of a cancelled `write`,
+`Stream.position` says how much was accepted. A wait for targets that hang ends by itself, at the engine's hard deadline.
+
+One task at a time moves bytes on a stream; a second one gets `InterfaceError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import weakref
+from typing import TYPE_CHECKING
+
+from fanout.engine.status import checked, checked_size
+from fanout.errors import InterfaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeVar
+
+    from typing_extensions import Buffer
+
+    from fanout.engine import Engine, Event, Lease, Stream, Target
+    from fanout.types import Outcome
+
+    T = TypeVar("T")
+
+PIECE_BYTES = 1 << 20  # at most this between two looks at the event loop: about 0.3 ms
+_NOT_YET = -errno.ETIMEDOUT  # what the core says to a wait of no time
+
+
+async def open_stream(engine: Engine, targets: Sequence[Target]) -> Stream:
+    """As `Engine.stream`; waits until `max_streams` admits it.
+
+    The stream's own `Stream.write` and `Stream.lease` then never block the loop: without a free slot they raise TimeoutError.
+
+    Raises:
+        InterfaceError: as `Engine.stream`.
+    """
+
+    def attempt() -> Stream | int:
+        try:
+            return engine.stream(targets, timeout=0)
+        except TimeoutError:
+            return _NOT_YET
+
+    found = await _until(engine, attempt)
+    assert not isinstance(found, int)
+    return found
+
+
+async def write(stream: Stream, data: Buffer, *, raw: bool = False) -> int:
+    """As `Stream.write`; waits for free slots. `data` stays exported meanwhile, and is taken as it is at that moment.
+
+    Returns:
+        Bit mask of the targets that have failed so far.
+
+    Raises:
+        InterfaceError: as `Stream.write`, or another task is inside.
+        BufferError: the buffer is not C-contiguous.
+    """
+    at = 0
+    with _alone(stream), memoryview(data) as whole:
+        if not whole.c_contiguous:
+            raise BufferError("the buffer is not C-contiguous")
+        with whole.cast("B") if whole.nbytes else memoryview(b"") as view:
+
+            def attempt() -> int:
+                nonlocal at
+                before = stream.position
+                with view[at : at + PIECE_BYTES] as piece:
+                    status = stream._write_now(piece, raw)
+                at += stream.position - before
+                return status
+
+            while True:
+                status = await _until(_engine(stream), attempt)
+                if status < 0 or at == len(view):
+                    return stream._mask(status)
+                await asyncio.sleep(0)
+
+
+async def lease(stream: Stream, size: int | None = None) -> Lease:
+    """As `Stream.lease`; waits for a free slot.
+
+    Raises:
+        TargetError: no target is left.
+        InterfaceError: as `Stream.lease`, or another task is inside.
+    """
+    wanted = checked_size(size)
+    with _alone(stream):
+        return stream._lent(await _until(_engine(stream), lambda: stream._core.lease(wanted, 0)))
+
+
+async def sync(stream: Stream) -> dict[Target, Outcome]:
+    """As `Stream.sync`.
+
+    Raises:
+        InterfaceError: closed or aborted, or another task is inside.
+    """
+    with _alone(stream):
+        await _until(_engine(stream), lambda: stream._core.sync(0))
+        return stream.sync(timeout=0)
+
+
+async def drained(stream: Stream) -> frozenset[Target]:
+    """Wait until nothing of the stream is in flight on any target that has not been let go; says on which targets nothing is."""
+    await _until(_engine(stream), lambda: stream._core.drained(0))
+    return stream.drained()
+
+
+async def events(engine: Engine) -> list[Event]:
+    """Wait for the first event; take all that there are, oldest first."""
+    found = await _until(engine, lambda: engine.events() or _NOT_YET)
+    assert not isinstance(found, int)
+    return found
+
+
+# ---- waiting -------------------------------------------------------------------------------------------------------------
+
+
+def _engine(stream: Stream) -> Engine:
+    return stream.targets[0].engine
+
+
+_inside: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def _alone(stream: Stream) -> Iterator[None]:
+    """A write may be spread over many turns of the loop: no other bytes get in between."""
+    if stream in _inside:
+        raise InterfaceError("in use: another task moves bytes on this stream")
+    _inside.add(stream)
+    try:
+        yield
+    finally:
+        _inside.discard(stream)
+
+
+class _Watch:
+    """One engine's eventfd on one event loop, for as long as anybody waits there."""
+
+    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+        self.engine, self.loop, self.users = engine, loop, 0
+        self.waiting: list[asyncio.Future[None]] = []
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        loop.add_reader(self.fd, self._changed)
+
+    def arm(self) -> None:
+        """From here on no change goes unnoticed."""
+        checked(self.engine._core.watch(self.fd), "engine")
+
+    async def change(self) -> None:
+        """Wait for the next change since `arm`."""
+        waiter = self.loop.create_future()
+        self.waiting.append(waiter)
+        await waiter
+
+    def _changed(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            if not waiter.done():  # cancelled meanwhile
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """The engine forgets the number before it can mean something else."""
+        self.engine._core.unwatch(self.fd)
+        self.loop.remove_reader(self.fd)
+        os.close(self.fd)
+
+
+_watches: dict[tuple[int, int], _Watch] = {}  # by identity; an entry keeps both alive
+
+
+@contextlib.contextmanager
+def _watching(engine: Engine) -> Iterator[_Watch]:
+    loop = asyncio.get_running_loop()
+    key = (id(engine), id(loop))
+    watch = _watches.get(key)
+    if watch is None:
+        watch = _watches[key] = _Watch(engine, loop)
+    watch.users += 1
+    try:
+        yield watch
+    finally:
+        watch.users -= 1
+        if watch.users == 0:
+            del _watches[key]
+            watch.close()
+
+
+async def _until(engine: Engine, attempt: Callable[[], T | int]) -> T | int:
+    """The first answer that is not "not yet"."""
+    answer = attempt()
+    if answer != _NOT_YET:
+        return answer
+    with _watching(engine) as watch:
+        while True:
+            watch.arm()
+            answer = attempt()
+            if answer != _NOT_YET:
+                return answer
+            await watch.change()

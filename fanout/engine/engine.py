@@ -1,0 +1,429 @@
+"""The engine: its life, opening targets and streams, requests, events."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from fanout import _core
+from fanout.engine.status import (
+    checked,
+    fail,
+    nanoseconds,
+    outcome_of,
+)
+from fanout.engine.stream import Stream
+from fanout.engine.target import Target
+from fanout.engine.values import EngineInfo, Event, EventKind, Fault, Request
+from fanout.errors import ConfigError, InterfaceError, TargetError
+from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    import numpy as np
+    from typing_extensions import Buffer
+
+
+_BACKENDS = {
+    "auto": _core.BACKEND_AUTO,
+    "io_uring": _core.BACKEND_URING,
+    "threads": _core.BACKEND_THREADS,
+    "faulty": _core.BACKEND_FAULTY,
+}
+_EVENT = struct.Struct("=7QiHHI4B4I8x")  # fo_event; 96 bytes
+_EVENT_DTYPE = [
+    ("seq", "u8"),
+    ("time_ns", "u8"),
+    ("offset", "u8"),
+    ("length", "u8"),
+    ("done", "u8"),
+    ("queued_ns", "u8"),
+    ("latency_ns", "u8"),
+    ("errno", "i4"),
+    ("version", "u2"),
+    ("target", "u2"),
+    ("stream", "u4"),
+    ("kind", "u1"),
+    ("phase", "u1"),
+    ("outcome", "u1"),
+    ("cls", "u1"),
+    ("attempts", "u4"),
+    ("inflight", "u4"),
+    ("lag", "u4"),
+    ("merged", "u4"),
+    ("reserved", "V8"),
+]
+_CODES, _PHASES, _CLASSES = tuple(OutcomeCode), tuple(Phase), tuple(FaultClass)
+_CLOSE_POLL_SECONDS = 0.002
+
+
+class Engine:
+    """One arena, one thread, one ring. Use it as a context manager, or call `close`.
+
+    Args:
+        memory_bytes: the arena; the engine takes it at once and never more. A multiple of `slot_size_bytes`.
+        slot_size_bytes: power of two from 64 KiB to 16 MiB.
+        max_streams: streams that may be open at once; each is guaranteed two slots.
+        backend: ``auto`` (io_uring where it works, else threads), ``io_uring``, ``threads``, or ``faulty`` for tests.
+        soft_deadline: seconds after which an operation raises a SLOW event.
+        hard_deadline: seconds after which a target that does not answer is let go.
+        seed: faulty backend: order and latency of completions.
+        faults: faulty backend: the script to begin with.
+
+    Raises:
+        ConfigError: an argument is out of range, or the backend cannot run here; says why.
+        MemoryError: the arena cannot be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 64 << 20,
+        slot_size_bytes: int = 1 << 20,
+        max_streams: int = 8,
+        backend: str = "auto",
+        soft_deadline: float = 30.0,
+        hard_deadline: float = 120.0,
+        seed: int = 0,
+        faults: Sequence[Fault] = (),
+    ) -> None:
+        self._closed = True  # until there is something to close
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._core = _open_core(
+            memory_bytes, slot_size_bytes, max_streams, backend, soft_deadline, hard_deadline, seed
+        )
+        self._closed = False
+        self.slot_size = slot_size_bytes
+        if faults:
+            self.set_faults(faults)
+
+    # -- life
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        """Stop; idempotent. Open streams are aborted, open targets closed without a flush.
+
+        Waits at most `timeout` seconds for what is in flight; what has not ended then ends in the kernel without us.
+
+        Raises:
+            InterfaceError: another thread is still inside a call after that time; the engine takes no new calls.
+        """
+        if self._closed:
+            return
+        deadline = time.monotonic() + timeout
+        streams = list(self._streams)
+        for stream in streams:
+            stream._core.abort()
+        while True:
+            busy = [stream for stream in streams if stream._core.close() == -errno.EBUSY]
+            left = max(0.0, deadline - time.monotonic())
+            status = self._core.close(nanoseconds(left))
+            if status != -errno.EBUSY:
+                break
+            if left <= 0:
+                raise InterfaceError(
+                    f"close: another thread is still inside a call of this engine ({len(busy)} streams)"
+                )
+            time.sleep(_CLOSE_POLL_SECONDS)
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+    def __repr__(self) -> str:
+        return f"<fanout.Engine {'closed' if self._closed else self.info.backend}>"
+
+    # -- looking
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    @property
+    def info(self) -> EngineInfo:
+        """A snapshot: backend, memory, counters.
+
+        Raises:
+            InterfaceError: closed.
+        """
+        found = self._core.info()
+        if found is None:
+            fail(-errno.EBADF, "engine")
+        found["backend"] = _core.backend_name(found["backend"])
+        found["registered"], found["dead"] = bool(found["registered"]), bool(found["dead"])
+        return EngineInfo(**found, events_lost=self._core.lost_batches * 128)
+
+    def now(self) -> float:
+        """Seconds on the engine's clock: the monotonic one, or the simulated one of the faulty backend."""
+        return checked(self._core.now(), "engine") / 1e9
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while events are pending or a stream's state has changed.
+
+        Raises:
+            InterfaceError: closed, or the faulty backend, which has none.
+        """
+        return checked(self._core.event_fd(), "engine")
+
+    def events(self, *, timeout: float = 0.0) -> list[Event]:
+        """Take all events, oldest first; waits at most `timeout` seconds for the first."""
+        return [_event(record) for record in _EVENT.iter_unpack(self._event_bytes(timeout))]
+
+    def events_array(self, *, timeout: float = 0.0) -> np.ndarray[Any, np.dtype[np.void]]:
+        """Take all events as one structured array with the fields of `Event`, without unpacking them."""
+        import numpy as np  # noqa: PLC0415
+
+        return np.frombuffer(self._event_bytes(timeout), dtype=np.dtype(_EVENT_DTYPE))
+
+    def _event_bytes(self, timeout: float) -> bytes:
+        batches = []
+        wait = nanoseconds(timeout)
+        while batch := self._core.events(wait):
+            batches.append(batch)
+            wait = 0
+        return b"".join(batches)
+
+    # -- targets and streams
+
+    def open(
+        self,
+        path: str | os.PathLike[str] | bytes,
+        *,
+        create: bool = False,
+        replace: bool = False,
+        read_only: bool = False,
+        lock: bool = False,
+        lock_wait: float = 0.0,
+        size: int = 0,
+        granule: int = 0,
+        direct: bool = True,
+        depth: int = 0,
+        timeout: float = 60.0,
+        soft_deadline: float = 0.0,
+        hard_deadline: float = 0.0,
+    ) -> Target:
+        """Open a file or block device for writing (or reading only).
+
+        Args:
+            path: file or device. Without `create` and `replace` it must exist.
+            create: make a new file; there must be none.
+            replace: make a file, or use the existing one in place from offset 0 on.
+            read_only: for `read` alone; takes no lock.
+            lock: take an exclusive lock that lasts until the last write has ended, even if this process is killed.
+            lock_wait: seconds to wait for a lock that somebody else holds.
+            size: bytes to preallocate (files); 0: grow ahead of the writes.
+            granule: alignment to use instead of the discovered one.
+            direct: False: go through the page cache.
+            depth: writes in flight at once; 0: the default.
+            timeout: seconds for the whole of it. Signals are looked at when it is over.
+            soft_deadline: seconds, instead of the engine's.
+            hard_deadline: seconds, instead of the engine's.
+
+        Raises:
+            TargetError: it cannot be opened; `outcome.phase` says at which step.
+            InterfaceError: closed, or too many targets.
+        """
+        name = os.fsencode(path)
+        if b"\0" in name:
+            raise ValueError("a path cannot hold a zero byte")
+        flags = (
+            (_core.OPEN_CREATE if create else 0)
+            | (_core.OPEN_REPLACE if replace else 0)
+            | (_core.OPEN_READONLY if read_only else 0)
+            | (_core.OPEN_LOCK if lock else 0)
+            | (0 if direct else _core.OPEN_BUFFERED)
+        )
+        status, number, why = self._core.target_open(
+            name,
+            flags=flags,
+            depth=depth,
+            size=size,
+            lock_wait_ns=nanoseconds(lock_wait),
+            granule=granule,
+            soft_ns=nanoseconds(soft_deadline),
+            hard_ns=nanoseconds(hard_deadline),
+            timeout_ns=nanoseconds(timeout),
+        )
+        text = os.fsdecode(path)
+        if status < 0:
+            if why is not None and why[0]:
+                raise TargetError(text, outcome_of(why))
+            fail(status, text)
+        return Target(self, number, text)
+
+    def stream(self, targets: Sequence[Target], *, timeout: float | None = 30.0) -> Stream:
+        """Begin a stream to 1 to 16 targets.
+
+        Args:
+            targets: each once, all of this engine.
+            timeout: seconds to wait for admission here, and for a free slot in every later call of the stream.
+
+        Raises:
+            InterfaceError: closed, no targets, too many, the same one twice, or one that is not active.
+            TimeoutError: `max_streams` are open, or no slot came free in time.
+        """
+        wait = nanoseconds(timeout)
+        core = self._core.stream([self._id(target) for target in targets], wait)
+        if isinstance(core, int):
+            fail(core, "stream")
+        stream = Stream(core, tuple(targets), wait)
+        self._streams.add(stream)
+        return stream
+
+    # -- requests
+
+    def run(self, requests: Sequence[Request], *, timeout: float | None = None) -> list[Outcome]:
+        """Run requests side by side and wait for all of them.
+
+        Returns:
+            One outcome per request, in their order. Those that got no slot within `timeout` seconds are NOT_SUBMITTED.
+
+        Raises:
+            InterfaceError: closed, or a WRITE or READ without data.
+        """
+        records = []
+        for request in requests:
+            if request.data is None and request.kind in (Phase.WRITE, Phase.READ):
+                raise InterfaceError(f"a {request.kind.name} request needs data")
+            target = self._id(request.target)
+            records.append((target, request.kind, request.offset, request.length, request.data))
+        status, outcomes = self._core.run(records, nanoseconds(timeout))
+        if status not in (0, -errno.ETIMEDOUT):
+            fail(status, "run")
+        return [outcome_of(outcome) for outcome in outcomes]
+
+    def read(self, target: Target, offset: int, length: int) -> bytes:
+        """Read `length` bytes from any offset.
+
+        Raises:
+            TargetError: an error, or the target ends before that (SHORT).
+            InterfaceError: closed.
+        """
+        if offset < 0 or length < 0:
+            raise ValueError(f"offset and length must not be negative: {offset}, {length}")
+        granule = target.granule
+        start = offset - offset % granule
+        end = offset + length + -(offset + length) % granule
+        buffer = bytearray(end - start)
+        with memoryview(buffer) as view:
+            pieces = [
+                Request(Phase.READ, target, at, data=view[at - start : at - start + self.slot_size])
+                for at in range(start, end, self.slot_size)
+            ]
+            outcomes = self.run(pieces)
+            for piece, outcome in zip(pieces, outcomes, strict=True):
+                needed = min(offset + length - piece.offset, self.slot_size)
+                if outcome.code not in (OutcomeCode.OK, OutcomeCode.SHORT) or outcome.done < needed:
+                    raise TargetError(target.path, outcome)
+            return bytes(view[offset - start : offset - start + length])
+
+    def write(self, target: Target, offset: int, data: Buffer) -> None:
+        """Write outside of any stream; `offset` and the length of `data` are multiples of the granule. Not durable by itself.
+
+        Raises:
+            TargetError: what happened to the first piece that failed.
+            InterfaceError: closed.
+        """
+        with memoryview(data) as whole, whole.cast("B") as view:
+            pieces = [
+                Request(Phase.WRITE, target, offset + at, data=view[at : at + self.slot_size])
+                for at in range(0, len(view), self.slot_size)
+            ]
+            self._run_all(target, pieces)
+
+    def flush(self, target: Target) -> None:
+        """Make all writes that have completed on the target durable.
+
+        Raises:
+            TargetError: the flush failed. All since the last good one is unknown, and the target takes no more writes.
+            InterfaceError: closed.
+        """
+        self._run_all(target, [Request(Phase.FLUSH, target)])
+
+    def _run_all(self, target: Target, requests: list[Request]) -> None:
+        for outcome in self.run(requests):
+            if not outcome.ok:
+                raise TargetError(target.path, outcome)
+
+    def _id(self, target: Target) -> int:
+        if target.engine is not self:
+            raise InterfaceError(f"{target.path}: belongs to another engine")
+        return target._live_id()
+
+    # -- the faulty backend
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """Replace the script; counting starts anew. Faulty backend only, like `advance` and `release`."""
+        checked(self._core.faults_set([fault._record() for fault in faults]), "set_faults")
+
+    def advance(self, seconds: float) -> None:
+        """Let simulated time pass: due completions arrive and deadlines are looked at."""
+        checked(self._core.faults_advance(nanoseconds(seconds)), "advance")
+
+    def release(self, target: Target) -> None:
+        """Let the operations of a target that never complete, complete now."""
+        checked(self._core.faults_release(target.id), "release")
+
+
+# ---- from numbers to values
+
+
+def _event(record: tuple[int, ...]) -> Event:
+    kind, phase, outcome, cls = record[11:15]
+    enums = (EventKind(kind), _PHASES[phase], _CODES[outcome], _CLASSES[cls])
+    return Event._make((*record[:11], *enums, *record[15:]))
+
+
+def _open_core(
+    memory: int, slot: int, streams: int, backend: str, soft: float, hard: float, seed: int
+) -> _core.Engine:
+    if backend not in _BACKENDS:
+        allowed = ", ".join(_BACKENDS)
+        raise ConfigError(f"{backend!r} is no backend; one of {allowed}", key="engine.backend")
+    if slot <= 0 or memory % slot:
+        raise ConfigError(
+            f"{memory} bytes of memory are no multiple of the slot size {slot}", key="engine.memory"
+        )
+    slots = memory // slot
+    try:
+        return _core.Engine(
+            slot_size=slot,
+            slot_count=slots,
+            max_streams=streams,
+            control_slots=min(4, max(1, slots // 16)),
+            quarantine_slots=min(16, slots // 4),
+            backend=_BACKENDS[backend],
+            soft_ns=nanoseconds(soft),
+            hard_ns=nanoseconds(hard),
+            seed=seed,
+        )
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(str(error), key="engine") from error
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(
+                f"no memory for an engine of {memory} bytes: {error.strerror}"
+            ) from error
+        raise ConfigError(
+            f"backend {backend} cannot run here: {error.strerror}", key="engine.backend"
+        ) from error

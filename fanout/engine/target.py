@@ -1,0 +1,108 @@
+"""One open file or device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fanout.engine.status import (
+    STATUSES,
+    fail,
+    nanoseconds,
+    outcome_of,
+)
+from fanout.engine.values import Geometry
+from fanout.errors import InterfaceError
+
+if TYPE_CHECKING:
+    from fanout.engine.engine import Engine
+    from fanout.types import Outcome
+
+_TARGET_STATES = ("none", "opening", "active", "failed", "detached", "closing")
+
+
+class Target:
+    """An open file or device; made by `Engine.open`. Hashable by identity. Keeps its engine alive.
+
+    Attributes:
+        engine: the engine that opened it.
+        id: the number that events carry; used again after the target is closed.
+        path: as it was given.
+        granule: offsets and lengths of writes are multiples of it, in bytes.
+        size: bytes of the file or device when it was opened.
+        direct: whether writes bypass the page cache.
+    """
+
+    def __init__(self, engine: Engine, number: int, path: str) -> None:
+        self.engine, self.id, self.path = engine, number, path
+        self._open = True
+        geometry = self.geometry
+        self.granule, self.size, self.direct = geometry.granule, geometry.size, geometry.direct
+
+    def __repr__(self) -> str:
+        return f"<fanout.Target {self.id} {self.path!r}{'' if self._open else ' closed'}>"
+
+    @property
+    def geometry(self) -> Geometry:
+        """A fresh snapshot.
+
+        Raises:
+            InterfaceError: closed.
+        """
+        found = self.engine._core.target_geometry(self._live_id())
+        if isinstance(found, int):
+            fail(found, self.path)
+        values: dict[str, Any] = dict(found)
+        for flag in ("direct", "is_block", "created", "slow_path"):
+            values[flag] = bool(values[flag])
+        values["state"] = _TARGET_STATES[values["state"]]
+        return Geometry(**values)
+
+    @property
+    def state(self) -> str:
+        """``active``, ``failed``, ``detached`` …; ``closed`` after closing."""
+        return self.geometry.state if self._open and not self.engine.closed else "closed"
+
+    def finish(self, length: int | None = None, *, timeout: float | None = 60.0) -> Outcome:
+        """End a bare file in the safe order: drain, truncate to `length`, flush, parent directory if it is new, close.
+
+        Args:
+            length: logical length in bytes of a file; None: as it is. Ignored for devices.
+            timeout: seconds for the whole of it.
+
+        Returns:
+            Ok, or the first step that failed. The target is closed either way.
+
+        Raises:
+            InterfaceError: closed, or a stream still uses it.
+        """
+        status, why = self.engine._core.target_finish(
+            self._live_id(), -1 if length is None else length, nanoseconds(timeout)
+        )
+        failed = why is not None and why[0]
+        if status < 0 and not failed:
+            fail(status, self.path)
+        self._open = False
+        assert why is not None
+        return outcome_of(why)
+
+    def close(self, *, timeout: float = 5.0) -> None:
+        """Close without any flush; idempotent.
+
+        Waits at most `timeout` seconds for what is in flight; a hung target is forgotten and ends in the kernel without us. What
+        the kernel says to the closing itself is an event: the descriptor is gone whatever it says, and nothing that was
+        durable depends on it.
+
+        Raises:
+            InterfaceError: a stream still uses it.
+        """
+        if not self._open or self.engine.closed:
+            return
+        status = self.engine._core.target_close(self.id, nanoseconds(timeout))
+        if -status in STATUSES:
+            fail(status, self.path)
+        self._open = False
+
+    def _live_id(self) -> int:
+        if not self._open:
+            raise InterfaceError(f"{self.path}: is closed")
+        return self.id

@@ -1,0 +1,60 @@
+"""For all tests: what needs root is skipped without it, one printed seed, and nothing may be left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEED = int(os.environ.get("FANOUT_SEED", str(random.SystemRandom().getrandbits(32))))
+
+
+def pytest_report_header() -> str:
+    """Name the seed that makes the run repeatable."""
+    return f"FANOUT_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root when there is none."""
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="needs root")
+    for item in items:
+        if item.get_closest_marker("root") or item.get_closest_marker("loop"):
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers that differ by test and follow from FANOUT_SEED."""
+    return random.Random(f"{SEED}/{request.node.nodeid}")
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail the test if it leaves a file descriptor or a thread behind."""
+    gc.collect()
+    before = _descriptors()
+    threads = set(threading.enumerate())
+    yield
+    gc.collect()
+    left = {number: name for number, name in _descriptors().items() if before.get(number) != name}
+    assert not left, f"descriptors left open: {left}"
+    assert not set(threading.enumerate()) - threads, "Python threads left running"
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found

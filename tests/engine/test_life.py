@@ -1,0 +1,281 @@
+"""Opening, closing, arguments, forks: an engine is there or it is not, and says so."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import fanout
+from fanout.engine import Engine, Fault
+from fanout.errors import ConfigError, InterfaceError, TargetError
+from fanout.types import FaultClass, Phase
+
+from .conftest import SLOT, SLOTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL: dict[str, Any] = {"memory_bytes": SLOTS * SLOT, "slot_size_bytes": SLOT}
+
+
+def test_info_says_which_backend_and_why(engine: Engine) -> None:
+    """Breaks if an operator cannot see what runs."""
+    info = engine.info
+    assert info.backend in ("io_uring", "threads")
+    assert (info.slot_size, info.slot_count, info.slots_free) == (SLOT, SLOTS, SLOTS)
+    assert info.memory_bytes >= SLOTS * SLOT
+    assert not info.dead
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory_bytes": 0},
+        {"memory_bytes": SLOT},
+        {"memory_bytes": SLOT * 64 + 1},
+        {"slot_size_bytes": 0},
+        {"slot_size_bytes": 3 * SLOT, "memory_bytes": 96 * SLOT},
+        {"slot_size_bytes": 32 << 20, "memory_bytes": 1 << 30},
+        {"max_streams": 0},
+        {"max_streams": -1},
+        {"max_streams": 1000},
+        {"backend": "magic"},
+        {"memory_bytes": 1 << 60},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(wrong: dict[str, Any]) -> None:
+    """Breaks if a bad setting crashes, or makes an engine that cannot move."""
+    with pytest.raises((ConfigError, MemoryError)) as caught:
+        Engine(**(SMALL | wrong))
+    assert str(caught.value)
+
+
+def test_everything_after_close_is_an_interface_error(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if a handle of a closed engine touches freed memory."""
+    target = engine.open(tmp_path / "t", create=True)
+    stream = engine.stream([target])
+    engine.close()
+    engine.close()
+    assert engine.closed
+    assert target.state == "closed"
+    for call in (
+        lambda: engine.info,
+        engine.now,
+        engine.fileno,
+        lambda: engine.open(tmp_path / "t"),
+        lambda: engine.stream([target]),
+        lambda: engine.read(target, 0, 1),
+        lambda: target.geometry,
+        target.finish,
+        lambda: stream.write(b"x"),
+        stream.sync,
+        stream.legs,
+        stream.digest,
+    ):
+        with pytest.raises(InterfaceError):
+            call()
+    assert engine.events() == []
+    target.close()
+    stream.abort()
+    stream.close()
+
+
+def test_an_engine_that_is_forgotten_warns(tmp_path: Path) -> None:
+    """Breaks if a forgotten engine goes unnoticed, or if cleaning up after it fails."""
+    engine = Engine(**SMALL)
+    target = engine.open(tmp_path / "t", create=True)
+    stream = engine.stream([target])
+    with pytest.warns(ResourceWarning, match="unclosed <fanout.Engine"):  # noqa: PT031
+        del engine, target, stream
+        gc.collect()
+
+
+def test_close_brings_out_the_threads_inside(engine: Engine) -> None:
+    """Breaks if an engine is freed under a thread that waits in it."""
+    seen: list[object] = []
+    waiting = threading.Thread(target=lambda: seen.append(engine.events(timeout=60)))
+    waiting.start()
+    time.sleep(0.05)
+    began = time.monotonic()
+    engine.close()
+    waiting.join(5)
+    assert seen == [[]]
+    assert time.monotonic() - began < 2
+
+
+def test_a_hung_target_does_not_hold_up_close(tmp_path: Path) -> None:
+    """Breaks if leaving waits for a device that never answers."""
+    engine = Engine(backend="faulty", **SMALL)
+    target = engine.open(tmp_path / "t", create=True)
+    engine.set_faults([Fault.never(kind=Phase.WRITE, count=None)])
+    stream = engine.stream([target])
+    stream.place([0])
+    stream.write(bytes(3 * SLOT))
+    engine.close(timeout=0.1)
+
+
+def test_fileno_is_readable_when_something_happened(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if an event loop sleeps through the end of a stream."""
+    target = engine.open(tmp_path / "t", create=True)
+    with engine.stream([target]) as stream:
+        stream.place([0])
+        stream.write(bytes(SLOT))
+        stream.seal()
+        assert select.select([engine.fileno()], [], [], 5)[0]
+
+
+def test_the_faulty_engine_alone_has_faults(engine: Engine) -> None:
+    """Breaks if a product engine can be told to fail."""
+    with pytest.raises(InterfaceError):
+        engine.set_faults([Fault.error(5)])
+    with pytest.raises(InterfaceError):
+        engine.advance(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "number", "cls"),
+    [
+        (None, {}, "ENOENT", FaultClass.SETUP),
+        ("file", {"create": True}, "EEXIST", FaultClass.SETUP),
+        ("directory", {"replace": True}, "EISDIR", FaultClass.SETUP),
+        ("below a file", {"replace": True}, "ENOTDIR", FaultClass.SETUP),
+    ],
+)
+def test_what_cannot_be_opened(
+    engine: Engine,
+    tmp_path: Path,
+    make: str | None,
+    options: dict[str, Any],
+    number: str,
+    cls: FaultClass,
+) -> None:
+    """Breaks if a wrong path is anything but a typed error that names it."""
+    path = tmp_path / "t"
+    if make == "directory":
+        path.mkdir()
+    elif make:
+        path.write_bytes(b"there")
+        path = path / "x" if make == "below a file" else path
+    with pytest.raises(TargetError) as caught:
+        engine.open(path, **options)
+    assert errno.errorcode[caught.value.errno or 0] == number
+    assert (caught.value.outcome.phase, caught.value.outcome.cls) == (Phase.OPEN, cls)
+    assert caught.value.target == str(path)
+    until = time.monotonic() + 5
+    while engine.info.targets and time.monotonic() < until:  # a helper thread closes it
+        time.sleep(0.001)
+    assert engine.info.targets == 0
+
+
+def test_a_lock_that_somebody_holds(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if two writers share a volume."""
+    first = engine.open(tmp_path / "t", create=True, lock=True)
+    began = time.monotonic()
+    with pytest.raises(TargetError) as caught:
+        engine.open(tmp_path / "t", lock=True, lock_wait=0.2)
+    assert 0.15 < time.monotonic() - began < 2
+    assert (caught.value.errno, caught.value.outcome.phase) == (errno.EBUSY, Phase.OPEN)
+    engine.open(tmp_path / "t", read_only=True).close()
+    first.close()
+    engine.open(tmp_path / "t", lock=True).close()
+
+
+def test_paths_may_be_bytes_and_odd(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if a name that is not UTF-8 cannot be opened."""
+    name = os.fsencode(tmp_path) + b"/\xff\xfe odd"
+    target = engine.open(name, create=True)
+    assert os.fsencode(target.path) == name
+    with pytest.raises(ValueError, match="zero byte"):
+        engine.open("a\0b")
+
+
+def test_too_many_targets(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if the limit of open targets is anything but an error."""
+    targets = [engine.open(tmp_path / str(i), create=True) for i in range(64)]
+    with pytest.raises((InterfaceError, TargetError)):
+        engine.open(tmp_path / "more", create=True)
+    with pytest.raises(InterfaceError):
+        engine.stream(targets[:17])
+    targets[5].close()
+    engine.open(tmp_path / "more", create=True)
+
+
+def test_a_forked_child_cannot_use_it(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if a child writes through its parent's ring, or keeps the parent's locks."""
+    target = engine.open(tmp_path / "t", create=True, lock=True)
+    with engine.stream([target]) as stream:
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            failed = 1
+            try:
+                failed = int(not engine.info.dead)
+                for call in (
+                    lambda: engine.stream([target]),
+                    lambda: stream.write(b"x"),
+                    target.finish,
+                ):
+                    with contextlib.suppress(InterfaceError):
+                        call()
+                        failed |= 2
+                stream.close()
+                target.close()
+                engine.close()
+            finally:
+                os._exit(failed)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        stream.place([0])
+        stream.write(b"the parent goes on")
+        assert stream.sync()[target].ok
+
+
+def test_importing_is_light() -> None:
+    """Breaks if `import fanout` drags in what most programs do not need."""
+    heavy = "numpy, rich, click, sqlite3, xxhash, fanout._core"
+    code = (
+        "import sys, fanout\n"
+        f"bad = [name for name in {heavy!r}.split(', ') if name in sys.modules]\n"
+        "assert not bad, bad\n"
+        "fanout.Engine, fanout.tee, fanout.spooled\n"
+        "bad = [name for name in 'numpy, rich, click, sqlite3'.split(', ') if name in sys.modules]\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_public_names() -> None:
+    """Breaks if a name that is promised cannot be had, or stands out of order."""
+    assert fanout.__all__ == sorted(fanout.__all__)
+    assert set(fanout._HOMES) == set(fanout.__all__) - {"__version__"}
+    for name in fanout.__all__:
+        assert getattr(fanout, name) is not None
+    assert callable(fanout.tee)
+    with pytest.raises(AttributeError):
+        fanout.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("backend", ["io_uring", "threads"])
+def test_a_file_that_was_laid_out_keeps_its_size(tmp_path: Path, backend: str) -> None:
+    """Allocating ahead is for files that begin empty: a volume written up to its end must not grow behind its last block."""
+    path = tmp_path / "volume"
+    path.write_bytes(bytes(4 << 20))
+    with Engine(backend=backend, memory_bytes=32 << 20, max_streams=2) as engine:
+        target = engine.open(path)
+        with engine.stream([target]) as stream:
+            stream.place([0], 4 << 20)
+            stream.write(b"x" * (4 << 20))
+            assert stream.sync()[target].ok
+        target.close()
+    status = path.stat()
+    assert status.st_size == 4 << 20
+    assert status.st_blocks * 512 <= 4 << 20

@@ -1,0 +1,209 @@
+"""Sources give exactly the bytes they promise, once or again, or say why not before the first byte."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fanout.errors import SourceError, SourceLengthError, SourceNotRereadable
+from fanout.sources import CHUNK_BYTES, Source, as_source, once, spooled
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DATA = bytes(range(256)) * 10_000
+
+
+def drain(source: Source) -> bytes:
+    with source.open() as chunks:
+        return b"".join(bytes(memoryview(chunk)) for chunk in chunks)
+
+
+class Pipe(io.RawIOBase):
+    """A reader that cannot seek and gives odd pieces."""
+
+    def __init__(self, data: bytes = DATA, piece: int = 70_001) -> None:
+        self._data, self._piece = io.BytesIO(data), piece
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        return self._data.readinto(view[: self._piece])
+
+
+class OnlyRead:
+    """The least that a reader can be."""
+
+    def __init__(self, data: bytes = DATA) -> None:
+        self._data = io.BytesIO(data)
+
+    def read(self, size: int) -> bytes:
+        return self._data.read(size)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "source"
+    made.write_bytes(DATA)
+    return made
+
+
+def test_what_can_be_read_again_is_the_same_again(path: Path) -> None:
+    """Breaks if a retried transaction sends other bytes than the first attempt."""
+    with path.open("rb") as file:
+        for value in (
+            path,
+            str(path),
+            DATA,
+            bytearray(DATA),
+            memoryview(DATA),
+            io.BytesIO(DATA),
+            file,
+            [DATA[:9], DATA[9:]],
+        ):
+            source = as_source(value)
+            assert source.rereadable
+            assert source.length == len(DATA)
+            with source.open() as chunks:
+                next(chunks)
+            assert drain(source) == drain(source) == DATA
+
+
+def test_a_reader_is_taken_from_where_it_stands() -> None:
+    """Breaks if a second pass starts at byte 0 of a file that was handed over in the middle."""
+    reader = io.BytesIO(DATA)
+    reader.seek(1000)
+    source = as_source(reader)
+    assert source.length == len(DATA) - 1000
+    assert drain(source) == drain(source) == DATA[1000:]
+
+
+def test_a_file_is_read_into_one_buffer(path: Path) -> None:
+    """Breaks if reading a large file allocates for every chunk."""
+    with path.open("r+b") as file:
+        file.truncate(3 * CHUNK_BYTES)
+    with as_source(path).open() as chunks:
+        owners = {id(memoryview(chunk).obj) for chunk in chunks}
+    assert len(owners) == 1
+
+
+def generated() -> Iterator[bytes]:
+    yield DATA[:5]
+    yield b""
+    yield DATA[5:]
+
+
+@pytest.mark.parametrize("make", [Pipe, OnlyRead, generated])
+def test_what_cannot_be_read_again_says_so_first(make: Any) -> None:
+    """Breaks if the lack of a second pass is found out when it is needed."""
+    with pytest.raises(SourceNotRereadable, match=r"spooled.*once"):
+        as_source(make())
+    assert drain(as_source(make(), resend=False)) == DATA
+    source = as_source(once(make(), length=len(DATA)))
+    assert (source.length, source.rereadable) == (len(DATA), False)
+    assert drain(source) == DATA
+    with pytest.raises(SourceNotRereadable):
+        source.open()
+
+
+def test_a_spool_keeps_what_went_through(tmp_path: Path, rng: random.Random) -> None:
+    """Breaks if a pass that broke off makes the next one lose, double or reorder a chunk."""
+    source = spooled(Pipe(), limit_bytes=len(DATA), directory=tmp_path)
+    unknown = source.length
+    assert unknown is None
+    for _ in range(20):
+        with source.open() as chunks:
+            taken = b"".join(bytes(memoryview(next(chunks, b""))) for _ in range(rng.randrange(6)))
+        assert DATA.startswith(taken)
+    assert drain(source) == drain(source) == DATA
+    assert source.length == len(DATA)
+    assert not list(tmp_path.iterdir()), "the spool has no name"
+    source.close()
+
+
+def test_a_spool_has_a_limit() -> None:
+    """Breaks if an endless reader fills the disk."""
+    with pytest.raises(SourceError, match="raise limit_bytes"):
+        spooled(Pipe(), limit_bytes=10, length=len(DATA))
+    source = spooled(Pipe(), limit_bytes=100_000)
+    for _ in range(2):
+        with pytest.raises(SourceError):
+            drain(source)
+
+
+def test_a_failing_reader_is_not_taken_for_the_end() -> None:
+    """Breaks if an error of the client's reader becomes a short object, or is dressed up as ours."""
+
+    class Broken(Exception):
+        pass
+
+    def breaks() -> Iterator[bytes]:
+        yield b"begun"
+        raise Broken
+
+    source = spooled(breaks(), limit_bytes=100)
+    with pytest.raises(Broken):
+        drain(source)
+    with pytest.raises(SourceError):
+        drain(source)
+    with pytest.raises(Broken):
+        drain(once(breaks()))
+
+
+def test_a_file_that_changes_its_length(path: Path) -> None:
+    """Breaks if a file that grows or shrinks while it is read is stored as if nothing had happened."""
+    for length in (len(DATA) + 1, len(DATA) - 1):
+        source = as_source(path)
+        os.truncate(path, length)
+        with pytest.raises(SourceLengthError, match=str(path)):
+            drain(source)
+        os.truncate(path, len(DATA))
+
+
+@pytest.mark.parametrize("wrong", [0, 1, len(DATA) - 1, len(DATA) + 1])
+def test_a_hint_is_a_promise(wrong: int) -> None:
+    """Breaks if a wrong size hint is believed."""
+    with pytest.raises(SourceLengthError):
+        drain(as_source(Pipe(), length_hint=wrong, resend=False))
+
+
+def test_devices_and_pipes_have_no_length() -> None:
+    """Breaks if a character device is taken for an empty file."""
+    with pytest.raises(SourceNotRereadable):
+        as_source("/dev/zero")
+    source = as_source("/dev/zero", resend=False)
+    assert source.length is None
+    with source.open() as chunks:
+        assert memoryview(next(chunks)).nbytes == CHUNK_BYTES
+
+
+def test_empty_sources(tmp_path: Path) -> None:
+    """Breaks if nothing is not a valid amount of bytes."""
+    (tmp_path / "empty").touch()
+    values: list[Any] = [b"", [], io.BytesIO(), tmp_path / "empty"]
+    for value in values:
+        source = as_source(value)
+        assert source.length == 0
+        assert drain(source) == b""
+
+
+@pytest.mark.parametrize("value", [None, 7, object(), io.StringIO("text"), os.fsencode("x").decode])
+def test_what_gives_no_bytes_is_a_type_error(value: Any) -> None:
+    """Breaks if a wrong argument is found out in the middle of a transaction."""
+    with pytest.raises(TypeError):
+        as_source(value)
+
+
+def test_missing_files_and_directories(tmp_path: Path) -> None:
+    """Breaks if a path that cannot be read is found out late."""
+    with pytest.raises(FileNotFoundError):
+        as_source(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError):
+        as_source(tmp_path)
