@@ -1,0 +1,320 @@
+"""Which bytes of a volume's space are free, and who has the others. Pure and in memory; the catalog is the truth about *live*.
+
+Every region is in exactly one state::
+
+             reserve              commit                free
+    FREE ──────────────> RESERVED ────────> LIVE ──────────────────> FREE
+      ^                   │     │  (the unused tail: back to FREE)
+      │       cancel      │     │ drain
+      ├───────────────────┘     v
+      ├────── release ─────── DRAINING          writes may still be in flight
+      │                         │ quarantine    (also from RESERVED)
+      └────── reopened ────── QUARANTINED       nobody knows when its last write lands
+
+Invariants, asserted at every change and as a whole by `check`:
+
+1. Regions never overlap, and together they are the space, to the byte.
+2. Offsets and lengths are multiples of the granule.
+3. Neighbouring free extents are one extent.
+4. A region that is not FREE is handed out to nobody.
+
+Space is used round the volume: the search starts where the last one ended, so what was freed a moment ago (an aborted transaction's
+region) is used last. One thread at a time: the owner holds the lock. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_left, bisect_right, insort
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class RegionState(enum.Enum):
+    """Who has a region."""
+
+    FREE = "free"
+    RESERVED = "reserved"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
+    LIVE = "live"
+
+
+class Region(NamedTuple):
+    """`length` bytes at `offset` of the volume."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """First byte behind it."""
+        return self.offset + self.length
+
+
+class Allocator:
+    """The regions of one volume's space.
+
+    Args:
+        offset: first byte of the space.
+        length: bytes of the space.
+        granule: unit of all offsets and lengths.
+    """
+
+    def __init__(self, offset: int, length: int, *, granule: int) -> None:
+        assert granule > 0
+        assert length > 0
+        assert offset % granule == length % granule == 0
+        self.space = Region(offset, length)
+        self.granule = granule
+        self._free_starts = [offset]
+        self._free: dict[int, int] = {offset: length}
+        self._starts: list[int] = []
+        self._taken: dict[int, tuple[int, RegionState]] = {}
+        self._bytes = dict.fromkeys(RegionState, 0)
+        self._bytes[RegionState.FREE] = length
+        self._cursor = offset
+
+    # ---- questions -----------------------------------------------------------------------------
+
+    def bytes_in(self, state: RegionState) -> int:
+        """How many bytes are in a state."""
+        return self._bytes[state]
+
+    def regions(self, state: RegionState) -> list[Region]:
+        """All regions in a state, by offset."""
+        if state is RegionState.FREE:
+            return [Region(start, self._free[start]) for start in self._free_starts]
+        taken = ((start, *self._taken[start]) for start in self._starts)
+        return [Region(start, length) for start, length, found in taken if found is state]
+
+    def state_of(self, offset: int) -> RegionState | None:
+        """State of the region that begins at `offset`; None: no region that is taken begins there."""
+        entry = self._taken.get(offset)
+        return entry[1] if entry else None
+
+    def length_of(self, offset: int) -> int:
+        """Length of the taken region that begins at `offset`."""
+        return self._taken[offset][0]
+
+    def largest(self, *, align: int = 0) -> int:
+        """Bytes of the longest run that `reserve` could give now."""
+        unit = align or self.granule
+        runs = (_aligned(Region(start, length), unit) for start, length in self._free.items())
+        return max((run.length for run in runs), default=0)
+
+    def offer(self, wanted: int) -> int:
+        """Bytes that `reserve(wanted, …)` could give: `wanted`, or the longest run. Usually looks at one extent only."""
+        best = 0
+        for _, run in self._round():
+            if run.length >= wanted:
+                return wanted
+            best = max(best, run.length)
+        return best
+
+    # ---- taking --------------------------------------------------------------------------------
+
+    def reserve(self, max_length: int, min_length: int = 0, *, align: int = 0) -> Region | None:
+        """Take a free region.
+
+        The first run of `max_length` round the volume, from where the last search ended; if there is none, the longest
+        that has at least `min_length`.
+
+        Args:
+            max_length: bytes wanted; a multiple of the granule.
+            min_length: bytes that would do; 0: all of `max_length`.
+            align: the offset is a multiple of this (and of the granule); 0: the granule.
+
+        Returns:
+            The region, now RESERVED; None when nothing of that length is free.
+        """
+        unit = align or self.granule
+        assert max_length > 0
+        assert max_length % self.granule == min_length % self.granule == unit % self.granule == 0
+        best, best_home = Region(0, 0), 0
+        for home, run in self._round():
+            usable = _aligned(run, unit)
+            if usable.length >= max_length:
+                return self._reserve(home, Region(usable.offset, max_length))
+            if usable.length > best.length:
+                best, best_home = usable, home
+        if best.length == 0 or best.length < (min_length or max_length):
+            return None
+        return self._reserve(best_home, best)
+
+    def _round(self) -> Iterator[tuple[int, Region]]:
+        """Free runs once round the volume from the cursor, each with the start of its extent."""
+        starts = self._free_starts
+        turn = bisect_left(starts, self._cursor)
+        # An extent that reaches over the cursor: first what is ahead of it; the whole comes at the end of the round,
+        # because what lies behind the cursor was freed while we went on.
+        if turn and starts[turn - 1] + self._free[starts[turn - 1]] > self._cursor:
+            end = starts[turn - 1] + self._free[starts[turn - 1]]
+            yield starts[turn - 1], Region(self._cursor, end - self._cursor)
+        for index in chain(range(turn, len(starts)), range(turn)):
+            yield starts[index], Region(starts[index], self._free[starts[index]])
+
+    def _reserve(self, home: int, region: Region) -> Region:
+        self._carve(home, region)
+        self._take(region, RegionState.RESERVED)
+        self._cursor = region.end
+        return region
+
+    def adopt(self, offset: int, length: int) -> None:
+        """A region is LIVE by the catalog; called while loading, before anything is reserved.
+
+        Raises:
+            ValueError: it overlaps another live region, or leaves the space: catalog and volume contradict each other.
+        """
+        index = bisect_right(self._free_starts, offset) - 1
+        home = self._free_starts[index] if index >= 0 else -1
+        fits = home >= 0 and offset + length <= home + self._free[home]
+        if length <= 0 or offset % self.granule or length % self.granule or not fits:
+            raise ValueError(f"region of {length} bytes at {offset} is not free to be live")
+        self._carve(home, Region(offset, length))
+        self._take(Region(offset, length), RegionState.LIVE)
+        # Go on where the last opening probably was: behind what is live.
+        self._cursor = max(self._cursor, offset + length)
+
+    # ---- moving on -----------------------------------------------------------------------------
+
+    def commit(self, offset: int, used: int = 0) -> None:
+        """RESERVED becomes LIVE; all behind its first `used` bytes (0: nothing) is FREE again."""
+        self._expect(offset, RegionState.RESERVED)
+        if used:
+            self.trim(offset, used)
+        self._move(offset, RegionState.LIVE)
+
+    def trim(self, offset: int, used: int) -> None:
+        """Only the first `used` bytes of a RESERVED or LIVE region are wanted; the tail, never written, is FREE."""
+        length = self._expect(offset, RegionState.RESERVED, RegionState.LIVE)
+        used = -(-used // self.granule) * self.granule
+        assert 0 < used <= length, f"{used} used of {length} bytes at {offset}"
+        if used == length:
+            return
+        state = self._taken[offset][1]
+        self._taken[offset] = used, state
+        self._bytes[state] -= length - used
+        self._give(Region(offset + used, length - used))
+        if self._cursor == offset + length:
+            self._cursor = offset + used  # nothing was written there: go on in the tail
+
+    def cancel(self, offset: int) -> None:
+        """A RESERVED region to which nothing was ever submitted is FREE, as if it had not been taken."""
+        length = self._expect(offset, RegionState.RESERVED)
+        self._drop(offset)
+        if self._cursor == offset + length:
+            self._cursor = offset
+
+    def drain(self, offset: int) -> None:
+        """RESERVED becomes DRAINING: given up, but writes may be in flight."""
+        self._expect(offset, RegionState.RESERVED)
+        self._move(offset, RegionState.DRAINING)
+
+    def release(self, offset: int) -> None:
+        """RESERVED or DRAINING becomes FREE: nothing is in flight there any more. It is used last."""
+        self._expect(offset, RegionState.RESERVED, RegionState.DRAINING)
+        self._drop(offset)
+
+    def quarantine(self, offset: int) -> None:
+        """RESERVED or DRAINING becomes QUARANTINED: writes may land at any time until the volume was reopened."""
+        self._expect(offset, RegionState.RESERVED, RegionState.DRAINING)
+        self._move(offset, RegionState.QUARANTINED)
+
+    def reopened(self) -> int:
+        """The volume was reopened under its lock: nothing old can land. QUARANTINED becomes FREE; returns the bytes."""
+        freed = self.regions(RegionState.QUARANTINED)
+        for region in freed:
+            self._drop(region.offset)
+        return sum(region.length for region in freed)
+
+    def free(self, offset: int) -> None:
+        """LIVE becomes FREE: the catalog's commit that gave it up is durable, and nobody reads it."""
+        self._expect(offset, RegionState.LIVE)
+        self._drop(offset)
+
+    # ---- books ---------------------------------------------------------------------------------
+
+    def _expect(self, offset: int, *states: RegionState) -> int:
+        """The region's length; its state must be one of these."""
+        entry = self._taken.get(offset)
+        assert entry is not None, f"no region begins at {offset}"
+        assert entry[1] in states, f"region at {offset} is {entry[1].value}"
+        return entry[0]
+
+    def _move(self, offset: int, state: RegionState) -> None:
+        length, old = self._taken[offset]
+        self._taken[offset] = length, state
+        self._bytes[old] -= length
+        self._bytes[state] += length
+
+    def _take(self, region: Region, state: RegionState) -> None:
+        insort(self._starts, region.offset)
+        self._taken[region.offset] = region.length, state
+        self._bytes[state] += region.length
+
+    def _drop(self, offset: int) -> None:
+        length, state = self._taken.pop(offset)
+        del self._starts[bisect_left(self._starts, offset)]
+        self._bytes[state] -= length
+        self._give(Region(offset, length))
+
+    def _carve(self, home: int, region: Region) -> None:
+        """Cut a region out of the free extent that begins at `home`."""
+        length = self._free.pop(home)
+        index = bisect_left(self._free_starts, home)
+        before, after = region.offset - home, home + length - region.end
+        assert before >= 0 <= after
+        kept = [home] if before else []
+        if before:
+            self._free[home] = before
+        if after:
+            kept.append(region.end)
+            self._free[region.end] = after
+        self._free_starts[index : index + 1] = kept
+        self._bytes[RegionState.FREE] -= region.length
+
+    def _give(self, region: Region) -> None:
+        """Add a free extent, joined with its free neighbours (invariant 3)."""
+        starts = self._free_starts
+        index = bisect_left(starts, region.offset)
+        start, end = region.offset, region.end
+        first, last = index, index
+        if index and starts[index - 1] + self._free[starts[index - 1]] >= start:
+            left = starts[index - 1]
+            assert left + self._free[left] == start, f"{region} is free already"
+            start, first = left, index - 1
+        if index < len(starts) and starts[index] <= end:
+            assert starts[index] == end, f"{region} is free already"
+            end, last = end + self._free.pop(starts[index]), index + 1
+        starts[first:last] = [start]
+        self._free[start] = end - start
+        self._bytes[RegionState.FREE] += region.length
+
+    def check(self) -> None:
+        """Assert invariants 1 to 3 over everything. Linear in the number of regions."""
+        assert self._free_starts == sorted(self._free)
+        assert self._starts == sorted(self._taken)
+        spans = sorted(
+            [(start, length, RegionState.FREE) for start, length in self._free.items()]
+            + [(start, *entry) for start, entry in self._taken.items()]
+        )
+        at, last, sums = self.space.offset, None, dict.fromkeys(RegionState, 0)
+        for start, length, state in spans:
+            assert start == at, f"hole or overlap at {min(at, start)}"
+            assert length > 0
+            assert start % self.granule == length % self.granule == 0
+            assert not last is state is RegionState.FREE, f"two free extents meet at {start}"
+            at, last = start + length, state
+            sums[state] += length
+        assert at == self.space.end
+        assert sums == self._bytes
+
+
+def _aligned(run: Region, unit: int) -> Region:
+    """What is left of a run when it must begin at a multiple of `unit`."""
+    first = -(-run.offset // unit) * unit
+    return Region(first, max(0, run.end - first))

@@ -1,0 +1,390 @@
+"""A volume's directory in memory: which half is live, where the next block goes, what counts. Pure: it says what to write.
+
+The rules are those of docs/on-disk-format.md, "Directory". The life of one append::
+
+    READY ── prepare(records) ──> PREPARED ── written() ──> READY      the blocks are complete, not yet durable
+                                     └─────── lost() ─────> LOST       nobody knows what is on the medium: load again
+
+Invariants:
+
+1. A block that may be durable is never written again; it is always the next index of the live half, or the other half.
+2. The other half is written only when the live half's checkpoint is known to be durable (`flushed`).
+3. Whatever has been promised fits: `promise` refuses when a checkpoint of all that counts, with all promises kept, would not
+   leave room to append.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from fanout import format as fmt
+from fanout.errors import InterfaceError, VolumeForeign, VolumeFull, VolumeTorn
+from fanout.format import BlockPlace, DirectoryRecord, Op
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from fanout.format import RecordPart, Superblock
+
+
+class Half(Protocol):
+    """The bytes of one half: in memory, or read piece by piece, so that a large directory need not fit memory."""
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        """The bytes from `part.start` to `part.stop`."""
+
+
+class Write(NamedTuple):
+    """Whole granules to be written at an offset of the volume."""
+
+    offset: int
+    data: bytes
+
+
+class CheckpointUnsafe(InterfaceError):
+    """A checkpoint is due, and the live half's own is not known to be durable: flush, call `flushed`, prepare again."""
+
+
+class _Phase(enum.Enum):
+    READY = 1
+    PREPARED = 2
+    LOST = 3
+
+
+class _Plan(NamedTuple):
+    """What becomes true when the prepared blocks are complete."""
+
+    half: int
+    generation: int
+    base_blocks: int
+    next_number: int
+    sequence: int
+    checkpoint: bool
+    records: tuple[DirectoryRecord, ...]
+
+
+class Directory:
+    """The directory of one volume. One thread at a time: the volume holds a lock.
+
+    Args:
+        superblock: geometry and identity.
+        path: names the volume in errors.
+    """
+
+    def __init__(self, superblock: Superblock, *, path: str) -> None:
+        self.path = path
+        self._superblock = superblock
+        self._room = fmt.record_room(superblock.granule)
+        self._blocks = superblock.directory_bytes // superblock.granule
+        # An eighth stays for appending, so that a full directory is not rewritten at every commit.
+        self._capacity = (self._blocks - max(1, self._blocks // 8)) * self._room
+        self._records: dict[bytes, DirectoryRecord] = {}
+        self._charged = 0
+        self._promises: dict[int, int] = {}
+        self._promised = 0
+        self._forget = 0
+        self._live = _Plan(0, 0, 0, 0, 0, checkpoint=False, records=())
+        self._top_generation = 0
+        self._base_durable = True
+        self._phase = _Phase.READY
+        self._plan: _Plan | None = None
+        self.last_csn = 0
+
+    # ---- loading -------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, superblock: Superblock, halves: Sequence[Half], *, path: str) -> Directory:
+        """From the bytes of both halves, each read once in order, and the live one once more where it holds records.
+
+        Raises:
+            VolumeTorn: neither half holds a complete checkpoint, or a block is of an epoch that no superblock knows.
+        """
+        made = cls(superblock, path=path)
+        found = [made._scan(half, data) for half, data in enumerate(halves)]
+        bases = [made._base(places) for places in found]
+        live = max((0, 1), key=lambda half: bases[half][0])
+        generation, base_blocks = bases[live]
+        if generation == 0:
+            raise VolumeTorn(path, "no complete directory: both halves are damaged; rebuild it")
+        everything = [place for places in found for place in places.values()]
+        made._top_generation = max(place.generation for place in everything)
+        mine = sorted(n for n, place in found[live].items() if place.generation == generation)
+        sequence = 1 + max(place.sequence for place in everything)
+        made._live = _Plan(
+            live, generation, base_blocks, mine[-1] + 1, sequence, checkpoint=False, records=()
+        )
+        for record in fmt.join_parts(made._parts(live, halves[live], mine)):
+            made._apply(record)
+        # Whether the base that was found is durable: it was read from the medium, but perhaps out of a cache that a
+        # power cut would empty. The caller flushes once after opening, before it writes anything.
+        made._base_durable = False
+        return made
+
+    def _scan(self, half: int, data: Half) -> dict[int, BlockPlace]:
+        """The valid blocks of a half."""
+        found = {}
+        for number in range(self._blocks):
+            block = self._bytes(data, number)
+            if block[:8] != fmt.MAGIC:
+                continue  # never written: most of a young volume's directory
+            try:
+                place = fmt.decode_place(
+                    block,
+                    self._superblock,
+                    path=self.path,
+                    half=half,
+                    number=number,
+                )
+            except (VolumeTorn, VolumeForeign):
+                continue  # torn by a crash, or left by an earlier use of the medium
+            if place.epoch > self._superblock.epoch:
+                raise VolumeTorn(
+                    self.path,
+                    f"its directory is of epoch {place.epoch}, its superblocks know only "
+                    f"{self._superblock.epoch}: a superblock was restored from the past",
+                )
+            found[number] = place
+        return found
+
+    def _bytes(self, data: Half, number: int) -> bytes:
+        granule = self._superblock.granule
+        return data[number * granule : (number + 1) * granule]
+
+    @staticmethod
+    def _base(places: Mapping[int, BlockPlace]) -> tuple[int, int]:
+        """(generation, base blocks) of a half if its highest generation has a complete base, else (0, 0)."""
+        top = max((place.generation for place in places.values()), default=0)
+        mine = {number: place for number, place in places.items() if place.generation == top}
+        sizes = {place.base_blocks for place in mine.values()}
+        if len(sizes) != 1:
+            return 0, 0
+        base_blocks = sizes.pop()
+        return (top, base_blocks) if all(n in mine for n in range(base_blocks)) else (0, 0)
+
+    def _parts(self, half: int, data: Half, numbers: Iterable[int]) -> Iterator[RecordPart]:
+        for number in numbers:
+            block = fmt.decode_block(
+                self._bytes(data, number),
+                self._superblock,
+                path=self.path,
+                half=half,
+                number=number,
+            )
+            yield from block.parts
+
+    @staticmethod
+    def first_block(superblock: Superblock) -> Write:
+        """The empty checkpoint with which a volume begins."""
+        place = BlockPlace(superblock.epoch, 1, 1, 0, 0, 1)
+        return Write(superblock.half_offset(0), fmt.encode_block(superblock, place, ()))
+
+    # ---- questions -----------------------------------------------------------------------------
+
+    @property
+    def records(self) -> Mapping[bytes, DirectoryRecord]:
+        """The newest record of each aggregate, deletes included."""
+        return self._records
+
+    def holds(self) -> Iterator[DirectoryRecord]:
+        """The records of aggregates that are on the volume."""
+        return (record for record in self._records.values() if record.spans)
+
+    def missing(self, records: Iterable[DirectoryRecord]) -> list[DirectoryRecord]:
+        """Of the catalog's records those that the directory does not have: a crash lost them, append them again."""
+        return [
+            record
+            for record in records
+            if (known := self._records.get(record.aggregate)) is None or known.csn < record.csn
+        ]
+
+    @property
+    def full(self) -> bool:
+        """Whether not even one more span of one more aggregate can be promised."""
+        return self._charged + self._promised + self._charge_of(1, 0, 64) > self._capacity
+
+    @property
+    def blocks_left(self) -> int:
+        """Blocks that can be appended before a checkpoint is due."""
+        return self._blocks - self._live.next_number
+
+    # ---- room ----------------------------------------------------------------------------------
+
+    def _charge_of(self, spans: int, present: int, node_bytes: int) -> int:
+        """Bytes of a checkpoint that a record can cost at most.
+
+        Records of up to a quarter of a block fill their blocks to three quarters at least; larger ones are counted as whole
+        blocks.
+        """
+        size = fmt.RECORD_HEAD + node_bytes + 48 * spans + 8 * present + fmt.SUM
+        if size <= self._room // 4:
+            return -(-size * 4 // 3)
+        return fmt.round_up(size * 9 // 8, self._room)
+
+    def _charge(self, record: DirectoryRecord) -> int:
+        present = len(record.present or ())
+        return self._charge_of(len(record.spans), present, len(record.node.encode()))
+
+    def promise(self, offset: int) -> bool:
+        """Keep room for the record of the span at `offset`. False: the directory is full, and so is the volume."""
+        charge = self._charge_of(1, 0, 64)
+        if self._charged + self._promised + charge > self._capacity:
+            return False
+        assert offset not in self._promises
+        self._promises[offset] = charge
+        self._promised += charge
+        return True
+
+    def unpromise(self, offset: int) -> None:
+        """The span at `offset` will not be committed (or its record is here): the room is free again."""
+        self._promised -= self._promises.pop(offset, 0)
+
+    def inherit(self, other: Directory) -> None:
+        """Take over what an earlier load of the same directory had promised."""
+        for offset, charge in other._promises.items():
+            self._promises[offset] = charge
+            self._promised += charge
+        for record in self._records.values():
+            for span in record.spans:
+                self.unpromise(span.offset)
+        self._forget = max(self._forget, other._forget)
+
+    def forget_deletes(self, csn: int) -> None:
+        """Deletes up to this CSN are durable on every volume that held the aggregate: the next checkpoint drops them."""
+        self._forget = max(self._forget, csn)
+
+    # ---- writing -------------------------------------------------------------------------------
+
+    def prepare(self, records: Sequence[DirectoryRecord], *, epoch: int) -> list[Write]:
+        """Blocks that hold these records, to be written in any order; a checkpoint if the half is full.
+
+        Args:
+            records: in the order of their commits.
+            epoch: of the present opening.
+
+        Raises:
+            CheckpointUnsafe: a checkpoint is due; flush first. Nothing has changed.
+            InterfaceError: the last append was neither `written` nor `lost`.
+            VolumeFull: not even a checkpoint has room for them.
+        """
+        if self._phase is not _Phase.READY:
+            raise InterfaceError(f"directory of {self.path}: prepare in state {self._phase.name}")
+        if not records:
+            return []
+        parts = [part for record in records for part in fmt.encode_record(record, self._room)]
+        blocks = fmt.pack_blocks(parts, self._room)
+        if len(blocks) <= self.blocks_left:
+            return self._append(blocks, tuple(records), epoch)
+        return self._checkpoint(tuple(records), epoch)
+
+    def _append(
+        self, blocks: list[list[bytes]], records: tuple[DirectoryRecord, ...], epoch: int
+    ) -> list[Write]:
+        live = self._live
+        plan = live._replace(
+            next_number=live.next_number + len(blocks),
+            sequence=live.sequence + len(blocks),
+            checkpoint=False,
+            records=records,
+        )
+        return self._planned(plan, blocks, live.next_number, live.sequence, epoch)
+
+    def _checkpoint(self, records: tuple[DirectoryRecord, ...], epoch: int) -> list[Write]:
+        if not self._base_durable:
+            raise CheckpointUnsafe(
+                f"directory of {self.path}: flush before the next checkpoint (invariant 2)"
+            )
+        after = dict(self._records)
+        for record in records:
+            _merge(after, record)
+        parts = [
+            part
+            for record in after.values()
+            if self._counts(record)
+            for part in fmt.encode_record(record, self._room)
+        ]
+        parts.sort(key=len, reverse=True)  # large parts first: small ones fill their blocks
+        blocks = fmt.pack_blocks(parts, self._room) or [[]]
+        if len(blocks) > self._blocks:
+            raise VolumeFull(
+                self.path,
+                f"its directory is full: {len(after)} aggregates need {len(blocks)} blocks of "
+                f"{self._blocks}; move some away, or make a volume with a larger directory",
+            )
+        plan = _Plan(
+            half=1 - self._live.half,
+            generation=self._top_generation + 1,
+            base_blocks=len(blocks),
+            next_number=len(blocks),
+            sequence=self._live.sequence + len(blocks),
+            checkpoint=True,
+            records=records,
+        )
+        return self._planned(plan, blocks, 0, self._live.sequence, epoch)
+
+    def _counts(self, record: DirectoryRecord) -> bool:
+        """Whether a checkpoint must keep the record."""
+        if record.op is Op.DELETE:
+            return record.csn > self._forget
+        return bool(record.spans)
+
+    def _planned(
+        self, plan: _Plan, blocks: list[list[bytes]], number: int, sequence: int, epoch: int
+    ) -> list[Write]:
+        made = []
+        for step, parts in enumerate(blocks):
+            place = BlockPlace(
+                epoch, plan.generation, sequence + step, plan.half, number + step, plan.base_blocks
+            )
+            offset = self._superblock.half_offset(plan.half)
+            offset += place.number * self._superblock.granule
+            made.append(Write(offset, fmt.encode_block(self._superblock, place, parts)))
+        self._plan, self._phase = plan, _Phase.PREPARED
+        return made
+
+    def written(self) -> None:
+        """All prepared blocks are complete (not yet durable): from now on they count."""
+        plan = self._plan
+        if plan is None or self._phase is not _Phase.PREPARED:
+            raise InterfaceError(f"directory of {self.path}: nothing was prepared")
+        for record in plan.records:
+            self._apply(record)
+        if plan.checkpoint:
+            self._drop_what_does_not_count()
+            self._base_durable = False
+        self._top_generation = max(self._top_generation, plan.generation)
+        self._live = plan._replace(records=())
+        self._plan, self._phase = None, _Phase.READY
+
+    def lost(self) -> None:
+        """A prepared block failed to be written, or a flush failed: load the directory again before the next append."""
+        self._plan, self._phase = None, _Phase.LOST
+
+    def flushed(self) -> None:
+        """A flush that was issued after the last `written` succeeded."""
+        if self._phase is _Phase.READY:
+            self._base_durable = True
+
+    def _apply(self, record: DirectoryRecord) -> None:
+        old = self._records.get(record.aggregate)
+        if not _merge(self._records, record):
+            return
+        self._charged += self._charge(record) - (self._charge(old) if old else 0)
+        self.last_csn = max(self.last_csn, record.csn)
+        for span in record.spans:
+            self.unpromise(span.offset)
+
+    def _drop_what_does_not_count(self) -> None:
+        for aggregate, record in list(self._records.items()):
+            if not self._counts(record):
+                del self._records[aggregate]
+                self._charged -= self._charge(record)
+
+
+def _merge(records: dict[bytes, DirectoryRecord], record: DirectoryRecord) -> bool:
+    """Let a record replace an older one of its aggregate. False: the older one is newer."""
+    old = records.get(record.aggregate)
+    if old is not None and old.csn > record.csn:
+        return False
+    records[record.aggregate] = record
+    return True

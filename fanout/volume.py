@@ -1,0 +1,877 @@
+"""A volume: one file or block device of a pool, made by an explicit command and opened under a lock.
+
+::
+
+    create ──> PROVISIONAL on the medium, epoch 1              (the caller puts it into the catalog)
+    open ────> lock, superblocks, identity, epoch, directory   (read only: no lock, nothing is written)
+               claim: epoch + 1 PROVISIONAL, flushed           (the caller records the epoch in the catalog)
+    confirm ─> epoch CONFIRMED, flushed: AVAILABLE
+    fail ────> FAILED: nothing more is written, reads go on
+    reopen ──> as open; then quarantined regions are free again
+
+What it promises:
+
+1. Opening never creates, and writes nothing before lock, identity and epoch are good.
+2. Before `confirm` nothing but a superblock is written, so an epoch that the catalog never heard of holds no data.
+3. All I/O goes through one target of the engine: its description holds the lock until the last write in flight has ended,
+   also after SIGKILL.
+4. A catalog or a volume that was restored from the past is refused (`VolumeStale`), not written.
+
+Formats and rules: docs/on-disk-format.md. It knows nothing of pools as groups, transactions, or SQLite. One thread at a time, except
+that reads may go on beside everything.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import secrets
+import stat
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout import format as fmt
+from fanout.allocator import Allocator
+from fanout.directory import CheckpointUnsafe, Directory
+from fanout.engine import Request
+from fanout.errors import (
+    InterfaceError,
+    TargetError,
+    VolumeBusy,
+    VolumeError,
+    VolumeForeign,
+    VolumeStale,
+    VolumeTorn,
+)
+from fanout.format import Superblock, SuperblockState
+from fanout.types import Outcome, OutcomeCode, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from fanout.engine import Engine, Geometry, Target
+    from fanout.format import DirectoryRecord, SpanFooter, SpanHeader, StoredSpan
+
+    # What is asked before something is destroyed: the path, and what seems to be there.
+    Progress = Callable[[int, int], None]
+
+FIRST_EPOCH = 1
+OPEN_TIMEOUT = 60.0  # seconds, beside what waiting for the lock takes
+CLOSE_TIMEOUT = 5.0
+LOOK_BYTES = 1 << 20  # at either end of a device, before it is taken
+WINDOW = 2 << 20  # of a directory that is being read
+PIECE = 8 << 20  # of a volume that is written once while it is made
+
+# Signatures that are worth a name when a device is refused: (offset, bytes, what).
+_SIGNATURES = (
+    (0, fmt.MAGIC, "a fanout volume"),
+    (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
+    (0, b"XFSB", "an XFS file system"),
+    (0x10040, b"_BHRfS_M", "a btrfs file system"),
+    (0x200, b"EFI PART", "a GPT partition table"),
+    (0x1000, b"EFI PART", "a GPT partition table"),
+    (0x218, b"LVM2 001", "an LVM physical volume"),
+    (0, b"LUKS\xba\xbe", "an encrypted LUKS container"),
+    (0xFF6, b"SWAPSPACE2", "swap space"),
+    (0x8001, b"CD001", "an ISO 9660 image"),
+    (0x1000, b"\xfc\x4e\x2b\xa9", "a member of an MD array"),
+    (0x1FE, b"\x55\xaa", "a partition table or a boot sector"),
+)
+
+
+class VolumeState(enum.Enum):
+    """Whether a volume can be used."""
+
+    CLAIMED = "claimed"
+    """Opened, its new epoch not yet confirmed: nothing may be written."""
+    AVAILABLE = "available"
+    READ_ONLY = "read-only"
+    FAILED = "failed"
+    """Was open; something failed. Reads go on; `reopen` may heal it."""
+    CLOSED = "closed"
+
+
+class _Found(NamedTuple):
+    """The superblocks of a volume: the winner, and which copy it is."""
+
+    superblock: Superblock
+    copy: int
+
+
+class Volume:
+    """One open volume; made by `Volume.open`.
+
+    Attributes:
+        path: file or device.
+        target: what the engine writes to.
+        superblock: the newest.
+        directory: commit evidence; None when opened read only.
+        allocator: its space; None until `load_space`.
+        state: see `VolumeState`.
+        reason: why it failed; empty while it has not.
+        claimed: whether this opening has written its epoch.
+        openings: how often it was opened by this object: regions handed out in an earlier opening cannot be written any more.
+    """
+
+    def __init__(self, engine: Engine, path: str) -> None:
+        self.engine, self.path = engine, path
+        self.target: Target
+        self.superblock: Superblock
+        self.directory: Directory | None = None
+        self.allocator: Allocator | None = None
+        self.state = VolumeState.CLOSED
+        self.reason = ""
+        self.openings = 0
+        self.claimed = False
+        self._copy = 0
+        self._prepared: Directory | None = None  # outcomes are outstanding
+        self._books = threading.Lock()  # guards what the directory has charged and promised
+
+    def __repr__(self) -> str:
+        return f"<fanout.Volume {self.path!r} {self.state.value}>"
+
+    @property
+    def uuid(self) -> bytes:
+        """UUID of the volume."""
+        return self.superblock.volume
+
+    @property
+    def pool(self) -> str:
+        """Name of its pool."""
+        return self.superblock.pool
+
+    # ---- making ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def create(
+        engine: Engine,
+        path: str | os.PathLike[str],
+        *,
+        store: bytes,
+        pool: str,
+        pool_uuid: bytes,
+        size: int | None = None,
+        directory_bytes: int | None = None,
+        force: bool = False,
+        write_once: bool = False,
+        on_progress: Progress | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> Superblock:
+        """Make a volume, and leave it closed.
+
+        A file is made new (0600) and preallocated; a block device must be empty at both ends. What the volume says of itself
+        is durable when this returns.
+
+        Args:
+            engine: that does the I/O.
+            path: file or block device.
+            store: UUID of the store.
+            pool: name of the pool.
+            pool_uuid: its UUID.
+            size: in bytes; None: all of the device, or of the file that is there.
+            directory_bytes: of one half of the directory; None: 1/128 of the size, 256 KiB to 64 MiB.
+            force: take what is there, whatever it holds. Never takes what somebody has locked.
+            write_once: write zeros to all of it, so that later writes change no file system metadata.
+            on_progress: called with bytes done and bytes in all while writing once.
+            now_ns: nanoseconds since 1970.
+
+        Returns:
+            The superblock: what the catalog should know.
+
+        Raises:
+            VolumeBusy: somebody has it locked.
+            VolumeForeign: there is something on it (without `force`).
+            VolumeError: it cannot be made or written, or is too small.
+        """
+        name = os.fspath(path)
+        target, made = _open_for_creation(engine, name, size, force=force)
+        try:
+            superblock = _new_superblock(
+                target, name, store=store, pool=pool, pool_uuid=pool_uuid, size=size,
+                directory_bytes=directory_bytes, created_ns=now_ns(),
+            )  # fmt: skip
+            if not made and not force:
+                _refuse_what_is_there(engine, target)
+            with _translated(name, "cannot be made"):
+                _lay_out(engine, target, superblock, made=made)
+                if write_once:
+                    _write_zeros(engine, target, superblock, on_progress)
+        except BaseException:
+            target.close(timeout=CLOSE_TIMEOUT)
+            if made:
+                with suppress(OSError):
+                    os.unlink(name)
+            raise
+        target.close(timeout=CLOSE_TIMEOUT)
+        return superblock
+
+    @staticmethod
+    def probe(engine: Engine, path: str | os.PathLike[str]) -> Superblock | None:
+        """What a file or device says of itself, without a lock; None: both its ends are zero.
+
+        Raises:
+            VolumeForeign: there is something else on it.
+            VolumeTorn: it is a volume whose superblocks cannot be trusted.
+            VolumeError: it cannot be opened or read.
+        """
+        name = os.fspath(path)
+        with _translated(name, "cannot be opened"):
+            target = engine.open(name, read_only=True, timeout=OPEN_TIMEOUT)
+        try:
+            with _translated(name, "cannot be read"):
+                if _nothing_there(engine, target):
+                    return None
+                return _find_superblock(engine, target).superblock
+        finally:
+            target.close(timeout=CLOSE_TIMEOUT)
+
+    # ---- opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        path: str | os.PathLike[str],
+        *,
+        store: bytes,
+        pool: str,
+        volume: bytes,
+        catalog_epoch: int,
+        size: int | None = None,
+        lock_wait: float = 0.0,
+        read_only: bool = False,
+        moved: bool = False,
+        timeout: float = OPEN_TIMEOUT,
+        claim: bool = True,
+    ) -> Volume:
+        """Open a volume that the catalog knows.
+
+        For writing it is then CLAIMED: record `volume.superblock.epoch` in the catalog, durably, then call `confirm`.
+
+        Args:
+            engine: that does the I/O.
+            path: file or block device.
+            store: UUID of the store.
+            pool: name of the pool.
+            volume: UUID of the volume.
+            catalog_epoch: the epoch that the catalog knows.
+            size: of the volume as the catalog knows it: where superblock B lies if A is damaged and the device is larger
+                than the volume. None: of the file or device.
+            lock_wait: seconds to wait for a lock that somebody else holds.
+            read_only: no lock, no claim, no directory.
+            moved: the file was moved to another kind of file system on purpose.
+            timeout: seconds for the opening.
+            claim: False: look only; call `claim` later. Nothing is written until then.
+
+        Raises:
+            VolumeBusy: another process, or a write of a killed one, holds the lock.
+            VolumeForeign: of another store or pool, another volume, no volume, or on another kind of file system.
+            VolumeTorn: its superblocks or its directory cannot be trusted.
+            VolumeStale: its epoch and the catalog's do not fit; says which is the older one.
+            VolumeError: it cannot be opened, read or written.
+        """
+        made = cls(engine, os.fspath(path))
+        made._open(
+            store,
+            pool,
+            volume,
+            catalog_epoch,
+            lock_wait,
+            timeout,
+            size=size,
+            read_only=read_only,
+            moved=moved,
+        )
+        if claim and not read_only:
+            made.claim(catalog_epoch)
+        return made
+
+    def _open(
+        self,
+        store: bytes,
+        pool: str,
+        volume: bytes,
+        catalog_epoch: int,
+        lock_wait: float,
+        timeout: float,
+        *,
+        size: int | None,
+        read_only: bool,
+        moved: bool = False,
+    ) -> None:
+        with _translated(self.path, "cannot be opened"):
+            self.target = self.engine.open(
+                self.path,
+                read_only=read_only,
+                lock=not read_only,
+                lock_wait=lock_wait,
+                timeout=timeout + lock_wait,
+            )
+        try:
+            with _translated(self.path, "cannot be read"):
+                self.superblock, self._copy = _find_superblock(self.engine, self.target, size)
+                self._check_identity(store, pool, volume, moved=moved)
+                if not read_only:
+                    self._check_epoch(catalog_epoch)
+                    self.directory = self._load_directory()
+        except BaseException:
+            self.target.close(timeout=CLOSE_TIMEOUT)
+            raise
+        self.state = VolumeState.READ_ONLY if read_only else VolumeState.CLAIMED
+        self.claimed = False
+        self.openings += 1
+
+    def _check_identity(self, store: bytes, pool: str, volume: bytes, *, moved: bool) -> None:
+        block, geometry = self.superblock, self.target.geometry
+        if block.store != store:
+            raise VolumeForeign(self.path, f"belongs to store {block.store.hex()}")
+        if block.volume != volume:
+            message = f"is volume {block.volume.hex()}, the catalog expects {volume.hex()} here"
+            raise VolumeForeign(self.path, f"{message}: are paths or devices swapped?")
+        if block.pool != pool:
+            raise VolumeForeign(self.path, f"belongs to pool {block.pool}, not to {pool}")
+        if geometry.size < block.size:
+            raise VolumeTorn(
+                self.path,
+                f"was made with {block.size} bytes and has only {geometry.size}: cut off",
+            )
+        if geometry.granule > block.granule:
+            raise VolumeForeign(
+                self.path,
+                f"was made for writes of {block.granule} bytes; the device now wants "
+                f"{geometry.granule}: copy it to a device with smaller sectors",
+            )
+        kind = 0 if geometry.is_block else geometry.fs_magic
+        if kind != block.fs_magic and not moved:
+            raise VolumeForeign(
+                self.path,
+                f"was made on a file system of type {block.fs_magic:#x} and is now on one of type "
+                f"{kind:#x}: is everything mounted? If it was moved on purpose, open it as moved",
+            )
+
+    def _check_epoch(self, known: int) -> None:
+        block = self.superblock
+        if block.epoch == known:
+            return
+        if block.epoch == known + 1 and block.state is SuperblockState.PROVISIONAL:
+            return
+        if block.epoch > known:
+            raise VolumeStale(
+                self.path,
+                f"is of epoch {block.epoch}, the catalog knows only {known}: the catalog was "
+                "restored from the past and must not allocate; use the newest catalog, or rebuild it",
+                catalog_is_older=True,
+            )
+        raise VolumeStale(
+            self.path,
+            f"is of epoch {block.epoch}, the catalog knows {known}: the volume was restored from the "
+            "past; take it out of its pool and let the pool be filled again",
+        )
+
+    def _load_directory(self) -> Directory:
+        block = self.superblock
+        size = block.directory_bytes
+        halves = [_Window(self.read, block.half_offset(half), size) for half in (0, 1)]
+        return Directory.load(block, halves, path=self.path)
+
+    def claim(self, catalog_epoch: int) -> None:
+        """Write the new epoch, provisionally, over the older superblock, and flush.
+
+        Raises:
+            VolumeError: it could not be written; the volume is closed.
+        """
+        self._expect(VolumeState.CLAIMED)
+        geometry = self.target.geometry
+        try:
+            self._write_superblock(
+                epoch=catalog_epoch + 1,
+                state=SuperblockState.PROVISIONAL,
+                fs_magic=0 if geometry.is_block else geometry.fs_magic,
+                device=geometry.dev,
+                inode=geometry.ino,
+            )
+        except VolumeError:
+            self.close()
+            raise
+        # The flush covered everything that was read at opening, the directory's base too.
+        assert self.directory is not None
+        self.directory.flushed()
+        self.claimed = True
+
+    def confirm(self) -> None:
+        """The catalog has recorded the epoch durably: confirm it over the other superblock, and flush.
+
+        From here on quarantined regions may be given back (`Allocator.reopened`).
+
+        Raises:
+            VolumeError: it could not be written; the volume is FAILED.
+        """
+        self._expect(VolumeState.CLAIMED)
+        if not self.claimed:
+            raise InterfaceError(f"{self.path}: confirm before claim")
+        try:
+            self._write_superblock(state=SuperblockState.CONFIRMED)
+        except VolumeError as error:
+            self.fail(error.message)
+            raise
+        self.state, self.reason = VolumeState.AVAILABLE, ""
+
+    def _write_superblock(self, **changes: object) -> None:
+        """Write a newer superblock over the older copy; it counts once it is flushed."""
+        block = replace(self.superblock, sequence=self.superblock.sequence + 1, **changes)  # type: ignore[arg-type]
+        copy = 1 - self._copy
+        with _translated(self.path, "superblock cannot be written"):
+            self.engine.write(
+                self.target, block.copy_offset(copy), fmt.encode_superblock(block, copy)
+            )
+            self.engine.flush(self.target)
+        self.superblock, self._copy = block, copy
+
+    def load_space(self, regions: Iterable[tuple[int, int]]) -> None:
+        """Build the allocator from the regions that the catalog says are live: (offset, length) each.
+
+        Raises:
+            VolumeTorn: they overlap or leave the volume: catalog and volume do not belong together.
+        """
+        block = self.superblock
+        allocator = Allocator(block.space_offset, block.space_length, granule=block.granule)
+        for offset, length in regions:
+            try:
+                allocator.adopt(offset, fmt.round_up(length, block.granule))
+            except ValueError as error:
+                raise VolumeTorn(self.path, f"{error}: the catalog contradicts itself") from error
+        self.allocator = allocator
+
+    # ---- the directory ---------------------------------------------------------------------------
+
+    def promise(self, offset: int) -> bool:
+        """Keep room in the directory for the record of the span at `offset`. False: there is none. Any thread."""
+        with self._books:
+            return self.directory is not None and self.directory.promise(offset)
+
+    def unpromise(self, offset: int) -> None:
+        """The span at `offset` will not be committed. Any thread."""
+        with self._books:
+            if self.directory is not None:
+                self.directory.unpromise(offset)
+
+    def prepare(self, records: Sequence[DirectoryRecord]) -> list[Request]:
+        """The writes that append these records, to be run (with those of other volumes) in one `Engine.run`.
+
+        Hand their outcomes to `written`. When the half is full this is a checkpoint, which may have to flush first.
+
+        Raises:
+            VolumeFull: not even a checkpoint has room.
+            VolumeError: the volume has failed, or fails now: in the flush before a checkpoint, or because the last outcomes
+                were never handed in. After its reopening the records are among what `Directory.missing` says.
+        """
+        if self.state is not VolumeState.AVAILABLE:
+            raise VolumeError(self.path, f"is {self.state.value}: {self.reason}")
+        directory = self.directory
+        assert directory is not None
+        if self._prepared is directory:
+            self.fail("nobody said what became of the last writes to its directory")
+            raise VolumeError(self.path, self.reason)
+        try:
+            writes = directory.prepare(records, epoch=self.superblock.epoch)
+        except CheckpointUnsafe:
+            self.flush()
+            writes = directory.prepare(records, epoch=self.superblock.epoch)
+        self._prepared = directory if writes else None
+        return [
+            Request(Phase.WRITE, self.target, write.offset, data=write.data) for write in writes
+        ]
+
+    def written(self, outcomes: Sequence[Outcome]) -> bool:
+        """What became of the writes of `prepare`. False: one failed, and so has the volume.
+
+        Also False when the volume has failed meanwhile, even if it was reopened since: its directory was read again.
+        """
+        prepared, self._prepared = self._prepared, None
+        if self.state is not VolumeState.AVAILABLE or (outcomes and prepared is not self.directory):
+            return False
+        bad = next((outcome for outcome in outcomes if outcome.code is not OutcomeCode.OK), None)
+        if bad is not None:
+            self.fail(f"directory: {bad}")
+            return False
+        if prepared is not None:
+            with self._books:
+                prepared.written()
+        return True
+
+    def flush(self) -> None:
+        """Make everything that has completed durable, the directory too.
+
+        Raises:
+            VolumeError: the flush failed: all since the last good one is unknown, and the volume is FAILED.
+        """
+        try:
+            with _translated(self.path, "cannot be flushed"):
+                self.engine.flush(self.target)
+        except VolumeError as error:
+            self.fail(error.message)
+            raise
+        self.flushed()
+
+    def flushed(self) -> None:
+        """A flush of this volume, issued after the last `written`, succeeded."""
+        if self.directory is not None:
+            self.directory.flushed()
+
+    # ---- failing and coming back -------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Whether new spans may be written. Notices a target that the engine has given up."""
+        if self.state is not VolumeState.AVAILABLE:
+            return False
+        found = self.target.state
+        if found != "active":
+            self.fail(f"the engine has given it up: {found}")
+            return False
+        return True
+
+    def fail(self, reason: str) -> None:
+        """Write nothing more until it was reopened. Reads go on."""
+        if self.state in (VolumeState.AVAILABLE, VolumeState.CLAIMED):
+            self.state, self.reason = VolumeState.FAILED, reason
+            if self.directory is not None:
+                self.directory.lost()
+
+    def reopen(
+        self, *, catalog_epoch: int, lock_wait: float = 0.0, timeout: float = OPEN_TIMEOUT
+    ) -> None:
+        """Open a failed volume again, on a new description. Then it is CLAIMED: record the epoch, then `confirm`.
+
+        The lock is free only when nothing of the old opening is in flight; that is why quarantined regions may then be given
+        back. The directory is read again: a crash or a failed flush may have lost records (`Directory.missing`).
+
+        Args:
+            catalog_epoch: the epoch that the catalog knows.
+            lock_wait: seconds to wait for the lock.
+            timeout: seconds for the opening.
+
+        Raises:
+            VolumeError: as `open`; the volume stays FAILED with the new reason.
+        """
+        self._expect(VolumeState.FAILED)
+        block, directory = self.superblock, self.directory
+        self.target.close(timeout=CLOSE_TIMEOUT)
+        try:
+            self._open(
+                block.store,
+                block.pool,
+                block.volume,
+                catalog_epoch,
+                lock_wait,
+                timeout,
+                size=block.size,
+                read_only=False,
+            )
+            assert self.directory is not None
+            if directory is not None:
+                with self._books:
+                    self.directory.inherit(directory)
+            self.claim(catalog_epoch)
+        except VolumeError as error:
+            self.superblock, self.directory = block, directory
+            self.state, self.reason = VolumeState.FAILED, str(error)
+            raise
+
+    def close(self) -> None:
+        """Close without a flush; idempotent. Nothing is lost: what was not flushed is found missing at the next open."""
+        if self.state is not VolumeState.CLOSED:
+            self.target.close(timeout=CLOSE_TIMEOUT)
+            self.state = VolumeState.CLOSED
+
+    def _expect(self, *states: VolumeState) -> None:
+        if self.state not in states:
+            raise InterfaceError(
+                f"{self.path} is {self.state.value}{f' ({self.reason})' if self.reason else ''}, "
+                f"must be {' or '.join(state.value for state in states)}"
+            )
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the volume.
+
+        Raises:
+            TargetError: they cannot be read.
+            VolumeError: the volume is closed, or is being reopened.
+        """
+        try:
+            return self.engine.read(self.target, offset, length)
+        except InterfaceError as error:
+            raise VolumeError(self.path, f"cannot be read: {error}") from error
+
+    def read_header(self, offset: int) -> SpanHeader:
+        """The header of the span at `offset`.
+
+        Raises:
+            VolumeTorn: none is there, it is damaged, or it was written for another place.
+            VolumeForeign: it is of another store.
+            TargetError: it cannot be read.
+        """
+        data = self.read(offset, fmt.HEAD_SIZE)
+        return fmt.decode_header(
+            data, path=self.path, volume=self.uuid, offset=offset, store=self.superblock.store
+        )
+
+    def read_span(self, span: StoredSpan, *, aggregate: bytes) -> tuple[SpanHeader, SpanFooter]:
+        """Header and footer of a span, checked against each other and against what is expected there.
+
+        Raises:
+            VolumeTorn: damaged, or another (older) span.
+            VolumeForeign: of another store.
+            TargetError: it cannot be read.
+        """
+        if not 0 < span.foot_length <= fmt.MAX_SPAN:
+            raise VolumeTorn(self.path, f"span at {span.offset}: no room for a footer")
+        header = self.read_header(span.offset)
+        data = self.read(span.foot_offset, span.foot_length)
+        footer = fmt.decode_footer(
+            data, path=self.path, offset=span.foot_offset, store=self.superblock.store
+        )
+        expected = (aggregate, span.number, span.data_start)
+        if (header.aggregate, header.number, header.data_start) != expected:
+            raise VolumeTorn(self.path, f"span at {span.offset}: another span is there")
+        if not footer.belongs_to(header) or footer.data_length != span.data_length:
+            raise VolumeTorn(
+                self.path, f"span at {span.offset}: header and footer do not belong together"
+            )
+        return header, footer
+
+
+# ---- finding superblocks -------------------------------------------------------------------------
+
+
+def _find_superblock(engine: Engine, target: Target, known: int | None = None) -> _Found:
+    """The newest valid superblock.
+
+    Args:
+        engine: that reads.
+        target: the volume.
+        known: its size, if somebody knows it.
+
+    Raises:
+        VolumeForeign: there is none.
+        VolumeTorn: there is one that cannot be trusted, and no other; or they are of different volumes.
+    """
+    size = target.geometry.size
+    if size < fmt.BLOCK:
+        raise VolumeForeign(target.path, "is empty: no volume was made here")
+    found: list[_Found] = []
+    problem: VolumeError | None = None
+    try:
+        found.append(_Found(_superblock_at(engine, target, 0), 0))
+    except (VolumeForeign, VolumeTorn) as error:
+        problem = error
+    for offset in _places_of_b(size, known, found[0].superblock if found else None):
+        with suppress(VolumeForeign, VolumeTorn):
+            found.append(_Found(_superblock_at(engine, target, offset), 1))
+            break
+    if not found:
+        assert problem is not None
+        raise problem
+    if len({entry.superblock.volume for entry in found}) > 1:
+        raise VolumeTorn(
+            target.path, "its superblocks are of different volumes: its creation was cut short"
+        )
+    return max(found, key=lambda entry: entry.superblock.sequence)
+
+
+def _superblock_at(engine: Engine, target: Target, offset: int) -> Superblock:
+    try:
+        data = engine.read(target, offset, fmt.BLOCK)
+    except TargetError as error:
+        # A medium error under one superblock is what the other one is for.
+        raise VolumeTorn(target.path, f"superblock at {offset} cannot be read: {error}") from error
+    return fmt.decode_superblock(data, path=target.path, offset=offset)
+
+
+def _places_of_b(size: int, known: int | None, first: Superblock | None) -> list[int]:
+    """Where superblock B may lie on a target of `size` bytes, whose volume perhaps has `known` bytes."""
+    if first is not None:
+        return [first.copy_offset(1)] if first.size <= size else []
+    granules = [fmt.BLOCK << shift for shift in range(9)]
+    ends = [known, size] if known is not None and known <= size else [size]
+    places = [end - end % granule - granule for end in ends for granule in granules]
+    return [place for place in dict.fromkeys(places) if place > 0]
+
+
+# ---- making ----------------------------------------------------------------------------------------
+
+
+def _open_for_creation(
+    engine: Engine, path: str, size: int | None, *, force: bool
+) -> tuple[Target, bool]:
+    """The target of a volume to be made, locked, and whether the file was made just now."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if size is None:
+            message = "does not exist; say how large it should be, or make it first"
+            raise VolumeError(path, message) from None
+        with _translated(path, "cannot be made"):
+            return engine.open(path, create=True, lock=True, size=size, timeout=OPEN_TIMEOUT), True
+    except OSError as error:
+        raise VolumeError(path, f"cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise VolumeForeign(path, "is neither a regular file nor a block device")
+    if stat.S_ISREG(mode) and not force:
+        raise VolumeForeign(path, "there is a file already; --force takes it and all that is in it")
+    with _translated(path, "cannot be opened"):
+        preallocated = (size or 0) if stat.S_ISREG(mode) else 0
+        return engine.open(path, lock=True, size=preallocated, timeout=OPEN_TIMEOUT), False
+
+
+def _new_superblock(
+    target: Target,
+    path: str,
+    *,
+    store: bytes,
+    pool: str,
+    pool_uuid: bytes,
+    size: int | None,
+    directory_bytes: int | None,
+    created_ns: int,
+) -> Superblock:
+    geometry: Geometry = target.geometry
+    granule = max(fmt.BLOCK, geometry.granule)
+    wanted = geometry.size if size is None else size
+    # A file grows to its superblock B where the file system cannot preallocate; a device does not.
+    if geometry.is_block and wanted > geometry.size:
+        raise VolumeError(path, f"has {geometry.size} bytes, {wanted} were asked for")
+    wanted -= wanted % granule
+    if directory_bytes is None:
+        directory_bytes = fmt.default_directory_bytes(wanted, granule)
+    wrong = fmt.layout_error(wanted, granule, directory_bytes)
+    if wrong:
+        raise VolumeError(path, f"cannot be made: {wrong}")
+    return Superblock(
+        store=store,
+        volume=secrets.token_bytes(16),
+        pool_uuid=pool_uuid,
+        pool=pool,
+        epoch=FIRST_EPOCH,
+        sequence=1,
+        size=wanted,
+        granule=granule,
+        directory_bytes=directory_bytes,
+        state=SuperblockState.PROVISIONAL,
+        block_device=geometry.is_block,
+        created_ns=created_ns,
+        fs_magic=0 if geometry.is_block else geometry.fs_magic,
+        device=geometry.dev,
+        inode=geometry.ino,
+    )
+
+
+def _ends(engine: Engine, target: Target) -> tuple[bytes, bytes]:
+    """The first and the last MiB of a target."""
+    size = target.geometry.size
+    length = min(LOOK_BYTES, size)
+    return engine.read(target, 0, length), engine.read(target, size - length, length)
+
+
+def _nothing_there(engine: Engine, target: Target) -> bool:
+    return not any(any(end) for end in _ends(engine, target))
+
+
+def _refuse_what_is_there(engine: Engine, target: Target) -> None:
+    """Raise unless both ends of a device hold nothing but zeros."""
+    with _translated(target.path, "cannot be read"):
+        first, last = _ends(engine, target)
+    if not any(first) and not any(last):
+        return
+    what = next(
+        (what for at, magic, what in _SIGNATURES if first[at : at + len(magic)] == magic),
+        "something (its ends are not zero)",
+    )
+    raise VolumeForeign(target.path, f"there is {what} on it; --force destroys it")
+
+
+def _lay_out(engine: Engine, target: Target, block: Superblock, *, made: bool) -> None:
+    """Write an empty volume. Cut short at any point, it is no volume, or this one."""
+    nothing = bytes(block.granule)
+    engine.write(target, block.copy_offset(0), nothing)
+    engine.write(target, block.copy_offset(1), nothing)
+    engine.flush(target)
+    first = Directory.first_block(block)
+    engine.write(target, first.offset, first.data)
+    engine.flush(target)
+    for copy in (1, 0):
+        newer = replace(block, sequence=2 - copy)
+        engine.write(target, block.copy_offset(copy), fmt.encode_superblock(newer, copy))
+        engine.flush(target)
+    if made:
+        for outcome in engine.run([Request(Phase.DIRSYNC, target)]):
+            if not outcome.ok:
+                raise TargetError(target.path, outcome)
+
+
+def _write_zeros(
+    engine: Engine, target: Target, block: Superblock, on_progress: Progress | None
+) -> None:
+    zeros = bytes(PIECE)
+    end = block.space_offset + block.space_length
+    for at in range(block.space_offset, end, PIECE):
+        length = min(PIECE, end - at)
+        engine.write(target, at, memoryview(zeros)[:length])
+        if on_progress is not None:
+            on_progress(at + length - block.space_offset, block.space_length)
+    engine.flush(target)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+class _Window:
+    """Bytes of the volume, read a window ahead: a directory of 64 MiB is looked through in pieces."""
+
+    def __init__(self, read: Callable[[int, int], bytes], base: int, size: int) -> None:
+        self._read, self._base, self._size = read, base, size
+        self._at, self._held = 0, b""
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop = part.start, part.stop
+        if not self._at <= start or stop > self._at + len(self._held):
+            length = min(max(WINDOW, stop - start), self._size - start)
+            self._at, self._held = start, self._read(self._base + start, length)
+        return self._held[start - self._at : stop - self._at]
+
+
+class _translated:  # noqa: N801  (reads as the verb that it is)
+    """Turn what a target says into what a volume says."""
+
+    def __init__(self, path: str, what: str) -> None:
+        self._path, self._what = path, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if isinstance(error, TargetError):
+            raise self._translate(error) from error
+        if isinstance(error, TimeoutError):
+            raise VolumeError(self._path, f"{self._what}: no answer in time") from error
+
+    def _translate(self, error: TargetError) -> VolumeError:
+        outcome = error.outcome
+        busy = (errno.EBUSY, errno.EWOULDBLOCK, errno.ETXTBSY)
+        if outcome.phase is Phase.OPEN and outcome.errno in busy:
+            return VolumeBusy(
+                self._path,
+                "is locked: another process has it open, or a killed one still has writes in flight",
+            )
+        if outcome.errno == errno.ENOENT:
+            return VolumeError(self._path, "does not exist: is it mounted, is the path right?")
+        detail = os.strerror(outcome.errno) if outcome.errno else outcome.code.name.lower()
+        return VolumeError(self._path, f"{self._what}: {detail} ({outcome})")

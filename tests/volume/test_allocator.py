@@ -1,0 +1,196 @@
+"""The allocator hands out what is in use, loses bytes, or reuses an aborted region at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+)
+
+from fanout.allocator import Allocator, Region, RegionState
+
+G = 4096
+
+
+def space(granules: int = 64, *, offset: int = 16) -> Allocator:
+    return Allocator(offset * G, granules * G, granule=G)
+
+
+class Ownership(RuleBasedStateMachine):
+    """Every granule has one owner, kept here in the dullest way: a dictionary of granule -> state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocator = space()
+        self.model: dict[int, RegionState] = {}
+        self.known: dict[int, int] = {}
+
+    def pick(self, index: int, *states: RegionState) -> int | None:
+        offers = [at for at in sorted(self.known) if self.model[at] in states]
+        return offers[index % len(offers)] if offers else None
+
+    def paint(self, offset: int, length: int, state: RegionState | None) -> None:
+        for at in range(offset, offset + length, G):
+            if state is None:
+                del self.model[at]
+            else:
+                self.model[at] = state
+
+    @rule(most=st.integers(1, 40), least=st.integers(0, 40), align=st.sampled_from([0, G, 4 * G]))
+    def reserve(self, most: int, least: int, align: int) -> None:
+        least = min(most, least)
+        wanted = (least or most) * G
+        available = self.allocator.largest(align=align)
+        assert self.allocator.offer(most * G) == min(most * G, self.allocator.largest())
+        region = self.allocator.reserve(most * G, least * G, align=align)
+        assert (region is None) == (available < wanted)
+        if region is None:
+            return
+        assert wanted <= region.length <= most * G
+        assert region.offset % (align or G) == 0
+        assert not any(at in self.model for at in range(region.offset, region.end, G))
+        self.known[region.offset] = region.length
+        self.paint(*region, RegionState.RESERVED)
+
+    def _gone(self, at: int) -> None:
+        self.paint(at, self.known.pop(at), None)
+
+    @rule(index=st.integers(0, 99), how=st.sampled_from(["cancel", "release"]))
+    def give_back(self, index: int, how: str) -> None:
+        states = [RegionState.RESERVED] + [RegionState.DRAINING] * (how == "release")
+        if (at := self.pick(index, *states)) is not None:
+            getattr(self.allocator, how)(at)
+            self._gone(at)
+
+    @rule(index=st.integers(0, 99), used=st.integers(1, 40 * G))
+    def commit(self, index: int, used: int) -> None:
+        if (at := self.pick(index, RegionState.RESERVED)) is not None:
+            used = min(used, self.known[at])
+            self.allocator.commit(at, used)
+            kept = -(-used // G) * G
+            self.paint(at + kept, self.known[at] - kept, None)
+            self.known[at] = kept
+            self.paint(at, kept, RegionState.LIVE)
+
+    @rule(index=st.integers(0, 99))
+    def drain(self, index: int) -> None:
+        if (at := self.pick(index, RegionState.RESERVED)) is not None:
+            self.allocator.drain(at)
+            self.paint(at, self.known[at], RegionState.DRAINING)
+
+    @rule(index=st.integers(0, 99))
+    def quarantine(self, index: int) -> None:
+        if (at := self.pick(index, RegionState.RESERVED, RegionState.DRAINING)) is not None:
+            self.allocator.quarantine(at)
+            self.paint(at, self.known[at], RegionState.QUARANTINED)
+
+    @rule(index=st.integers(0, 99))
+    def free(self, index: int) -> None:
+        if (at := self.pick(index, RegionState.LIVE)) is not None:
+            self.allocator.free(at)
+            self._gone(at)
+
+    @precondition(lambda self: RegionState.QUARANTINED in self.model.values())
+    @rule()
+    def reopened(self) -> None:
+        gone = [at for at in self.known if self.model[at] is RegionState.QUARANTINED]
+        assert self.allocator.reopened() == sum(self.known[at] for at in gone)
+        for at in gone:
+            self._gone(at)
+
+    @invariant()
+    def agree(self) -> None:
+        self.allocator.check()
+        for state in RegionState:
+            if state is not RegionState.FREE:
+                count = sum(1 for found in self.model.values() if found is state)
+                assert self.allocator.bytes_in(state) == count * G
+        assert {
+            region.offset: region.length
+            for state in RegionState
+            if state is not RegionState.FREE
+            for region in self.allocator.regions(state)
+        } == self.known
+
+
+TestOwnership = Ownership.TestCase
+TestOwnership.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+def test_an_aborted_region_is_used_last() -> None:
+    """An aborted transaction's region must not be the next one handed out: late writes hurt most there."""
+    allocator = space(64)
+    first = allocator.reserve(16 * G)
+    assert first is not None
+    allocator.drain(first.offset)
+    allocator.release(first.offset)
+    seen = [allocator.reserve(16 * G) for _ in range(4)]
+    assert [region.offset // G - 16 for region in seen if region] == [16, 32, 48, 0]
+
+
+def test_the_unused_tail_is_used_next() -> None:
+    """Small transactions must not leave holes: what a reservation did not need, the next one gets."""
+    allocator = space(64)
+    for number in range(8):
+        region = allocator.reserve(32 * G, G)
+        assert region is not None
+        assert region.offset == (16 + 2 * number) * G
+        allocator.commit(region.offset, 2 * G)
+    assert allocator.regions(RegionState.FREE) == [Region((16 + 16) * G, 48 * G)]
+
+
+def test_a_quarantined_region_waits_for_the_reopening() -> None:
+    """A region with a write that may still land is given to nobody, however full the volume is."""
+    allocator = space(4)
+    region = allocator.reserve(4 * G)
+    assert region is not None
+    allocator.quarantine(region.offset)
+    assert allocator.reserve(G) is None
+    assert allocator.reopened() == 4 * G
+    assert allocator.reserve(4 * G) == region
+
+
+def test_wrong_states_are_programming_errors() -> None:
+    """Freeing what is only reserved, or twice, must stop the program rather than lose data."""
+    allocator = space(8)
+    region = allocator.reserve(4 * G)
+    assert region is not None
+    for verb in (allocator.free,):
+        with pytest.raises(AssertionError, match="reserved"):
+            verb(region.offset)
+    allocator.cancel(region.offset)
+    with pytest.raises(AssertionError, match="no region begins"):
+        allocator.cancel(region.offset)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(15, 2), (79, 2), (20, 0), (24, 1), (23, 3), (1 << 50, 1)],
+    ids=["before", "behind", "empty", "inside", "over", "far"],
+)
+def test_live_regions_of_the_catalog_must_fit(offset: int, length: int) -> None:
+    """A catalog that names the same bytes twice, or bytes outside, must be refused while loading."""
+    allocator = space(64)
+    allocator.adopt(24 * G, 4 * G)
+    with pytest.raises(ValueError, match="not free to be live"):
+        allocator.adopt(offset * G, length * G)
+    allocator.check()
+
+
+def test_a_crowded_volume_stays_quick() -> None:
+    """20,000 live regions: a reservation must not scan them all."""
+    allocator = space(100_000)
+    started = time.perf_counter()
+    for _ in range(20_000):
+        region = allocator.reserve(8 * G, G)
+        assert region is not None
+        allocator.commit(region.offset, 4 * G)
+    assert time.perf_counter() - started < 5.0
+    allocator.check()

@@ -1,0 +1,269 @@
+"""The directory forgets what was committed, brings back what was deleted, or lies after a crash."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout.directory import CheckpointUnsafe, Directory
+from fanout.errors import InterfaceError, VolumeFull, VolumeTorn
+from fanout.format import DirectoryRecord, Op, encode_superblock, ranges
+from tests.format import samples
+from tests.format.samples import PATH, record
+from tests.independent_reader import Volume as IndependentVolume
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fanout import format as fmt
+    from fanout.directory import Write
+
+BLOCK = samples.superblock(directory_bytes=64 << 10)  # 16 blocks in each half
+
+
+class Medium:
+    """The bytes of a volume's directory, and the directory that thinks it knows them."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(BLOCK.size)
+        self.put([Directory.first_block(BLOCK)])
+        self.directory = self.load()
+        self.directory.flushed()
+
+    def put(self, writes: Sequence[Write]) -> None:
+        for offset, data in writes:
+            self.data[offset : offset + len(data)] = data
+
+    def load(self, block: fmt.Superblock = BLOCK) -> Directory:
+        halves = [
+            bytes(self.data[block.half_offset(half) :][: block.directory_bytes]) for half in (0, 1)
+        ]
+        return Directory.load(block, halves, path=PATH)
+
+    def append(self, *records: DirectoryRecord, flush: bool = True) -> list[Write]:
+        writes = self.directory.prepare(records, epoch=BLOCK.epoch)
+        self.put(writes)
+        self.directory.written()
+        if flush:
+            self.directory.flushed()
+        return writes
+
+
+def delete(csn: int, aggregate: bytes) -> DirectoryRecord:
+    return record(csn, 0, op=Op.DELETE, aggregate=aggregate)
+
+
+def test_it_remembers_over_many_checkpoints() -> None:
+    """300 commits and deletes through 16 blocks a half: loading gives what memory has, at every step."""
+    medium = Medium()
+    expected: dict[bytes, DirectoryRecord] = {}
+    for csn in range(1, 300):
+        if csn % 3 == 0:
+            gone = expected.pop(record(csn - 1).aggregate)
+            medium.append(delete(csn, gone.aggregate))
+            medium.directory.forget_deletes(csn - 30)
+        else:
+            expected[record(csn).aggregate] = record(csn, 1 + csn % 5)
+            medium.append(record(csn, 1 + csn % 5))
+        for directory in (medium.directory, medium.load()):
+            assert {r.aggregate: r for r in directory.holds()} == expected
+            assert directory.last_csn == csn
+
+
+def test_a_move_replaces_and_an_empty_one_ends() -> None:
+    """An aggregate that was moved is only at its new spans; one that left is not on the volume, after a load too."""
+    medium = Medium()
+    medium.append(record(1, 2), record(2))
+    medium.append(record(3, 1, op=Op.MOVE, aggregate=record(1).aggregate))
+    medium.append(record(4, 0, op=Op.MOVE, aggregate=record(2).aggregate))
+    assert [r.csn for r in medium.load().holds()] == [3]
+    medium.append(record(2))  # older than what is known: changes nothing
+    assert [r.csn for r in medium.load().holds()] == [3]
+
+
+def test_appends_never_touch_a_block_again() -> None:
+    """Between two checkpoints no block is written twice, and the live half is never overwritten by one."""
+    medium, seen = Medium(), set[int]()
+    for csn in range(1, 120):
+        half = medium.directory._live.half
+        writes = medium.append(
+            delete(csn, b"D" * 16) if csn % 2 else record(csn, aggregate=b"7" * 16)
+        )
+        lower = BLOCK.half_offset(1 - half)
+        if all(lower <= write.offset < lower + BLOCK.directory_bytes for write in writes):
+            seen = set()  # a checkpoint: the other half, from its beginning
+        for write in writes:
+            assert write.offset not in seen
+            seen.add(write.offset)
+    assert medium.directory._live.generation > 3
+
+
+def test_a_checkpoint_waits_for_the_last_one_to_be_durable() -> None:
+    """Overwriting the old half before the new base is durable could lose both."""
+    medium = Medium()
+    for csn in range(1, 17):  # the last one is a checkpoint: the first block of all was durable
+        medium.append(record(csn), flush=False)
+    assert medium.directory.blocks_left == 15
+    for csn in range(17, 32):
+        medium.append(record(csn), flush=False)
+    csn = 32
+    with pytest.raises(CheckpointUnsafe, match="flush before the next checkpoint"):
+        medium.append(record(csn), flush=False)
+    medium.directory.flushed()
+    medium.append(record(csn))
+
+
+@pytest.mark.parametrize("round_", range(40))
+def test_a_crash_at_any_point_loses_only_what_was_not_flushed(
+    round_: int, rng: random.Random
+) -> None:
+    """Blocks since the last flush arrive or not, whole or torn; what was flushed is there, and nothing else appears."""
+    medium = Medium()
+    durable: dict[bytes, int] = {}
+    recent: dict[bytes, int] = {}
+    unflushed: list[Write] = []
+    before = bytes(medium.data)
+    for csn in range(1, rng.randrange(2, 90)):
+        try:
+            writes = medium.append(record(csn, aggregate=bytes([csn % 50]) * 16), flush=False)
+        except CheckpointUnsafe:
+            medium.directory.flushed()
+            durable, recent, unflushed, before = {**durable, **recent}, {}, [], bytes(medium.data)
+            writes = medium.append(record(csn, aggregate=bytes([csn % 50]) * 16), flush=False)
+        unflushed += writes
+        recent[bytes([csn % 50]) * 16] = csn
+        if rng.random() < 0.2:
+            medium.directory.flushed()
+            durable, recent, unflushed, before = {**durable, **recent}, {}, [], bytes(medium.data)
+    medium.data = bytearray(before)
+    for offset, data in unflushed:
+        for at in range(0, len(data), 512):
+            if rng.random() < 0.6:
+                medium.data[offset + at : offset + at + 512] = data[at : at + 512]
+    found = {r.aggregate: r.csn for r in medium.load().holds()}
+    for aggregate, csn in durable.items():
+        assert found.pop(aggregate) in (csn, *([recent[aggregate]] if aggregate in recent else []))
+    assert all(recent[aggregate] >= csn for aggregate, csn in found.items())
+
+
+@pytest.mark.parametrize("round_", range(20))
+def test_life_goes_on_after_a_torn_checkpoint(round_: int, rng: random.Random) -> None:
+    """The torn half's blocks carry a generation that is never used again, whatever was left of them."""
+    medium = Medium()
+    for csn in range(1, 16):
+        medium.append(record(csn))
+    before = bytes(medium.data)
+    writes = medium.directory.prepare([record(16)], epoch=BLOCK.epoch)
+    medium.data = bytearray(before)
+    for offset, data in writes:
+        length = rng.choice([0, 512, 2048, 4096])
+        medium.data[offset : offset + length] = data[:length]
+    medium.directory = medium.load()
+    medium.directory.flushed()
+    known = {r.csn for r in medium.directory.holds()}
+    assert known >= set(range(1, 16))
+    for csn in range(17, 60):
+        medium.append(record(csn))
+        assert {r.csn for r in medium.load().holds()} == known | set(range(17, csn + 1))
+
+
+def test_damage_is_named_never_empty() -> None:
+    """With both bases damaged the directory must not look like that of a new volume."""
+    medium = Medium()
+    medium.append(record(1))
+    medium.data[BLOCK.half_offset(0)] ^= 1
+    with pytest.raises(VolumeTorn, match="both halves are damaged"):
+        medium.load()
+
+
+def test_blocks_of_an_earlier_life_do_not_count() -> None:
+    """The same device was a volume before: its blocks are valid, and of another volume."""
+    medium = Medium()
+    for csn in range(1, 10):
+        medium.append(record(csn))
+    again = samples.superblock(volume=b"N" * 16, epoch=1)
+    medium.put([Directory.first_block(again)])
+    assert not medium.load(again).records
+
+
+def test_a_superblock_from_the_past_is_found_by_the_directory() -> None:
+    medium = Medium()
+    medium.append(record(1))
+    with pytest.raises(VolumeTorn, match="superblock was restored from the past"):
+        medium.load(samples.superblock(directory_bytes=64 << 10, epoch=6))
+
+
+def test_what_was_promised_fits() -> None:
+    """Promises up to the last, then all of them kept, in one block each: there is always room for the records."""
+    medium = Medium()
+    offers = 0
+    while medium.directory.promise(offers * 4096):
+        offers += 1
+    assert medium.directory.full
+    assert offers > 100
+    for number in range(offers):
+        span = record(1).spans[0]._replace(offset=number * 4096)
+        aggregate = number.to_bytes(16, "big")
+        whole = record(number + 1, 0, aggregate=aggregate, node="x" * 64)
+        medium.append(replace(whole, spans=(span,)))
+    assert medium.directory.full
+    assert len(list(medium.load().holds())) == offers
+    for number in range(offers):  # and they can all be deleted
+        medium.append(delete(1000 + number, number.to_bytes(16, "big")))
+    assert not list(medium.load().holds())
+
+
+def test_more_than_a_half_is_refused_by_name() -> None:
+    medium = Medium()
+    with pytest.raises(VolumeFull, match="its directory is full"):
+        medium.directory.prepare([record(1, spans=2000)], epoch=BLOCK.epoch)
+
+
+def test_missing_says_what_a_crash_lost() -> None:
+    medium = Medium()
+    medium.append(record(1), record(2))
+    held = [record(1), record(2), record(3), record(9, aggregate=record(1).aggregate)]
+    assert medium.directory.missing(held) == held[2:]
+
+
+def test_after_a_lost_write_nothing_is_appended() -> None:
+    """What is on the medium is unknown: appending behind it could overwrite what arrived."""
+    medium = Medium()
+    medium.directory.prepare([record(1)], epoch=BLOCK.epoch)
+    with pytest.raises(InterfaceError, match="PREPARED"):
+        medium.directory.prepare([record(2)], epoch=BLOCK.epoch)
+    medium.directory.lost()
+    with pytest.raises(InterfaceError, match="LOST"):
+        medium.directory.prepare([record(2)], epoch=BLOCK.epoch)
+
+
+@pytest.mark.parametrize("round_", range(10))
+def test_the_independent_reader_agrees(round_: int, tmp_path: Path, rng: random.Random) -> None:
+    """Over checkpoints, deletes, long records and torn tails: the format page alone gives the same directory."""
+    medium = Medium()
+    for csn in range(1, rng.randrange(2, 120)):
+        aggregate = bytes([rng.randrange(20)]) * 16
+        made = record(csn, rng.choice([1, 2, 90]), aggregate=aggregate, present=ranges([1, 2, 9]))
+        medium.append(delete(csn, aggregate) if rng.random() < 0.3 else made)
+    writes = medium.directory.prepare([record(500, 90), record(501)], epoch=BLOCK.epoch)
+    medium.put([write._replace(data=write.data[: rng.choice([512, 4096])]) for write in writes])
+    for copy in (0, 1):
+        at = BLOCK.copy_offset(copy)
+        medium.data[at : at + 4096] = encode_superblock(BLOCK, copy)
+    path = tmp_path / "image"
+    path.write_bytes(medium.data)
+    with path.open("rb") as file:
+        found = IndependentVolume(file).records
+    mine = medium.load().records
+    assert found.keys() == mine.keys()
+    for aggregate, expected in mine.items():
+        seen = found[aggregate]
+        assert (seen["csn"], seen["op"], seen["node"]) == (expected.csn, expected.op, expected.node)
+        assert [tuple(span.values()) for span in seen["spans"]] == list(expected.spans)
+        assert [range(first, first + count) for first, count in seen["ranges"]] == list(
+            expected.present or ()
+        )
