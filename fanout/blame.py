@@ -1,0 +1,102 @@
+"""Who failed in an attempt: from legs, signals and refusals to the failures that `fanout.policy` judges.
+
+It stops the streams, gives the others a moment to show their own failures, and names each of them once, beside the exception that
+the caller will see. What a failure means is not its business.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from fanout.aggregate import SETTLE_SLICE, Signal, Starved, Unwritten
+from fanout.errors import PoolFull, PoolUnavailable, TargetError
+from fanout.policy import Failure
+from fanout.types import FaultClass, OutcomeCode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.aggregate import Stretch
+    from fanout.engine import Target
+    from fanout.types import Outcome
+
+    # A failure for the judge, and the exception that tells the caller.
+    Blamed = tuple[Failure, Exception]
+
+_REAL = frozenset(
+    {OutcomeCode.ERROR, OutcomeCode.SHORT, OutcomeCode.TIMED_OUT, OutcomeCode.DETACHED}
+)
+
+
+def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str) -> list[Blamed]:
+    """Abort the streams of an attempt and say who failed, at least one.
+
+    Args:
+        stretches: of the attempt.
+        signal: what ended it.
+        primary: the pool to name when this host was short of something; nobody is removed for that.
+    """
+    found = _legs(stretches)
+    running = [stretch for stretch in stretches if not stretch.settled]
+    for stretch in running:
+        stretch.stream.abort()
+    for stretch in running:
+        # What failed at the same moment is judged together (rule R13).
+        stretch.stream.drained(timeout=SETTLE_SLICE)
+    for key, outcome in _legs(running).items():
+        # The abort itself makes legs say "not submitted"; that is nobody's failure.
+        if outcome.code in _REAL:
+            found.setdefault(key, outcome)
+    blamed = [_blame(pool, target, outcome) for (target, pool), outcome in found.items()]
+    blamed += _of_signal(signal, primary)
+    assert blamed, f"an attempt ended, and nothing says why: {signal!r}"
+    return blamed
+
+
+def of_refusal(error: PoolFull | PoolUnavailable) -> Blamed:
+    """The failure of a pool that refused a reservation."""
+    if isinstance(error, PoolFull):
+        return Failure(
+            error.pool, f"reserve: {error.message}", errno.ENOSPC, FaultClass.SPACE
+        ), error
+    return Failure(error.pool, f"reserve: {error.message}"), error
+
+
+def one_for_each(blamed: Sequence[Blamed]) -> list[Failure]:
+    """One failure for each pool: its own fault before a shortage of this host, else what came first."""
+    failures = [failure for failure, _ in blamed]
+    first: dict[str, Failure] = {}
+    for failure in sorted(failures, key=lambda failure: failure.cls is FaultClass.HOST):
+        first.setdefault(failure.pool, failure)
+    return list(first.values())
+
+
+def _legs(stretches: Sequence[Stretch]) -> dict[tuple[Target, str], Outcome]:
+    found: dict[tuple[Target, str], Outcome] = {}
+    for stretch in stretches:
+        for target, outcome in stretch.failures().items():
+            found.setdefault((target, stretch.pools[target]), outcome)
+    return found
+
+
+def _of_signal(signal: Signal, primary: str) -> list[Blamed]:
+    """What the signal itself says, beside the legs."""
+    if isinstance(signal, Unwritten):
+        return [_blame(pool, target, signal.outcome) for pool, target in signal.targets]
+    if isinstance(signal, Starved):
+        error = signal.__cause__
+        assert isinstance(error, TimeoutError)
+        reason = f"the engine had no slot in time: {error}"
+        return [(Failure(primary, reason, errno.ETIMEDOUT, FaultClass.HOST), error)]
+    return []
+
+
+def _blame(pool: str, target: Target, outcome: Outcome) -> Blamed:
+    name = errno.errorcode.get(outcome.errno, str(outcome.errno)) if outcome.errno else ""
+    what = name or outcome.code.name.lower().replace("_", " ")
+    file = os.path.basename(target.path) or target.path
+    reason = f"{outcome.phase.name.lower()}: {what} at {outcome.offset} on {file}"
+    failure = Failure(pool, reason, outcome.errno, outcome.cls)
+    return failure, TargetError(target.path, outcome)

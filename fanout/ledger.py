@@ -1,0 +1,284 @@
+"""Turns what was written into what is committed, and keeps all books in step: catalog, allocators, directories.
+
+::
+
+    TransactionRecord ──> proofs checked ──> Commit ──> Committer ──┬─ settled:  regions live, tails free
+    repairs           ──────────────────────────┘                   └─ appended: directory records ──> Scribe
+
+What it promises:
+
+1. No copy is committed whose last good flush is older than its last write: the record must carry the proof.
+2. What a record holds stays reserved until its outcome is known, whoever has forgotten it meanwhile.
+3. A transaction that is sent again after it committed changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from fanout.catalog import Commit, NewAggregate, NewCopy, NewGap, Place
+from fanout.committer import Committer
+from fanout.errors import CatalogError, TransactionFailed
+from fanout.format import DirectoryRecord, Op
+from fanout.pools import PoolSet
+from fanout.scribe import Entry, ranges_of, record_of, stored_span
+from fanout.types import Gap, Receipt, StoredObject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fanout.catalog import AggregateEntry, Catalog, CatalogReader
+    from fanout.format import StoredSpan
+    from fanout.host import AggregateRecord, TransactionRecord, WrittenSpan
+    from fanout.scribe import Scribe
+
+    # A span that becomes live, and in which pools.
+    Holding = tuple[WrittenSpan, tuple[str, ...]]
+    Group = Sequence[tuple[Commit, int]]
+
+
+class Ledger:
+    """The writing side of a store's books. Any thread may call anything.
+
+    Args:
+        catalog: open for writing.
+        pools: open.
+        scribe: appends directory records.
+        flush_before_acknowledge: directories are durable before a commit returns.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        pools: PoolSet,
+        scribe: Scribe,
+        *,
+        flush_before_acknowledge: bool,
+    ) -> None:
+        self._catalog, self._pools, self._scribe = catalog, pools, scribe
+        self._pending: dict[tuple[bytes, int], tuple[Holding, ...]] = {}
+        self._pending_lock = threading.Lock()
+        if flush_before_acknowledge:
+            self._committer = Committer(catalog, settled=self._settled, durable=self._durable)
+        else:
+            self._committer = Committer(catalog, settled=self._settled, appended=self._appended)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing can be committed any more; None: all is well."""
+        return self._committer.refusal
+
+    def close(self) -> None:
+        """Commit what waits, then take nothing more; idempotent."""
+        self._committer.close()
+
+    # ---- committing ------------------------------------------------------------------------------
+
+    def commit(self, record: TransactionRecord) -> int:
+        """Commit a client's transaction; returns its commit sequence number.
+
+        Raises:
+            CatalogError: it did not happen.
+            CommitUnknown: nobody knows.
+            TransactionFailed: the transaction was committed before; what was sent again is dropped.
+            AssertionError: something in it is not durable on a target that it names. A mistake of ours.
+        """
+        for aggregate in record.aggregates:
+            check_proofs(aggregate)
+        holdings = [(span, a.pools) for a in record.aggregates for span in a.spans]
+        try:
+            return self._hand_in(self._commit_of(record), holdings)
+        except CatalogError as error:
+            earlier = self._committed_before(record.transaction)
+            if earlier is None:
+                raise
+            for span, _ in holdings:
+                # Durable, so nothing is in flight; and not committed, so nothing names it.
+                self._pools.release(span.span, [p.pool for p in span.span.placements])
+            raise TransactionFailed(
+                "duplicate",
+                f"was committed already, as attempt {earlier}; nothing was stored again",
+                transaction=record.transaction.hex(),
+                attempt=record.attempt,
+            ) from error
+
+    def commit_repairs(self, commit: Commit, spans: Sequence[WrittenSpan], pool: str) -> int:
+        """Commit a batch of repairs whose spans are durable in `pool`; returns its commit sequence number.
+
+        Raises:
+            CatalogError: it did not happen.
+            CommitUnknown: nobody knows.
+        """
+        return self._hand_in(commit, [(span, (pool,)) for span in spans])
+
+    def _hand_in(self, commit: Commit, holdings: Sequence[Holding]) -> int:
+        # Promise 2: the pools would quarantine the regions of a span that nobody remembers.
+        with self._pending_lock:
+            self._pending[commit.transaction, commit.attempt] = tuple(holdings)
+        return self._committer.commit(commit)
+
+    def _commit_of(self, record: TransactionRecord) -> Commit:
+        return Commit(
+            transaction=record.transaction,
+            attempt=record.attempt,
+            node=record.node,
+            kind=record.kind,
+            destination=record.destination,
+            required=record.required,
+            aggregates=tuple(self._new_aggregate(entry) for entry in record.aggregates),
+        )
+
+    def _new_aggregate(self, record: AggregateRecord) -> NewAggregate:
+        return NewAggregate(
+            aggregate=record.aggregate,
+            primary=record.primary,
+            members=record.members,
+            copies=tuple(
+                NewCopy(pool, tuple(self.place_of(span, pool) for span in record.spans))
+                for pool in record.pools
+            ),
+            gaps=tuple(NewGap(gap.pool, gap.reason, gap.errno) for gap in record.gaps),
+        )
+
+    def place_of(self, span: WrittenSpan, pool: str) -> Place:
+        """Where a written span lies in a pool, as the catalog should know it. Only before it is committed."""
+        held = PoolSet.held(span.span)[pool]
+        return Place(
+            span=span.number,
+            volume=held.volume.uuid,
+            offset=held.offset,
+            length=self._pools.kept_length(span, pool),
+            used=span.used,
+            data_start=span.data_start,
+            data_length=span.data_length,
+        )
+
+    def _committed_before(self, transaction: bytes) -> int | None:
+        with suppress(CatalogError):
+            found = self._catalog.committed(transaction)
+            return found.attempt if found else None
+        return None
+
+    # ---- the committer's hooks (on its thread) -----------------------------------------------------
+
+    def _settled(self, commit: Commit, csn: int | None) -> None:
+        with self._pending_lock:
+            holdings = self._pending.pop((commit.transaction, commit.attempt), ())
+        if csn is None:
+            return  # whoever wrote it gives it back; if nobody does, the pools quarantine it
+        for span, pools in holdings:
+            self._pools.commit(span, pools)
+
+    def _appended(self, group: Group) -> None:
+        self._scribe.append(self._entries(group))
+
+    def _durable(self, group: Group) -> None:
+        self._scribe.append_and_flush(self._entries(group))
+
+    def _entries(self, group: Group) -> list[Entry]:
+        """The directory records of a group, in the order of its commits."""
+        entries: list[Entry] = []
+        for commit, csn in group:
+            for aggregate in commit.aggregates:
+                for copy in aggregate.copies:
+                    entries += _records(commit, csn, self._catalog.last_commit_at, aggregate, copy)
+            for repair in commit.repairs:
+                if repair.copy is not None:
+                    entries += self._repair_records(repair.aggregate, repair.pool)
+        return entries
+
+    def _repair_records(self, aggregate: bytes, pool: str) -> list[Entry]:
+        """A record replaces older ones of its aggregate, so after a repair it says all that each volume holds."""
+        places = [
+            place
+            for copy in self._catalog.copies(aggregate)
+            if copy.pool == pool
+            for place in copy.places
+        ]
+        return [
+            Entry(volume, record_of(held))
+            for volume in dict.fromkeys(place.volume for place in places)
+            for held in self._catalog.held_spans(volume, [aggregate])
+        ]
+
+
+# ---- receipts from the catalog ---------------------------------------------------------------------
+
+
+def receipt_of(catalog: CatalogReader, transaction: bytes) -> Receipt | None:
+    """The receipt of a transaction that has committed; None: it has not. Pools and gaps are those of today."""
+    found = catalog.committed(transaction)
+    if found is None:
+        return None
+    objects: list[StoredObject] = []
+    gaps: list[Gap] = []
+    for aggregate in found.aggregates:
+        objects += _stored(catalog, aggregate)
+        gaps += [
+            Gap(g.aggregate, g.primary, g.pool, g.reason, g.errno, g.objects, g.bytes)
+            for g in catalog.gaps(aggregate=aggregate.aggregate)
+        ]
+    return Receipt(
+        transaction=transaction.hex(),
+        attempt=found.attempt,
+        csn=found.csn,
+        objects=tuple(objects),
+        gaps=tuple(gaps),
+        removed=MappingProxyType({}),
+        bytes=sum(stored.length for stored in objects),
+        seconds=0.0,
+    )
+
+
+def _stored(catalog: CatalogReader, aggregate: AggregateEntry) -> Iterator[StoredObject]:
+    copies = catalog.copies(aggregate.aggregate)
+    for member in catalog.members(aggregate.aggregate):
+        pools = tuple(copy.pool for copy in copies if copy.holds(member.member))
+        yield StoredObject(member.name, member.length, member.digest, aggregate.primary, pools)
+
+
+# ---- helpers ---------------------------------------------------------------------------------------
+
+
+def check_proofs(record: AggregateRecord) -> None:
+    """Assert promise 1. Not an ``assert``: it must hold under ``python -O`` as well.
+
+    Raises:
+        AssertionError: a copy has no proof, or one that says that a flush is missing.
+    """
+    proven: dict[tuple[str, int], bool] = {}
+    for proof in record.proofs:
+        key = proof.pool, id(proof.target)
+        proven[key] = proven.get(key, True) and 0 < proof.written == proof.synced
+    for span in record.spans:
+        for place in span.span.placements:
+            if place.pool in record.pools and not proven.get((place.pool, id(place.target))):
+                raise AssertionError(
+                    f"{place.target.path}: a commit names bytes there that no flush has covered"
+                )
+
+
+def _records(
+    commit: Commit, csn: int, at: int, aggregate: NewAggregate, copy: NewCopy
+) -> Iterator[Entry]:
+    """One record for each volume that holds some of a copy."""
+    by_volume: dict[bytes, list[StoredSpan]] = {}
+    for place in copy.places:
+        by_volume.setdefault(place.volume, []).append(stored_span(place))
+    for volume, spans in by_volume.items():
+        record = DirectoryRecord(
+            csn=csn,
+            op=Op.COMMIT,
+            aggregate=aggregate.aggregate,
+            transaction=commit.transaction,
+            attempt=commit.attempt,
+            spans=tuple(spans),
+            present=ranges_of(copy.present),
+            node=commit.node or "",
+            kind=commit.kind,
+            time_ns=at,
+        )
+        yield Entry(volume, record)

@@ -1,0 +1,241 @@
+"""Appends directory records: what was committed is written on the volumes that hold it, behind everybody's back.
+
+The catalog is the truth; the directories are the evidence from which it can be rebuilt. So a record that is late, or lost
+in a crash, harms nothing while the catalog lives: the next opening compares, and appends again (`catch_up`).
+
+What it promises:
+
+1. Records reach a directory in the order of their commits, all volumes side by side in one run of requests.
+2. It never holds up a commit: what waits is bounded, and a volume that falls further behind is failed, to be reopened.
+3. A volume whose directory cannot be written is failed, not the store, and not the commit that was acknowledged.
+4. After `close` every directory that could be written is durable.
+
+With `flush_before_acknowledge` the committer waits here instead, and what a crash can leave in doubt is nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout.engine import Request
+from fanout.errors import CatalogStale, FanoutError, InterfaceError
+from fanout.format import DirectoryRecord, Op, StoredSpan
+from fanout.types import Phase
+from fanout.volume import VolumeState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from fanout.catalog import CatalogReader, HeldSpans, MemberSet, Place
+    from fanout.engine import Engine
+    from fanout.volume import Volume
+
+MAX_WAITING = 65_536  # records; about 40 MiB
+BATCH = 1024  # records in one run of requests
+CATCH_UP_BATCH = 512
+
+_log = logging.getLogger("fanout.scribe")
+
+
+class Entry(NamedTuple):
+    """A record, and the volume whose directory it belongs to."""
+
+    volume: bytes
+    record: DirectoryRecord
+
+
+class Scribe:
+    """The thread that writes directories.
+
+    Args:
+        engine: that does the I/O.
+        volumes: gives the open volume of an id, or None.
+        idle: called on the scribe's thread after records were written, by whomever.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        volumes: Callable[[bytes], Volume | None],
+        *,
+        idle: Callable[[], None],
+    ) -> None:
+        self._engine, self._volumes, self._idle = engine, volumes, idle
+        self._waiting: deque[Entry] = deque()
+        self._touched: set[bytes] = set()  # volumes with records that no flush has covered
+        self._wake = threading.Condition()
+        self._writing = threading.Lock()  # one thread at a time at the directories
+        self._closed = self._written = False
+        self._thread = threading.Thread(target=self._run, name="fanout-scribe", daemon=True)
+        self._thread.start()
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Take records over, in the order of their commits; does not wait."""
+        with self._wake:
+            for entry in entries:
+                if len(self._waiting) < MAX_WAITING:
+                    self._waiting.append(entry)
+                else:
+                    self._fail(entry.volume, "its directory is too far behind; it will be reopened")
+            self._wake.notify()
+
+    def append_and_flush(self, entries: Sequence[Entry]) -> None:
+        """Write records now, and make them durable. A volume that cannot do it is failed; nothing is raised for it."""
+        with self._writing:
+            self._write(entries)
+            self._flush()
+        with self._wake:
+            self._written = True
+            self._wake.notify()
+
+    def catch_up(self, volume: Volume, catalog: CatalogReader) -> int:
+        """Append to a volume that has just been opened what a crash, or a failure, had lost; then flush it.
+
+        Returns:
+            How many records were missing.
+
+        Raises:
+            CatalogStale: its directory knows something that the catalog does not.
+            VolumeError: it cannot be written.
+        """
+        directory = volume.directory
+        assert directory is not None
+        held = catalog.held_csns(volume.uuid)
+        known = {record.aggregate: record.csn for record in directory.holds()}
+        strange = [aggregate for aggregate in known if aggregate not in held]
+        if strange:
+            raise CatalogStale(
+                catalog.path,
+                f"does not know {len(strange)} aggregates that {volume.path} holds, "
+                f"{strange[0].hex()} among them: it was restored from the past, or is of another "
+                "line; use the newest catalog, or rebuild it from the volumes",
+            )
+        missing = [a for a, csn in held.items() if known.get(a, 0) < csn]
+        missing.sort(key=lambda aggregate: held[aggregate])
+        with self._writing:
+            for start in range(0, len(missing), CATCH_UP_BATCH):
+                batch = missing[start : start + CATCH_UP_BATCH]
+                records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
+                requests = volume.prepare(records)
+                volume.written(self._engine.run(requests))
+            if missing and volume.state is VolumeState.AVAILABLE:
+                volume.flush()
+        return len(missing)
+
+    def close(self) -> None:
+        """Write and flush what waits, then end; idempotent."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    # ---- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closed and not self._written:
+                    self._wake.wait()
+                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+                last = self._closed and not batch
+                self._written = False
+            try:
+                self._work(batch, last=last)
+            except Exception:
+                # Records may be missing now; the next opening appends them.
+                _log.exception("directories could not be written")
+            if last:
+                return
+
+    def _work(self, batch: list[Entry], *, last: bool) -> None:
+        with self._writing:
+            self._write(batch)
+            if last:
+                self._flush()
+        if not last:
+            self._idle()
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        """Promise 1: one run of requests for all volumes."""
+        by_volume: dict[bytes, list[DirectoryRecord]] = {}
+        for entry in entries:
+            by_volume.setdefault(entry.volume, []).append(entry.record)
+        requests: list[Request] = []
+        parts: list[tuple[Volume, int]] = []
+        for identity, records in by_volume.items():
+            volume = self._volumes(identity)
+            made = self._prepare(volume, records) if volume is not None else []
+            if volume is not None and made:
+                requests += made
+                parts.append((volume, len(made)))
+        outcomes = self._engine.run(requests) if requests else []
+        for volume, count in parts:
+            mine, outcomes = outcomes[:count], outcomes[count:]
+            with suppress(InterfaceError):  # failed meanwhile, by somebody else
+                if volume.written(mine):
+                    self._touched.add(volume.uuid)
+                else:
+                    _log.warning("%s: directory not written: %s", volume.path, volume.reason)
+
+    def _prepare(self, volume: Volume, records: Sequence[DirectoryRecord]) -> list[Request]:
+        try:
+            return volume.prepare(records)
+        except FanoutError as error:
+            # Full, failed, or not available any more: its directory is behind, the catalog is not.
+            if not isinstance(error, InterfaceError):
+                volume.fail(str(error))
+            _log.warning("%s: directory not written: %s", volume.path, error)
+            return []
+
+    def _flush(self) -> None:
+        """Flush every volume that records were appended to, side by side."""
+        found = [self._volumes(identity) for identity in self._touched]
+        volumes = [v for v in found if v is not None and v.state is VolumeState.AVAILABLE]
+        self._touched.clear()
+        if not volumes:
+            return
+        outcomes = self._engine.run([Request(Phase.FLUSH, volume.target) for volume in volumes])
+        for volume, outcome in zip(volumes, outcomes, strict=True):
+            if outcome.ok:
+                volume.flushed()
+            else:
+                volume.fail(f"flush: {outcome}")
+                _log.warning("%s: directory not flushed: %s", volume.path, outcome)
+
+    def _fail(self, identity: bytes, reason: str) -> None:
+        with suppress(FanoutError):
+            volume = self._volumes(identity)
+            if volume is not None:
+                volume.fail(reason)
+
+
+def record_of(held: HeldSpans) -> DirectoryRecord:
+    """What a directory should say of what the catalog knows."""
+    return DirectoryRecord(
+        csn=held.csn,
+        op=Op.COMMIT,
+        aggregate=held.aggregate,
+        transaction=held.transaction,
+        attempt=held.attempt,
+        spans=tuple(stored_span(place) for place in held.places),
+        present=ranges_of(held.present),
+        node=held.node,
+        kind=held.kind,
+        time_ns=held.at,
+    )
+
+
+def stored_span(place: Place) -> StoredSpan:
+    """A span of the catalog's, as directory records hold it."""
+    return StoredSpan(place.span, *place[2:])
+
+
+def ranges_of(members: MemberSet | None) -> tuple[range, ...] | None:
+    """A set of members as directory records hold it."""
+    if members is None:
+        return None
+    return tuple(range(first, first + count) for first, count in members.runs)

@@ -1,0 +1,575 @@
+"""One attempt of a transaction: objects in, visible in every pool together or nowhere.
+
+::
+
+          put           commit: all streams synced, host says yes
+    OPEN ─────> OPEN ───────────────────────────────────────────> COMMITTED
+      │                    │
+      │ abort, caller's    │ a target or the catalog failed,       host does not know
+      │ exception          │ or no room                          ──────────────────> UNKNOWN
+      v                    v
+    ABORTED              FAILED      (TransactionRetry, TransactionFailed)
+
+What it promises:
+
+1. A source that raises, also KeyboardInterrupt, aborts the attempt and is not wrapped.
+2. Every region that was reserved is committed, given back, on the session's pending list until nothing
+   is in flight on it, or (unknown commit, hung target) never given back.
+3. The lists of the session change only by a verdict of `fanout.policy`.
+4. What goes wrong before an object's first byte (a missing file, a bad name) leaves the attempt open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import itertools
+from dataclasses import dataclass, field
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NoReturn
+
+from fanout import policy
+from fanout.aggregate import Signal, Stretch
+from fanout.blame import one_for_each, stop_and_look
+from fanout.errors import (
+    CatalogError,
+    InterfaceError,
+    SourceLengthError,
+    TransactionFailed,
+    TransactionRetry,
+)
+from fanout.host import AggregateRecord, TransactionRecord
+from fanout.placing import Forbidden, NoRoom, Placing, Refused
+from fanout.policy import Action
+from fanout.sources import OnceSource, ReaderSource, as_source
+from fanout.types import Receipt, StoredObject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from typing_extensions import Buffer
+
+    from fanout.aggregate import AggregateWriter
+    from fanout.blame import Blamed
+    from fanout.engine import Engine
+    from fanout.host import Host
+    from fanout.policy import Lists, Verdict
+    from fanout.sources import Source
+    from fanout.types import ObjectKind
+
+MAX_NAME_BYTES = 1024
+# Unknown length: the next span is reserved when less than this is left of the last one.
+AHEAD_BYTES = 4 << 20
+
+
+class State(enum.Enum):
+    """Where an attempt stands; only OPEN takes objects."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    FAILED = "failed"
+    UNKNOWN = "in doubt: the host does not know whether it committed"
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the attempts of one transaction hand on.
+
+    Attributes:
+        transaction: 16 bytes.
+        spent: plain retries so far.
+        floor: where in the chain objects of unknown length begin; those above were outgrown.
+    """
+
+    transaction: bytes = b""
+    spent: int = 0
+    floor: int = 0
+
+
+@dataclass(slots=True)
+class Shared:
+    """What a session shares with its transactions."""
+
+    engine: Engine
+    host: Host
+    node: str
+    lists: Lists
+    primary_retries: int
+    ids: Callable[[], bytes]
+    clock: Callable[[], float]
+    timeout: float | None
+    progress: Progress = field(default_factory=Progress)
+    pending: list[Stretch] = field(default_factory=list)
+    receipt: Receipt | None = None
+    busy: Lock = field(default_factory=Lock)
+
+    def enter(self, what: str) -> None:
+        """Take the session for one call. Raises `InterfaceError` when another thread, or a source, is inside."""
+        if not self.busy.acquire(blocking=False):
+            raise InterfaceError(
+                f"{what}: another call of this session is in progress; one caller at a time"
+            )
+
+    def sweep(self, *, timeout: float = 0.0) -> None:
+        """Give back what has drained, waiting at most `timeout` seconds for all of it.
+
+        A closed engine has let go of everything, and nobody can say any more what drained.
+        """
+        end = self.clock() + timeout
+        waiting, self.pending = self.pending, []
+        while waiting and not self.engine.closed:
+            stretch = waiting.pop()
+            if not stretch.release(
+                self.host, timeout=max(0.0, end - self.clock()) if timeout else 0.0
+            ):
+                self.pending.append(stretch)
+        self.pending += waiting
+
+
+class Transaction:
+    """A group of objects that becomes visible together; made by `Session.begin` or an attempt.
+
+    A context manager: commits at a clean exit, aborts at an exception. One caller at a time.
+    """
+
+    def __init__(
+        self, shared: Shared, *, transaction: bytes, attempt: int, kind: ObjectKind
+    ) -> None:
+        self._shared, self._id, self._attempt, self._kind = shared, transaction, attempt, kind
+        self._began = shared.clock()
+        self._state = State.OPEN
+        self._failure: TransactionRetry | TransactionFailed | None = None
+        self._receipt: Receipt | None = None
+        self._placing = Placing(
+            shared.engine,
+            shared.host,
+            shared.lists,
+            kind=kind,
+            transaction=transaction,
+            attempt=attempt,
+            ids=shared.ids,
+            timeout=shared.timeout,
+        )
+        self._final = False  # a source was read that cannot be read again
+        self._rewinds: list[ReaderSource] = []
+
+    # -- what the caller sees
+
+    @property
+    def transaction(self) -> bytes:
+        """The id, 16 bytes; a resend carries it."""
+        return self._id
+
+    @property
+    def attempt(self) -> int:
+        """1-based."""
+        return self._attempt
+
+    @property
+    def state(self) -> State:
+        """Open, committed, aborted, failed or unknown."""
+        return self._state
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What was committed; None before."""
+        return self._receipt
+
+    @property
+    def failure(self) -> TransactionRetry | TransactionFailed | None:
+        """Why it failed; None while it has not."""
+        return self._failure
+
+    def put(self, name: str | bytes, source: Any) -> None:
+        """Send one object to every pool.
+
+        Args:
+            name: 1 to 1,024 bytes; text is UTF-8 with surrogate escapes. The same name may be put again:
+                that is another version.
+            source: a path, bytes-like object, binary reader, iterable of bytes-like objects, or a
+                `Source`; empty is fine.
+
+        Raises:
+            TransactionRetry: a pool failed; nothing is stored, send the transaction again. Its cause is an
+                `ExceptionGroup`, also of one: a `TargetError` for each target that failed, a `PoolError`
+                for each pool that refused room, a `TimeoutError` when this host was short of slots.
+            TransactionFailed: nothing is stored, and sending it again is no use. Its cause is the group
+                too; with reason ``budget`` it is the `TransactionRetry` that was not granted.
+            SourceNotRereadable: the source could not be sent again; says so before the first byte.
+            InterfaceError: not open, a bad name, or another call is in progress.
+            Exception: whatever the source raises, unchanged. Once a byte was taken the attempt is
+                aborted; before that it stays open.
+        """
+        shared = self._shared
+        if not shared.busy.acquire(blocking=False):
+            shared.enter("put")
+        try:
+            if self._state is not State.OPEN:
+                raise InterfaceError(f"put: the transaction is {self._state.value}")
+            encoded = _encoded(name)
+            if type(source) is bytes:
+                self._put_bytes(encoded, source)
+            else:
+                self._put_source(encoded, as_source(source))
+        finally:
+            shared.busy.release()
+
+    def commit(self) -> Receipt:
+        """Make the objects durable in every pool and visible together.
+
+        Raises:
+            TransactionRetry: a pool or the catalog failed; nothing is visible.
+            TransactionFailed: nothing is visible, and sending it again is no use.
+            CommitUnknown: the host does not know.
+            InterfaceError: not open.
+        """
+        self._shared.enter("commit")
+        try:
+            if self._state is not State.OPEN:
+                raise InterfaceError(f"commit: the transaction is {self._state.value}")
+            return self._commit()
+        finally:
+            self._shared.busy.release()
+
+    def abort(self) -> None:
+        """Undo everything; idempotent, and no failure of any pool.
+
+        Raises:
+            InterfaceError: it is committed, or nobody knows.
+        """
+        self._shared.enter("abort")
+        try:
+            if self._state in (State.COMMITTED, State.UNKNOWN):
+                raise InterfaceError(f"abort: the transaction is {self._state.value}")
+            if self._state is State.OPEN:
+                self._stop(State.ABORTED)
+        finally:
+            self._shared.busy.release()
+
+    def __enter__(self) -> Self:
+        if self._state is not State.OPEN:
+            raise InterfaceError(f"with: the transaction is {self._state.value}")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            if self._state is State.OPEN:
+                self.abort()
+        elif self._failure is not None:
+            # The block caught the signal and went on: leaving it quietly would look like success.
+            raise self._failure
+        elif self._state is State.OPEN:
+            self.commit()
+
+    # -- objects
+
+    def _put_bytes(self, name: bytes, data: bytes) -> None:
+        placing = self._placing
+        try:
+            if len(data) <= placing.easy:
+                assert placing.writer is not None
+                if placing.writer.whole(name, data):
+                    return
+            writer = placing.place(name, len(data))
+            writer.begin(name)
+            writer.feed(data)
+            writer.end()
+        except BaseException as error:
+            self._broken(name, len(data), error)
+            raise
+
+    def _put_source(self, name: bytes, source: Source) -> None:
+        length = source.length
+        with source.open() as chunks:
+            # The first chunk is fetched before the object begins: a file that cannot be opened costs
+            # the caller that file, not the attempt.
+            first = next(chunks, None)
+            self._final = self._final or isinstance(source, OnceSource)
+            if isinstance(source, ReaderSource) and source.rereadable:
+                self._rewinds.append(source)
+            data = _flat(itertools.chain(() if first is None else (first,), chunks))
+            try:
+                if length is None:
+                    self._feed_unknown(name, data)
+                else:
+                    self._feed_known(name, length, data)
+            except BaseException as error:
+                self._broken(name, length, error)
+                raise
+
+    def _feed_known(self, name: bytes, length: int, chunks: Iterable[bytes | memoryview]) -> None:
+        writer = self._placing.place(name, length)
+        writer.begin(name)
+        given = 0
+        for data in chunks:
+            given += len(data)
+            if given > length:
+                raise SourceLengthError(f"{name!r}: gave more than the {length} bytes that it said")
+            taken = writer.feed(data)
+            assert taken == len(data), "room was reserved for all of it"
+        if given < length:
+            raise SourceLengthError(f"{name!r}: gave {given} of the {length} bytes that it said")
+        writer.end()
+
+    def _feed_unknown(self, name: bytes, chunks: Iterable[bytes | memoryview]) -> None:
+        placing = self._placing
+        writer = placing.place(name, None, start=self._shared.progress.floor)
+        limit = placing.max_size
+        writer.begin(name)
+        given, look_ahead = 0, True
+        for data in chunks:
+            given += len(data)
+            if limit is not None and given > limit:
+                self._outgrown(name, given)
+            taken = writer.feed(data)
+            while taken < len(data):
+                if not placing.more(name, ahead=False):
+                    self._outgrown(name, given)
+                taken += writer.feed(memoryview(data)[taken:])
+            if look_ahead and not writer.ahead and writer.left < AHEAD_BYTES:
+                # One span ahead, so that the object rarely waits for a reservation.
+                look_ahead = placing.more(name, ahead=True)
+        writer.end()
+
+    # -- failing
+
+    def _broken(self, name: bytes, length: int | None, error: BaseException) -> None:
+        """What was raised while an object was sent: signals get their verdict, all else is undone and rises."""
+        if isinstance(error, Signal):
+            writer = self._placing.writer
+            assert writer is not None
+            self._fail(stop_and_look(self._placing.stretches, error, primary=writer.primary))
+        if isinstance(error, Refused):
+            self._fail(error.blamed)
+        if isinstance(error, Forbidden):
+            self._stop(State.FAILED)
+            self._signal(error.verdict, [each for _, each in error.blamed])
+        if isinstance(error, NoRoom):
+            self._no_room(name, length, error)
+        if self._state is State.OPEN:
+            self._stop(State.ABORTED)
+
+    def _no_room(self, name: bytes, length: int | None, error: NoRoom) -> NoReturn:
+        self._stop(State.FAILED)
+        size = "an unknown number of" if length is None else str(length)
+        chain = " -> ".join(primary.pool for primary in self._placing.destination.chain)
+        cause = error.refusal
+        message = (
+            f"no pool of {chain} takes {name!r} of {size} bytes{f' ({cause})' if cause else ''};"
+            " add a volume or raise max_size"
+        )
+        group = None if cause is None else ExceptionGroup("what refused", [cause])
+        raise self._failed("space", message) from group
+
+    def _outgrown(self, name: bytes, given: int) -> NoReturn:
+        """An object of unknown length does not fit its primary: begin again lower in the chain (rule R6)."""
+        self._stop(State.FAILED)
+        placing = self._placing
+        chain = placing.destination.chain
+        outgrew = f"{name!r} outgrew {chain[placing.index].pool} at {given} bytes"
+        lower = policy.next_primary(placing.destination, given, {}, start=placing.index + 1)
+        if lower is None:
+            raise self._failed("space", f"{outgrew}, and no pool below takes it")
+        self._shared.progress.floor = lower
+        message = f"{outgrew}; sent again it goes to {chain[lower].pool}"
+        if self._final:
+            message += ", but its source cannot be read again: say its length, or spool it"
+            raise self._failed("source", message)
+        self._rewind()
+        raise self._retry("space", message, min_bytes=given)
+
+    def _fail(self, blamed: Sequence[Blamed]) -> NoReturn:
+        """Undo, judge, signal."""
+        self._stop(State.FAILED)
+        shared = self._shared
+        left = shared.primary_retries - shared.progress.spent
+        verdict = policy.judge(shared.lists, one_for_each(blamed), retries_left=left)
+        self._signal(verdict, [error for _, error in blamed])
+
+    def _signal(self, verdict: Verdict, errors: Sequence[Exception]) -> NoReturn:
+        shared = self._shared
+        shared.lists = verdict.lists
+        shared.progress.spent += verdict.spends
+        cause = ExceptionGroup("what failed", list(errors))
+        what = "; ".join(str(error) for error in errors)
+        undone = "nothing of the transaction is stored"
+        if verdict.action is Action.RETRY:
+            gone = (
+                f", and {', '.join(verdict.removed)} left this session" if verdict.removed else ""
+            )
+            if self._final:
+                message = f"{what}; {undone}{gone}. A source of it cannot be read again"
+                raise self._failed("source", message, removed=verdict.removed) from cause
+            self._rewind()
+            message = f"{what}; {undone}{gone}. Send it again"
+            raise self._retry(verdict.reason, message, removed=verdict.removed) from cause
+        if verdict.reason == "copy_continue":
+            message = f"{what}; {undone}: copy_continue is false. Mend the copy pool and start over"
+            raise self._failed("copy_continue", message) from cause
+        retry = self._retry(verdict.behind, f"{what}; {undone}", removed=verdict.removed)
+        retry.__cause__ = cause
+        tries = shared.primary_retries
+        message = (
+            f"{what}; {undone}. Given up after {tries} retries that nobody could be removed for"
+        )
+        raise self._failed("budget", message, removed=verdict.removed) from retry
+
+    def _retry(
+        self,
+        reason: str,
+        message: str,
+        *,
+        removed: Sequence[str] = (),
+        min_bytes: int | None = None,
+    ) -> TransactionRetry:
+        self._failure = TransactionRetry(
+            reason,
+            message,
+            transaction=self._id.hex(),
+            attempt=self._attempt,
+            removed=removed,
+            min_bytes=min_bytes,
+        )
+        return self._failure
+
+    def _failed(
+        self, reason: str, message: str, *, removed: Sequence[str] = ()
+    ) -> TransactionFailed:
+        self._failure = TransactionFailed(
+            reason, message, transaction=self._id.hex(), attempt=self._attempt, removed=removed
+        )
+        return self._failure
+
+    def _rewind(self) -> None:
+        """Take seekable readers back to where they stood, the first one last."""
+        for source in reversed(self._rewinds):
+            # A caller that closed its file will open it anew for the resend.
+            with contextlib.suppress(OSError, ValueError):
+                source.open().close()
+
+    def _stop(self, state: State) -> None:
+        """Stop feeding; what is not in flight goes back now, the rest when it has drained."""
+        self._state = state
+        shared, placing = self._shared, self._placing
+        shared.lists = placing.lists
+        for stretch in placing.stretches:
+            if not stretch.settled:
+                stretch.stream.abort()
+        placing.give_back()
+        shared.pending += placing.stretches
+        shared.sweep()
+
+    # -- committing
+
+    def _commit(self) -> Receipt:
+        placing, shared = self._placing, self._shared
+        if placing.writer is None:
+            return self._committed(0, ())
+        try:
+            placing.writer.finish()
+            for stretch in placing.stretches:
+                stretch.settle(shared.timeout)
+        except BaseException as error:
+            self._broken(b"", None, error)
+            raise
+        records = tuple(self._record(writer) for writer in placing.writers)
+        record = TransactionRecord(
+            transaction=self._id,
+            attempt=self._attempt,
+            node=shared.node,
+            kind=self._kind,
+            destination=placing.destination.pool,
+            required=placing.required,
+            aggregates=records,
+        )
+        try:
+            csn = shared.host.commit(record)
+        except CatalogError as error:
+            self._stop(State.FAILED)
+            left = shared.primary_retries - shared.progress.spent
+            self._signal(policy.judge_catalog(shared.lists, retries_left=left), [error])
+        except TransactionFailed as error:
+            self._stop(State.FAILED)
+            self._failure = error
+            raise
+        except BaseException:
+            # CommitUnknown, or a host that broke off: perhaps it is committed, so nothing is given back.
+            self._state = State.UNKNOWN
+            raise
+        placing.give_back()
+        return self._committed(csn, records)
+
+    def _record(self, writer: AggregateWriter) -> AggregateRecord:
+        pools = (writer.primary, *self._placing.listed)
+        return AggregateRecord(
+            aggregate=writer.aggregate,
+            primary=writer.primary,
+            members=writer.members,
+            spans=tuple(writer.written),
+            pools=pools,
+            gaps=policy.gaps(
+                self._placing.lists,
+                self._kind,
+                aggregate=writer.aggregate,
+                primary=writer.primary,
+                held=pools,
+                objects=len(writer.members),
+                size=writer.size,
+            ),
+            proofs=tuple(proof for stretch in writer.stretches for proof in stretch.proofs),
+        )
+
+    def _committed(self, csn: int, records: tuple[AggregateRecord, ...]) -> Receipt:
+        shared = self._shared
+        shared.lists = self._placing.lists
+        self._state = State.COMMITTED
+        self._receipt = shared.receipt = Receipt(
+            transaction=self._id.hex(),
+            attempt=self._attempt,
+            csn=csn,
+            objects=tuple(
+                StoredObject(member.name, member.length, member.digest, r.primary, r.pools)
+                for r in records
+                for member in r.members
+            ),
+            gaps=tuple(gap for r in records for gap in r.gaps),
+            removed=MappingProxyType({r.pool: r.reason for r in shared.lists.removed}),
+            bytes=sum(writer.size for writer in self._placing.writers),
+            seconds=shared.clock() - self._began,
+        )
+        return self._receipt
+
+
+# ---- small things ----------------------------------------------------------------------------------------
+
+
+def _encoded(name: str | bytes) -> bytes:
+    try:
+        encoded = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else bytes(name)
+    except UnicodeEncodeError as error:
+        raise InterfaceError(f"put: {name!r} cannot be written as UTF-8: {error.reason}") from error
+    if not 1 <= len(encoded) <= MAX_NAME_BYTES:
+        raise InterfaceError(
+            f"put: a name has 1 to {MAX_NAME_BYTES} bytes, this has {len(encoded)}"
+        )
+    return encoded
+
+
+def _flat(chunks: Iterable[Buffer]) -> Iterator[bytes | memoryview]:
+    """Chunks of any shape as plain bytes, without copying; empty ones are left out."""
+    for chunk in chunks:
+        if isinstance(chunk, bytes):
+            yield chunk
+            continue
+        view = memoryview(chunk)
+        if view.nbytes:
+            yield view if view.format == "B" and view.ndim == 1 else view.cast("B")
