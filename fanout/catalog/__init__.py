@@ -1,0 +1,70 @@
+"""The catalog: the database of objects, aggregates, copies and gaps, and the only package that knows SQLite.
+
+`schema.sql` is the layout, `rows.py` what goes in and comes out, `intake.py` packs a commit group, `reader.py` asks,
+`door.py` writes, `restore.py` makes a whole catalog at once.
+"""
+
+from __future__ import annotations
+
+from fanout.catalog.door import Catalog, CommitDoubt
+from fanout.catalog.members import MemberSet
+from fanout.catalog.reader import CatalogReader
+from fanout.catalog.restore import (
+    RestoredAggregate,
+    RestoredCopy,
+    RestoredTransaction,
+    restore,
+    writer_lock,
+)
+from fanout.catalog.rows import (
+    AggregateEntry,
+    Commit,
+    CommittedEntry,
+    CopyEntry,
+    GapEntry,
+    HeldSpans,
+    MemberEntry,
+    NewAggregate,
+    NewCopy,
+    NewGap,
+    ObjectEntry,
+    OccupancyEntry,
+    Place,
+    PoolEntry,
+    Region,
+    Repair,
+    StoreEntry,
+    UsageEntry,
+    VolumeEntry,
+)
+
+__all__ = [
+    "AggregateEntry",
+    "Catalog",
+    "CatalogReader",
+    "Commit",
+    "CommitDoubt",
+    "CommittedEntry",
+    "CopyEntry",
+    "GapEntry",
+    "HeldSpans",
+    "MemberEntry",
+    "MemberSet",
+    "NewAggregate",
+    "NewCopy",
+    "NewGap",
+    "ObjectEntry",
+    "OccupancyEntry",
+    "Place",
+    "PoolEntry",
+    "Region",
+    "Repair",
+    "RestoredAggregate",
+    "RestoredCopy",
+    "RestoredTransaction",
+    "StoreEntry",
+    "UsageEntry",
+    "VolumeEntry",
+    "restore",
+    "writer_lock",
+]

@@ -1,0 +1,449 @@
+"""The one door to the catalog: the only writer, on top of everything that a reader can ask.
+
+::
+
+    commit(group) ─┬─ returns CSNs ─────────────────────────────── all of it is there, durably
+                   ├─ CatalogError ─────────────────────────────── nothing of it is there, for sure
+                   └─ CommitDoubt ── fence(keys) ─┬─ returns ───── each attempt is committed, or never will be
+                                                  └─ CatalogError  still unknown: nothing may be reused until the next open
+
+An error from COMMIT proves nothing: with a write-ahead log the frames may be whole in the file though the flush failed, and the
+rows come back after a crash. So the door fences: it commits something else on the same log (whatever the failed
+commit had left there is overwritten or cut off) in which it takes the attempt's key for itself. If the key is taken already, the
+attempt has committed.
+
+A server database can stand behind this class: ids, versions and times come from here, keys are random or the caller's, and
+no caller sees SQL, a connection or a row number. `tests/catalog/test_contract.py` says what any implementation must do.
+
+Threads: any thread may ask anything; writers wait for each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanout.catalog.intake import Counters, Intake, pack
+from fanout.catalog.reader import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    CatalogReader,
+    connect,
+    refuse_links,
+    translated,
+)
+from fanout.errors import CatalogBusy, CatalogError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from fanout.catalog.rows import Commit, PoolEntry, VolumeEntry
+
+CACHE_KIB = (
+    32 << 10
+)  # the writer's page cache: the inner pages of an index over some ten million objects
+LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
+
+_INSERT_GROUP = f"INSERT INTO intake VALUES ({', '.join('?' * 13)})"
+
+# Result codes that say for sure that the statement was rolled back before COMMIT began.
+_CERTAINLY_NOTHING = frozenset(
+    {
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_ERROR,
+    }
+)
+
+
+class CommitDoubt(Exception):
+    """The commit may or may not have happened: call `Catalog.fence` before anything else."""
+
+
+class Catalog(CatalogReader):
+    """A catalog that is open for writing. Only one can be, on one machine; see `create` and `open`.
+
+    Attributes:
+        last_commit_at: when the last group committed, by the catalog's clock: nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, lock_wait: float, clock: Callable[[], int]
+    ) -> None:
+        self._clock = clock
+        self._write_lock = threading.Lock()
+        self.last_commit_at = 0
+        self._lock_fd = _take_lock(os.path.abspath(path), lock_wait)
+        try:
+            super().__init__(path)
+            with translated(self.path):
+                self._writes = _connect_writer(self.path)
+                row = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
+                self._counters = Counters(*row.fetchone())
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        store: bytes,
+        pools: Iterable[PoolEntry],
+        volumes: Iterable[VolumeEntry] = (),
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Make a new catalog, private to its owner. It appears whole or not at all, and never over anything.
+
+        Raises:
+            CatalogError: there is something at `path`, or it cannot be written.
+        """
+        path = os.path.abspath(path)
+        draft = f"{path}.{uuid.uuid4().hex}.new"
+        try:
+            _write_draft(draft, store, pools, volumes, clock())
+            os.link(draft, path)  # unlike rename, it fails when there is something
+            _sync_directory(path)
+        except FileExistsError:
+            raise CatalogError(
+                path, "there is something here already; nothing is overwritten"
+            ) from None
+        except OSError as error:
+            raise CatalogError(path, f"cannot be made: {error.strerror}") from error
+        finally:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                with suppress(FileNotFoundError):
+                    Path(draft + suffix).unlink()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        lock_wait: float = 0.0,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> Catalog:
+        """Open for writing.
+
+        Args:
+            path: of the database; must exist.
+            lock_wait: seconds to wait for another writer to end.
+            clock: nanoseconds since 1970.
+
+        Raises:
+            CatalogBusy: another process, or another `Catalog` of this one, has it open for writing.
+            CatalogVersion: not a catalog, or of a version that this code does not know.
+            CatalogError: missing, a symbolic link, unreadable.
+        """
+        return cls(path, lock_wait=lock_wait, clock=clock)
+
+    @staticmethod
+    def discard(path: str | os.PathLike[str]) -> None:
+        """Remove a catalog and all that it knows, for good.
+
+        Raises:
+            CatalogBusy: somebody has it open for writing.
+            CatalogError: it is a symbolic link, or cannot be removed.
+        """
+        path = os.path.abspath(path)
+        lock = _take_lock(path, 0.0)
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    Path(path + suffix).unlink()
+            _sync_directory(path)
+        except OSError as error:
+            raise CatalogError(path, f"cannot be removed: {error.strerror}") from error
+        finally:
+            os.close(lock)
+
+    def close(self) -> None:
+        """Close, fold the log into the database if nobody else has it open, and let the next writer in; idempotent."""
+        if self._lock_fd < 0:
+            return
+        super().close()
+        try:
+            with translated(self.path):
+                self._writes.close()
+        finally:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # ---- commits -------------------------------------------------------------------------------
+
+    def commit(self, group: Sequence[Commit]) -> list[int]:
+        """Make a group visible, in one durable transaction.
+
+        Returns:
+            The commit sequence number of each, ascending by one.
+
+        Raises:
+            CatalogError: nothing of the group is there. A duplicate key, an unknown pool, or a place that is taken is
+                the fault of one member; the caller may try them one by one.
+            CommitDoubt: nobody knows; `fence` decides.
+        """
+        with self._write_lock:
+            return self._commit(pack(group))
+
+    def _commit(self, intake: Intake) -> list[int]:
+        at = self._clock()
+        row = intake.parameters(self._counters, at)
+        try:
+            # One statement is one transaction: it begins, writes and commits without a return to Python.
+            self._writes.execute(_INSERT_GROUP, row)
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", None)
+            if code is not None and (code & 0xFF) in _CERTAINLY_NOTHING:
+                raise CatalogError(self.path, f"nothing was committed: {error}") from error
+            raise CommitDoubt(f"{self.path}: {error}") from error
+        except MemoryError as error:  # SQLite's own, perhaps in the middle of COMMIT
+            raise CommitDoubt(f"{self.path}: out of memory") from error
+        first = self._counters.csn + 1
+        self._counters = self._counters.after(intake)
+        self.last_commit_at = at
+        return list(range(first, first + len(intake.attempts)))
+
+    def fence(self, keys: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], int | None]:
+        """Settle attempts whose commit ended in doubt.
+
+        Returns:
+            For each (transaction, attempt) its commit sequence number, or None: it has not committed and never will.
+
+        Raises:
+            CatalogError: the fence could not be committed either; everything is as unknown as before.
+        """
+        with self._write_lock, translated(self.path):
+            if self._writes.in_transaction:
+                self._writes.execute("ROLLBACK")
+            self._writes.execute("BEGIN IMMEDIATE")
+            try:
+                states = self._take_keys(keys)
+                counters = self._writes.execute(
+                    "SELECT csn, next_aggregate, next_object FROM store"
+                )
+                found = Counters(*counters.fetchone())
+                self._writes.execute("COMMIT")
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):
+                    self._writes.execute("ROLLBACK")
+                raise
+        self._counters = found
+        return states
+
+    def _take_keys(self, keys: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], int | None]:
+        listed = json.dumps([[transaction.hex(), attempt] for transaction, attempt in keys])
+        self._writes.execute("UPDATE store SET fences = fences + 1")
+        self._writes.execute(
+            """INSERT INTO attempt (tx, attempt, state, at)
+               SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), 'fenced', ?
+               FROM json_each(?) WHERE true ON CONFLICT DO NOTHING""",
+            (self._clock(), listed),
+        )
+        rows = self._writes.execute(
+            """SELECT a.tx, a.attempt, a.csn FROM json_each(?) AS k JOIN attempt AS a
+               ON a.tx = json_extract(k.value, '$[0]') AND a.attempt = json_extract(k.value, '$[1]')""",
+            (listed,),
+        )
+        return {(bytes.fromhex(tx), attempt): csn for tx, attempt, csn in rows}
+
+    # ---- pools and volumes -----------------------------------------------------------------------
+
+    def add(self, *, pools: Iterable[PoolEntry] = (), volumes: Iterable[VolumeEntry] = ()) -> None:
+        """Add pools and volumes, durably.
+
+        Raises:
+            CatalogError: a name, path or id is taken, or a pool is unknown.
+        """
+        with self._write_lock, translated(self.path):
+            self._writes.execute("BEGIN IMMEDIATE")
+            try:
+                _insert_pools(self._writes, pools)
+                _insert_volumes(self._writes, volumes)
+                self._writes.execute("COMMIT")
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):
+                    self._writes.execute("ROLLBACK")
+                raise
+
+    def set_epochs(self, epochs: Mapping[bytes, tuple[int, int, int]]) -> None:
+        """Record, durably and in one transaction, the epoch, device and inode with which volumes were opened.
+
+        Raises:
+            CatalogError: it could not be recorded; the volumes must not be used.
+        """
+        listed = json.dumps([[volume.hex(), *numbers] for volume, numbers in epochs.items()])
+        with self._write_lock, translated(self.path):
+            self._writes.execute(
+                """UPDATE volume SET epoch = json_extract(e.value, '$[1]'), device = json_extract(e.value, '$[2]'),
+                       inode = json_extract(e.value, '$[3]')
+                   FROM json_each(?) AS e WHERE volume.uuid = json_extract(e.value, '$[0]')""",
+                (listed,),
+            )
+
+    def checkpoint(self) -> int:
+        """Fold what readers do not need any more from the log into the database; commits need not wait for it.
+
+        Returns:
+            Pages that stay in the log.
+
+        Raises:
+            CatalogError: it failed. Commits go on as long as the log can grow.
+        """
+        with translated(self.path):
+            db = connect(self.path, read_only=False)
+            try:
+                _, pages, folded = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            finally:
+                db.close()
+        return max(0, int(pages) - int(folded))
+
+
+# ---- making and locking ----------------------------------------------------------------------------
+
+
+def _write_draft(
+    draft: str,
+    store: bytes,
+    pools: Iterable[PoolEntry],
+    volumes: Iterable[VolumeEntry],
+    now: int,
+) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(draft, flags, 0o600)
+    try:
+        os.fchmod(
+            fd, 0o600
+        )  # whatever the umask takes away; SQLite gives its other files the same mode
+    finally:
+        os.close(fd)
+    with translated(draft):
+        db = connect(draft, read_only=False)
+        try:
+            _fill_draft(db, store, pools, volumes, now)
+        finally:
+            db.close()
+
+
+def _fill_draft(
+    db: sqlite3.Connection,
+    store: bytes,
+    pools: Iterable[PoolEntry],
+    volumes: Iterable[VolumeEntry],
+    now: int,
+) -> None:
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    schema = files("fanout.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
+    db.executescript(f"BEGIN; {schema}")
+    db.execute("INSERT INTO store VALUES (1, ?, ?, 0, 1, 1, 0)", (store.hex(), now))
+    _insert_pools(db, pools)
+    _insert_volumes(db, volumes)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    db.execute("COMMIT")
+    db.execute("PRAGMA journal_mode = WAL")
+
+
+def _insert_pools(db: sqlite3.Connection, pools: Iterable[PoolEntry]) -> None:
+    for entry in pools:
+        db.execute(
+            "INSERT INTO pool (uuid, name, kind) VALUES (?, ?, ?)",
+            (entry.pool.hex(), entry.name, entry.kind.value),
+        )
+
+
+def _insert_volumes(db: sqlite3.Connection, volumes: Iterable[VolumeEntry]) -> None:
+    for entry in volumes:
+        db.execute(
+            """INSERT INTO volume (uuid, pool, path, size, granule, epoch, device, inode, is_block)
+               VALUES (?, (SELECT id FROM pool WHERE name = ?), ?, ?, ?, ?, ?, ?, ?)""",
+            (
+                entry.volume.hex(),
+                entry.pool,
+                entry.path,
+                entry.size,
+                entry.granule,
+                entry.epoch,
+                entry.device,
+                entry.inode,
+                int(entry.is_block),
+            ),
+        )
+
+
+def _connect_writer(path: str) -> sqlite3.Connection:
+    db = connect(path, read_only=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA recursive_triggers = OFF")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        db.execute(
+            "PRAGMA wal_autocheckpoint = 0"
+        )  # not in anybody's commit: see `Catalog.checkpoint`
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _take_lock(path: str, wait: float) -> int:
+    """The writer's lock, on a file beside the database.
+
+    Not on the database itself: closing any descriptor of it would drop the locks that SQLite holds there.
+    """
+    refuse_links(path)
+    lock = f"{path}.lock"
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = (
+            "is a symbolic link, which is refused" if error.errno == errno.ELOOP else error.strerror
+        )
+        raise CatalogError(lock, f"cannot be opened: {reason}") from error
+    try:
+        _wait_for_lock(fd, path, wait)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _wait_for_lock(fd: int, path: str, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise CatalogBusy(
+                    path,
+                    "another process has the store open for writing; end it, or open read-only",
+                ) from None
+        time.sleep(min(LOCK_POLL, max(0.0, deadline - time.monotonic())))
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

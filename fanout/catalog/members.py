@@ -1,0 +1,73 @@
+"""Sets of an aggregate's members, as runs: which of them a pool holds, and which it lacks. Pure values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSet:
+    """Some members of an aggregate, counted from 0 in the order in which they were stored.
+
+    Attributes:
+        runs: (first, count), ascending, never adjacent, never empty.
+    """
+
+    runs: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, indexes: Iterable[int]) -> MemberSet:
+        """The set of these indexes, in any order, repeats allowed."""
+        runs: list[tuple[int, int]] = []
+        for index in sorted(set(indexes)):
+            if runs and sum(runs[-1]) == index:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((index, 1))
+        return cls(tuple(runs))
+
+    @classmethod
+    def all_of(cls, count: int) -> MemberSet:
+        """Every member of an aggregate that has `count` of them."""
+        return cls(((0, count),) if count else ())
+
+    def __contains__(self, index: object) -> bool:
+        """Whether the set holds that index."""
+        return isinstance(index, int) and any(
+            first <= index < first + count for first, count in self.runs
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        """All indexes, ascending."""
+        for first, count in self.runs:
+            yield from range(first, first + count)
+
+    def __len__(self) -> int:
+        """How many indexes."""
+        return sum(count for _, count in self.runs)
+
+    def __or__(self, other: MemberSet) -> MemberSet:
+        """What is in either."""
+        return MemberSet.of([*self, *other])
+
+    def __sub__(self, other: MemberSet) -> MemberSet:
+        """What is here and not there."""
+        gone = set(other)
+        return MemberSet.of(index for index in self if index not in gone)
+
+
+def to_json(members: MemberSet | None) -> str | None:
+    """As the catalog keeps it: ``[[first, count], …]``; None, for all of them, stays None."""
+    return None if members is None else json.dumps(members.runs, separators=(",", ":"))
+
+
+def from_json(text: str | None) -> MemberSet | None:
+    """The inverse of `to_json`."""
+    if text is None:
+        return None
+    return MemberSet(tuple((int(first), int(count)) for first, count in json.loads(text)))

@@ -1,0 +1,303 @@
+"""Writes a whole catalog at once, from what a rebuild has found on the volumes.
+
+What it promises:
+
+1. The catalog appears whole or not at all, under a name that nothing else has.
+2. A catalog that stands there is kept, log and all, under a new name beside it; only on request, and never beside its writer.
+3. Commit sequence numbers are those of the volumes; versions are numbered in the order of commits, as they were.
+
+`Catalog.create` makes the file; this module fills it before anybody can see it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanout.catalog.door import Catalog, _connect_writer, _sync_directory, _take_lock
+from fanout.catalog.intake import KIND_CODES
+from fanout.catalog.members import to_json
+from fanout.catalog.reader import _ACTIVE, _IN_SET, translated
+from fanout.errors import CatalogError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from fanout.catalog.members import MemberSet
+    from fanout.catalog.rows import NewGap, Place, PoolEntry, VolumeEntry
+    from fanout.types import Member, ObjectKind
+
+_SIDES = ("-wal", "-shm", "-journal")  # of a database
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredCopy:
+    """What a pool holds of an aggregate: as `NewCopy`, with the commit that last changed it."""
+
+    pool: str
+    csn: int
+    places: tuple[Place, ...]
+    present: MemberSet | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredAggregate:
+    """An aggregate as its copies tell of it.
+
+    Attributes:
+        aggregate: id.
+        primary: name of the pool.
+        objects: how many members it had.
+        bytes: of its data.
+        members: those that are known, by number. Others exist no more.
+        copies: the pools that have spans of it.
+        gaps: pools that should hold it and lack some.
+    """
+
+    aggregate: bytes
+    primary: str
+    objects: int
+    bytes: int
+    members: Mapping[int, Member]
+    copies: tuple[RestoredCopy, ...]
+    gaps: tuple[NewGap, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredTransaction:
+    """A transaction that has committed, with its aggregates in their order; none: all of them were deleted."""
+
+    transaction: bytes
+    attempt: int
+    csn: int
+    at: int
+    node: str
+    kind: ObjectKind
+    required: tuple[str, ...]
+    aggregates: tuple[RestoredAggregate, ...]
+
+
+@contextmanager
+def writer_lock(path: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a catalog's writer: nobody writes meanwhile, here or in another process.
+
+    Raises:
+        CatalogBusy: somebody does.
+        CatalogError: there is no catalog.
+    """
+    lock = _take_lock(os.path.abspath(path), wait)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def restore(
+    path: str | os.PathLike[str],
+    *,
+    store: bytes,
+    created: int,
+    csn: int,
+    pools: Iterable[PoolEntry],
+    volumes: Iterable[VolumeEntry],
+    transactions: Iterable[RestoredTransaction],
+    force: bool = False,
+    now: int | None = None,
+) -> str | None:
+    """Make a catalog that says all this.
+
+    Args:
+        path: where it appears.
+        store: UUID of the store.
+        created: when the store was, in nanoseconds since 1970.
+        csn: of the last commit.
+        pools: in their order.
+        volumes: in their order.
+        transactions: in the order of their commits; taken one by one.
+        force: keep a catalog that stands at `path` under another name, and take its place.
+        now: nanoseconds since 1970; None: by the clock.
+
+    Returns:
+        The new name of the catalog that stood there, if one did.
+
+    Raises:
+        CatalogError: there is something at `path` (without `force`), or it cannot be written. Nothing has changed.
+        CatalogBusy: somebody has the catalog there open for writing.
+    """
+    path = os.path.abspath(path)
+    draft = f"{path}.{uuid.uuid4().hex}.new"
+    try:
+        Catalog.create(draft, store=store, pools=pools, volumes=volumes, clock=lambda: created)
+        with translated(path):
+            db = _connect_writer(draft)
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                _Writer(db, time.time_ns() if now is None else now).write(transactions, csn)
+                db.execute("COMMIT")
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                db.close()
+        return _put_in_place(draft, path, force=force)
+    except OSError as error:
+        raise CatalogError(path, f"cannot be made: {error.strerror}") from error
+    finally:
+        for suffix in ("", *_SIDES):
+            with suppress(FileNotFoundError):
+                Path(draft + suffix).unlink()
+
+
+def _put_in_place(draft: str, path: str, *, force: bool) -> str | None:
+    """Give the draft its name; what stands there goes aside first."""
+    kept = None
+    if os.path.lexists(path):
+        if not force:
+            raise CatalogError(path, "there is something here already; nothing is overwritten")
+        with writer_lock(path):
+            kept = _set_aside(path)
+    elif os.path.lexists(f"{path}-wal"):
+        # The log of a catalog that was lost: SQLite would play it into the new one. An empty one is what readers leave behind.
+        if os.path.getsize(f"{path}-wal"):
+            kept = _set_aside(path)
+        else:
+            os.unlink(f"{path}-wal")
+    os.link(draft, path)
+    _sync_directory(path)
+    return kept
+
+
+def _set_aside(path: str) -> str:
+    """Rename a database and what belongs to it. The database first: without its log it would be an older one."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    kept, number = f"{path}.replaced-{stamp}", 1
+    while any(os.path.lexists(kept + suffix) for suffix in ("", *_SIDES)):
+        number += 1
+        kept = f"{path}.replaced-{stamp}-{number}"
+    for suffix in ("", *_SIDES):
+        with suppress(FileNotFoundError):
+            os.rename(path + suffix, kept + suffix)
+    _sync_directory(path)
+    return kept
+
+
+class _Writer:
+    """Fills an empty catalog, inside one transaction of its caller's."""
+
+    def __init__(self, db: sqlite3.Connection, now: int) -> None:
+        self._db, self._now = db, now
+        self._pools = dict(db.execute("SELECT name, id FROM pool"))
+        self._volumes = {
+            bytes.fromhex(volume): number
+            for volume, number in db.execute("SELECT uuid, id FROM volume")
+        }
+        self._nodes: dict[str, int] = {}
+        self._aggregate = self._object = 1
+
+    def write(self, transactions: Iterable[RestoredTransaction], csn: int) -> None:
+        for transaction in transactions:
+            self._write_transaction(transaction)
+        # Of an active-data pool only what is active now can be missing, and that is known only now.
+        held = _IN_SET.format(column="gap.missing")
+        self._db.execute(
+            f"""DELETE FROM gap WHERE pool IN (SELECT id FROM pool WHERE kind = 'active-data') AND NOT EXISTS (
+                SELECT 1 FROM aggregate AS g
+                JOIN object AS o ON o.id >= g.first_object AND o.id < g.first_object + g.objects
+                WHERE g.id = gap.aggregate AND {held} AND {_ACTIVE})"""
+        )
+        self._db.execute(
+            "UPDATE store SET csn = ?, next_aggregate = ?, next_object = ?",
+            (csn, self._aggregate, self._object),
+        )
+
+    def _node(self, name: str) -> int:
+        if name not in self._nodes:
+            added = self._db.execute("INSERT INTO node (name) VALUES (?) RETURNING id", (name,))
+            self._nodes[name] = added.fetchone()[0]
+        return self._nodes[name]
+
+    def _write_transaction(self, entry: RestoredTransaction) -> None:
+        node, kind = self._node(entry.node), KIND_CODES[entry.kind]
+        self._db.execute(
+            """INSERT INTO attempt (tx, attempt, state, csn, origin, node, kind, required, first_aggregate, aggregates, at)
+               VALUES (?, ?, 'committed', ?, 'client', ?, ?, ?, ?, ?, ?)""",
+            (
+                entry.transaction.hex(),
+                entry.attempt,
+                entry.csn,
+                node,
+                kind,
+                json.dumps(entry.required),
+                self._aggregate,
+                len(entry.aggregates),
+                entry.at,
+            ),
+        )
+        for aggregate in entry.aggregates:
+            self._write_aggregate(entry, aggregate, node, kind)
+            self._aggregate += 1
+            self._object += aggregate.objects
+
+    def _write_aggregate(
+        self, entry: RestoredTransaction, aggregate: RestoredAggregate, node: int, kind: int
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO aggregate VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._aggregate,
+                aggregate.aggregate.hex(),
+                entry.transaction.hex(),
+                entry.attempt,
+                entry.csn,
+                node,
+                kind,
+                self._pools[aggregate.primary],
+                self._object,
+                aggregate.objects,
+                aggregate.bytes,
+                entry.at,
+            ),
+        )
+        self._db.executemany(
+            "INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (self._object + index, node, kind, m.name, self._aggregate, *m[1:])
+                for index, m in aggregate.members.items()
+            ),
+        )
+        for copy in aggregate.copies:
+            self._write_copy(copy)
+        self._db.executemany(
+            "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                (
+                    self._aggregate,
+                    self._pools[gap.pool],
+                    to_json(gap.missing),
+                    gap.reason,
+                    gap.errno,
+                    entry.at,
+                    self._now,
+                )
+                for gap in aggregate.gaps
+            ),
+        )
+
+    def _write_copy(self, copy: RestoredCopy) -> None:
+        pool = self._pools[copy.pool]
+        self._db.execute(
+            "INSERT INTO copy VALUES (?, ?, ?, ?)",
+            (self._aggregate, pool, to_json(copy.present), copy.csn),
+        )
+        self._db.executemany(
+            "INSERT INTO placement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (self._aggregate, pool, place.span, self._volumes[place.volume], *place[2:])
+                for place in copy.places
+            ),
+        )

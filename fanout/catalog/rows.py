@@ -1,0 +1,278 @@
+"""What goes into the catalog and what comes out of it: frozen values, without SQL and without I/O.
+
+Ids are 16 bytes, times are nanoseconds since 1970 (UTC), sizes and offsets are bytes. A version is a number that the catalog
+gives: of equal names the higher one is newer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.catalog.members import MemberSet
+    from fanout.types import Member, ObjectKind, PoolKind
+
+# ---- what goes in ------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where one span of one copy lies: `used` of `length` bytes at `offset` of a volume, with this part of the aggregate's data."""
+
+    span: int
+    volume: bytes
+    offset: int
+    length: int
+    used: int
+    data_start: int
+    data_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewCopy:
+    """A pool holds an aggregate.
+
+    Attributes:
+        pool: name.
+        places: spans that are new on the media.
+        present: all members that the pool holds from now on; None: every one.
+    """
+
+    pool: str
+    places: tuple[Place, ...]
+    present: MemberSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewGap:
+    """A pool lacks members that it should hold; None: all of the aggregate's."""
+
+    pool: str
+    reason: str
+    errno: int = 0
+    missing: MemberSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewAggregate:
+    """One run of objects on one primary, with its copies (the primary's first) and its gaps."""
+
+    aggregate: bytes
+    primary: str
+    members: Sequence[Member]
+    copies: tuple[NewCopy, ...]
+    gaps: tuple[NewGap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What a reconcile run changes on one aggregate that is there already.
+
+    Attributes:
+        aggregate: id.
+        copy: what the pool holds more than before; None: nothing.
+        gap: what it still lacks, and why; replaces an older gap of that pool, whose `since` stays. None: it lacks nothing any more.
+        pool: name.
+    """
+
+    aggregate: bytes
+    pool: str
+    copy: NewCopy | None = None
+    gap: NewGap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What becomes visible together: a client's transaction, or a batch of repairs.
+
+    The key (transaction, attempt) settles a commit whose outcome is unknown; of one transaction only one attempt ever commits.
+    """
+
+    transaction: bytes
+    attempt: int
+    node: str | None = None
+    kind: ObjectKind | None = None
+    destination: str | None = None
+    required: tuple[str, ...] = ()
+    aggregates: tuple[NewAggregate, ...] = ()
+    repairs: tuple[Repair, ...] = ()
+
+
+# ---- what comes out ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEntry:
+    """A pool as the catalog knows it."""
+
+    pool: bytes
+    name: str
+    kind: PoolKind
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeEntry:
+    """A volume as the catalog knows it: identity, geometry, the epoch of its last opening, and what held it then."""
+
+    volume: bytes
+    pool: str
+    path: str
+    size: int
+    granule: int
+    epoch: int
+    device: int
+    inode: int
+    is_block: bool
+
+
+class Region(NamedTuple):
+    """Live bytes on a volume."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSpans:
+    """What one volume holds of one copy: what its directory should say."""
+
+    aggregate: bytes
+    transaction: bytes
+    attempt: int
+    csn: int
+    node: str
+    kind: ObjectKind
+    at: int
+    present: MemberSet | None
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyEntry:
+    """A pool's copy of an aggregate, with the places of all its spans by number."""
+
+    pool: str
+    present: MemberSet | None
+    places: tuple[Place, ...]
+
+    def holds(self, index: int) -> bool:
+        """Whether member `index` is in this copy."""
+        return self.present is None or index in self.present
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateEntry:
+    """An aggregate: what it is, the secondaries that the rules demanded for it, and how much it holds.
+
+    Its `ordinal` is its number in its transaction, from 0.
+    """
+
+    aggregate: bytes
+    transaction: bytes
+    attempt: int
+    csn: int
+    node: str
+    kind: ObjectKind
+    primary: str
+    required: tuple[str, ...]
+    objects: int
+    bytes: int
+    at: int
+    ordinal: int
+
+
+class MemberEntry(NamedTuple):
+    """A member of an aggregate: `start` is its place in the aggregate's data; active says that no newer version has its name."""
+
+    member: int
+    version: int
+    name: bytes
+    start: int
+    length: int
+    digest: bytes
+    active: bool
+
+
+class ObjectEntry(NamedTuple):
+    """One version of an object, and where it is kept: number `member` of an aggregate."""
+
+    node: str
+    kind: ObjectKind
+    name: bytes
+    version: int
+    active: bool
+    length: int
+    digest: bytes
+    at: int
+    primary: str
+    aggregate: bytes
+    member: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedEntry:
+    """A transaction that has committed: which attempt, when in the order of commits, what the rules demanded, and its aggregates."""
+
+    transaction: bytes
+    attempt: int
+    csn: int
+    at: int
+    required: tuple[str, ...]
+    aggregates: tuple[AggregateEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GapEntry:
+    """What a pool lacks of one aggregate.
+
+    Attributes:
+        missing: members; None: all.
+        objects: how many of them count: for an active-data pool only those that are active now.
+        bytes: of these objects.
+    """
+
+    aggregate: bytes
+    node: str
+    kind: ObjectKind
+    primary: str
+    pool: str
+    missing: MemberSet | None
+    reason: str
+    errno: int
+    since: int
+    updated: int
+    objects: int
+    bytes: int
+
+
+class OccupancyEntry(NamedTuple):
+    """How much a pool holds of a node."""
+
+    node: str
+    kind: ObjectKind
+    pool: str
+    objects: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEntry:
+    """What lies on a volume: live bytes, spans, and distinct aggregates."""
+
+    volume: bytes
+    live_bytes: int
+    spans: int
+    aggregates: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreEntry:
+    """The store itself."""
+
+    store: bytes
+    created: int
+    csn: int
+    objects: int = field(default=0)

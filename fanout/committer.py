@@ -1,0 +1,243 @@
+"""Group commit: the one thread that writes to the catalog.
+
+::
+
+    session A ──┐                     ┌── settled(commit, csn)   regions become live, or stay reserved
+    session B ──┤ commit()   queue    │
+    session C ──┘ and wait ──────> committer ── one database transaction for all that wait
+                                      │
+                                      ├── durable(group)         only if the directories are flushed before the acknowledgement
+                                      ├── wake A, B, C           the acknowledgement
+                                      └── appended(group)        directory records, behind everybody's back
+
+What it promises:
+
+1. Nobody is woken with a number before the catalog has made that commit durable.
+2. After an error from COMMIT nobody is woken and nothing is released until the fence has said, for every member of the group,
+   whether it has committed. If the fence fails too, the store is read-only from then on: members get `CommitUnknown`,
+   what they wrote is neither live nor free, and the next opening decides.
+3. `settled` runs for every commit that was handed in and whose outcome is known, exactly once, also when its caller was
+   interrupted while it waited.
+4. One member that cannot be committed (a key that is taken) does not take the rest of its group with it.
+
+Why a thread of its own and not a leader among the callers: a `KeyboardInterrupt` strikes the main thread at any point. A caller
+that led the group could be struck between COMMIT and the others' acknowledgement. It costs two switches between
+threads for each group; groups grow meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+from fanout.catalog import CommitDoubt
+from fanout.errors import CatalogError, CommitUnknown, InterfaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fanout.catalog import Catalog, Commit
+
+    Committed = tuple[Commit, int]
+
+MAX_WAITING = 1024  # commits in the queue; further callers wait at its door
+MAX_GROUP = 64  # commits in one transaction
+MAX_GROUP_OBJECTS = 16_384  # stop collecting here: about 80 ms for the last one to wait
+
+_log = logging.getLogger("fanout.committer")
+
+
+class _Ticket:
+    """One commit on its way. Written by the committer alone until `done` is set."""
+
+    __slots__ = ("commit", "csn", "done", "error", "objects")
+
+    def __init__(self, commit: Commit) -> None:
+        self.commit = commit
+        self.objects = sum(len(aggregate.members) for aggregate in commit.aggregates)
+        self.done = threading.Event()
+        self.csn: int | None = None
+        self.error: Exception | None = None
+
+
+def _nothing(_: object) -> None:
+    """The default of the hooks."""
+
+
+class Committer:
+    """Commits what any number of threads hand in, in groups.
+
+    Args:
+        catalog: open for writing; nobody else may write to it while this is open.
+        settled: called with (commit, csn) or, when it did not happen, (commit, None), before the caller is woken.
+        durable: called with the group before the callers are woken; may take its time.
+        appended: called with the group after the callers were woken; must not take its time.
+
+    The hooks run on the committer's thread. One that raises makes the committer read-only: the store's books would be wrong.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        settled: Callable[[Commit, int | None], None],
+        durable: Callable[[Sequence[Committed]], None] = _nothing,
+        appended: Callable[[Sequence[Committed]], None] = _nothing,
+    ) -> None:
+        self._catalog = catalog
+        self._settled, self._durable, self._appended = settled, durable, appended
+        self._queue: queue.Queue[_Ticket | None] = queue.Queue(MAX_WAITING)
+        self._gate = threading.Lock()  # so that nothing is queued behind the end
+        self._closed = False
+        self._refusal: str | None = None
+        self._thread = threading.Thread(target=self._run, name="fanout-committer", daemon=True)
+        self._thread.start()
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing can be committed any more; None: all is well."""
+        return self._refusal
+
+    def commit(self, commit: Commit) -> int:
+        """Hand a commit in and wait for it. Any thread.
+
+        Returns:
+            Its commit sequence number: it is durable.
+
+        Raises:
+            CatalogError: it did not happen.
+            CommitUnknown: nobody knows; the store is read-only until it is opened again.
+            InterfaceError: closed.
+        """
+        ticket = _Ticket(commit)
+        with self._gate:
+            if self._closed:
+                raise InterfaceError("the store is closed")
+            self._queue.put(ticket)
+        ticket.done.wait()
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.csn is not None
+        return ticket.csn
+
+    def close(self) -> None:
+        """Commit what waits, then end; idempotent."""
+        with self._gate:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    # ---- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group, last = self._collect(first)
+            self._commit_group(group)
+            if last:
+                return
+
+    def _collect(self, first: _Ticket) -> tuple[list[_Ticket], bool]:
+        """Whatever is ready, without waiting for more; and whether the end was among it."""
+        group, objects = [first], first.objects
+        with contextlib.suppress(queue.Empty):
+            while len(group) < MAX_GROUP and objects < MAX_GROUP_OBJECTS:
+                ticket = self._queue.get_nowait()
+                if ticket is None:
+                    return group, True
+                group.append(ticket)
+                objects += ticket.objects
+        return group, False
+
+    def _commit_group(self, group: list[_Ticket]) -> None:
+        if self._refusal is not None:
+            refusal = CatalogError(self._catalog.path, self._refusal)
+            return self._finish(group, dict.fromkeys(map(_key, group)), refusal)
+        try:
+            csns = self._catalog.commit([ticket.commit for ticket in group])
+        except CommitDoubt as doubt:
+            return self._settle_doubt(group, doubt)
+        except Exception as error:
+            return self._after_refusal(group, error)
+        return self._finish(group, dict(zip(map(_key, group), csns, strict=True)), None)
+
+    def _after_refusal(self, group: list[_Ticket], error: Exception) -> None:
+        """Nothing was committed. Alone, it is this one's fault; in a group, find out whose (promise 4)."""
+        if len(group) > 1:
+            for ticket in group:
+                self._commit_group([ticket])
+            return
+        if not isinstance(error, CatalogError):
+            wrapped = CatalogError(self._catalog.path, f"nothing was committed: {error}")
+            wrapped.__cause__ = error
+            error = wrapped
+        self._finish(group, {_key(group[0]): None}, error)
+
+    def _settle_doubt(self, group: list[_Ticket], doubt: CommitDoubt) -> None:
+        """Promise 2."""
+        _log.warning("a commit is in doubt, fencing: %s", doubt)
+        keys = [_key(ticket) for ticket in group]
+        try:
+            csns = self._catalog.fence(keys)
+        except CatalogError as error:
+            self._refusal = (
+                "read-only: the outcome of a commit is unknown, and the catalog takes no fence; "
+                f"mend what keeps it from being written, then open the store again ({error})"
+            )
+            _log.error("%s: %s", self._catalog.path, self._refusal)
+            for ticket in group:
+                ticket.error = self._unknown(ticket, doubt)
+                ticket.done.set()
+            return
+        failure = CatalogError(self._catalog.path, f"nothing was committed: {doubt}")
+        failure.__cause__ = doubt
+        self._finish(group, csns, failure)
+
+    def _unknown(self, ticket: _Ticket, doubt: CommitDoubt) -> CommitUnknown:
+        error = CommitUnknown(
+            "commit",
+            f"may or may not be committed: {doubt}. {self._refusal}",
+            transaction=ticket.commit.transaction.hex(),
+            attempt=ticket.commit.attempt,
+        )
+        error.__cause__ = doubt
+        return error
+
+    def _finish(
+        self,
+        group: list[_Ticket],
+        csns: dict[tuple[bytes, int], int | None],
+        failure: Exception | None,
+    ) -> None:
+        """Books, acknowledgement, directories: in this order."""
+        committed: list[Committed] = []
+        for ticket in group:
+            ticket.csn = csns[_key(ticket)]
+            if ticket.csn is None:
+                ticket.error = failure
+            else:
+                committed.append((ticket.commit, ticket.csn))
+            self._hook(self._settled, ticket.commit, ticket.csn)
+        if committed:
+            self._hook(self._durable, committed)
+        for ticket in group:
+            ticket.done.set()
+        if committed:
+            self._hook(self._appended, committed)
+
+    def _hook(self, hook: Callable[..., None], *arguments: object) -> None:
+        try:
+            hook(*arguments)
+        except Exception as error:
+            _log.exception("a hook of the committer failed")
+            self._refusal = f"read-only: the store's books are wrong after {error!r}; open it again"
+
+
+def _key(ticket: _Ticket) -> tuple[bytes, int]:
+    return ticket.commit.transaction, ticket.commit.attempt

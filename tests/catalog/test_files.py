@@ -1,0 +1,203 @@
+"""The catalog as files: who may read them, who may write, and what is refused.
+
+What could break: names of everybody's files readable by others; two writers; a reader that sees half a commit, or
+that keeps the log from being folded; a strange file taken for a catalog.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout.catalog import Catalog, CatalogReader
+from fanout.errors import CatalogBusy, CatalogError, CatalogVersion
+
+if TYPE_CHECKING:
+    from tests.catalog.conftest import Sample
+
+
+def test_files_are_private_whatever_the_umask(sample: Sample) -> None:
+    """Also the log and the index of the log, which SQLite makes later."""
+    before = os.umask(0)
+    try:
+        sample.create()
+        with sample.open() as catalog:
+            catalog.commit([sample.commit()])
+            modes = {p.name: p.stat().st_mode & 0o777 for p in sample.path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {
+        "catalog.db": 0o600,
+        "catalog.db-wal": 0o600,
+        "catalog.db-shm": 0o600,
+        "catalog.db.lock": 0o600,
+    }
+
+
+def test_create_never_overwrites(sample: Sample) -> None:
+    """Not a catalog, not another file, not through a link; and no draft is left behind."""
+    sample.path.write_bytes(b"precious")
+    with pytest.raises(CatalogError, match="nothing is overwritten"):
+        sample.create()
+    assert sample.path.read_bytes() == b"precious"
+    sample.path.unlink()
+    sample.path.symlink_to("elsewhere")
+    with pytest.raises(CatalogError):
+        sample.create()
+    assert sorted(p.name for p in sample.path.parent.iterdir()) == ["catalog.db"]
+
+
+def test_open_never_creates(sample: Sample) -> None:
+    """An open of the wrong place must not leave an empty catalog there."""
+    with pytest.raises(CatalogError, match="create the store first"):
+        sample.open()
+    with pytest.raises(CatalogError, match="create the store first"):
+        CatalogReader(sample.path)
+    assert list(sample.path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("which", ["catalog.db", "catalog.db.lock"])
+def test_links_are_refused(sample: Sample, which: str) -> None:
+    """A link could lead the writer to somebody else's file."""
+    sample.create()
+    path = sample.path.parent / which
+    if path.exists():
+        path.rename(path.with_suffix(".moved"))
+    path.symlink_to(path.with_suffix(".moved"))
+    with pytest.raises(CatalogError, match="symbolic link"):
+        sample.open()
+
+
+def test_strange_files_are_refused_by_name(sample: Sample) -> None:
+    """Garbage, another program's database, a newer catalog: each a typed error, and the file stays as it is."""
+    path = sample.path
+    path.write_bytes(os.urandom(8192))
+    with pytest.raises(CatalogVersion, match=r"catalog\.db"):
+        sample.open()
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE t (x)")
+    db.close()
+    with pytest.raises(CatalogVersion, match="not a fanout catalog"):
+        sample.open()
+    path.unlink()
+    sample.create()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    with pytest.raises(CatalogVersion, match="schema 2"):
+        CatalogReader(path)
+
+
+def test_a_damaged_page_is_a_typed_error(sample: Sample) -> None:
+    """Bytes flipped in the middle: refused or reported, never a crash and never a plain sqlite3 error."""
+    sample.create()
+    with sample.open() as catalog:
+        catalog.commit([sample.commit([b"%d" % n for n in range(500)])])
+    data = bytearray(sample.path.read_bytes())
+    for offset in range(4096 + 100, len(data), 4096):
+        data[offset : offset + 64] = os.urandom(64)
+    sample.path.write_bytes(data)
+
+    def read_all() -> list[str]:
+        with sample.open() as catalog:
+            list(catalog.objects())
+            return catalog.verify()
+
+    try:
+        found = read_all()
+    except CatalogError as error:
+        found = [str(error)]
+    assert found != []
+
+
+def test_a_second_writer_is_refused(sample: Sample) -> None:
+    """In this process and from another; when the first ends, the next may come."""
+    sample.create()
+    script = f"from fanout.catalog import Catalog; Catalog.open({os.fspath(sample.path)!r})"
+    with sample.open():
+        with pytest.raises(CatalogBusy):
+            Catalog.open(sample.path)
+        other = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        )
+        assert "CatalogBusy" in other.stderr
+    with sample.open():
+        pass
+
+
+def test_a_lock_is_waited_for(sample: Sample) -> None:
+    """A daemon that restarts finds its predecessor on the way out."""
+    sample.create()
+    first = sample.open()
+    script = f"from fanout.catalog import Catalog; Catalog.open({os.fspath(sample.path)!r}, lock_wait=20)"
+    with subprocess.Popen([sys.executable, "-c", script]) as other:
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
+        first.close()
+        assert other.wait(20) == 0
+
+
+def test_readers_work_beside_a_writer_and_without_one(sample: Sample) -> None:
+    """They see commits as they happen, whole; they change nothing; the log can be folded while they are open."""
+    sample.create()
+    with CatalogReader(sample.path) as reader:
+        assert reader.store().csn == 0
+        with sample.open() as writer:
+            for csn in range(1, 4):
+                writer.commit([sample.commit()])
+                assert reader.store().csn == csn
+                assert len(list(reader.objects())) == 2 * csn
+            assert writer.checkpoint() == 0
+        assert reader.store().csn == 3
+    with CatalogReader(sample.path) as reader:
+        assert len(list(reader.objects())) == 6
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader._reads.execute("UPDATE store SET csn = 0")
+
+
+def test_a_slow_consumer_of_a_listing_holds_nothing_up(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-read listing must not keep a read transaction open: the log would grow for ever."""
+    monkeypatch.setattr("fanout.catalog.reader.PAGE_ROWS", 2)
+    sample.create()
+    with sample.open() as writer, CatalogReader(sample.path) as reader:
+        writer.commit([sample.commit([b"1", b"2", b"3", b"4"])])
+        listing = reader.objects()
+        first = next(listing)
+        writer.commit([sample.commit([b"5"])])
+        assert writer.checkpoint() == 0
+        log = sample.path.with_name("catalog.db-wal")
+        size = log.stat().st_size
+        writer.commit([sample.commit([b"6"])])
+        assert log.stat().st_size == size, "the log starts over"
+        assert [first.version, *(entry.version for entry in listing)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_close_is_idempotent(sample: Sample) -> None:
+    """Also when opening failed half way: nothing stays locked."""
+    sample.create()
+    catalog = sample.open()
+    catalog.close()
+    catalog.close()
+    with sample.open() as again:
+        assert again.store().csn == 0
+
+
+def test_discard_takes_everything_but_never_an_open_store(sample: Sample) -> None:
+    """The log goes too: a new catalog beside an old log would be a damaged one."""
+    sample.create()
+    with sample.open() as catalog:
+        catalog.commit([sample.commit()])
+        with pytest.raises(CatalogBusy):
+            Catalog.discard(sample.path)
+    Catalog.discard(sample.path)
+    sample.create()
+    with sample.open() as catalog:
+        assert catalog.store().csn == 0
