@@ -1,0 +1,442 @@
+"""Writes one aggregate: objects into spans, spans onto streams, the host's framing around them. It knows no rules.
+
+::
+
+    AggregateWriter     one run of objects on one primary
+      ├─ written        spans that are finished: head │ data │ foot │ padding
+      ├─ current span   objects go here, one fragment each
+      ├─ ahead          reserved, not yet entered
+      └─ stretches      the streams that carry the spans; all but the last are sealed
+
+A stream has a fixed set of targets, so a span on other targets begins a new stretch; the digest of an object that crosses over is
+handed on. A span is left only when more data comes or the aggregate ends, so that an object which ends exactly at its end is final
+there.
+
+What it promises:
+
+1. What `capacity` says fits, fits, footers included.
+2. A leg's failure is raised as `LegFailed` at the first write that sees it.
+3. Every span that was added is in exactly one of: written, current, ahead.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout.errors import InterfaceError
+from fanout.host import Fragment, SyncProof, WrittenSpan
+from fanout.types import FaultClass, Member, Outcome, OutcomeCode, Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.engine import Engine, Stream, Target
+    from fanout.host import Framing, Host, ReserveRequest, Span
+
+# How long one wait for a flush lasts before the legs are looked at, and how long the legs of a failed
+# attempt may take to show their own failures, so that they are judged together. Seconds.
+SETTLE_SLICE = 0.25
+# Streams of one transaction that are sealed and still being synced. Beyond it the oldest is waited for.
+MAX_SEALED = 4
+
+_GONE = Outcome(OutcomeCode.NOT_SUBMITTED, Phase.WRITE, errno=errno.ENXIO, cls=FaultClass.TRANSPORT)
+_TOO_LATE = Outcome(
+    OutcomeCode.TIMED_OUT, Phase.FLUSH, errno=errno.ETIMEDOUT, cls=FaultClass.TRANSPORT
+)
+
+
+class LegFailed(Exception):
+    """A target that the data must reach has failed: stop feeding and look at the legs."""
+
+
+class Starved(Exception):
+    """The engine could not serve the stream in time: this host is short of something."""
+
+
+class Unwritten(Exception):
+    """The legs cannot say it: these targets got nothing, or did not answer in time.
+
+    Attributes:
+        targets: (pool, target) pairs.
+        outcome: what to say about each.
+    """
+
+    def __init__(self, targets: Sequence[tuple[str, Target]], outcome: Outcome) -> None:
+        self.targets, self.outcome = tuple(targets), outcome
+        super().__init__(", ".join(target.path for _, target in targets))
+
+
+Signal = LegFailed | Starved | Unwritten
+
+
+class Reserved(NamedTuple):
+    """A span, the request that it answers, and its number in the aggregate."""
+
+    request: ReserveRequest
+    number: int
+    span: Span
+
+
+@dataclass(slots=True)
+class Stretch:
+    """A stream and the spans that were placed on it.
+
+    Attributes:
+        stream: sealed unless it is the last of its writer.
+        spans: the regions that it may write to.
+        pools: which pool each target stands for.
+        released: (span index, pool) pairs that the host got back.
+        settled: every target has made the bytes durable, and the stream is closed.
+        proofs: of that.
+    """
+
+    stream: Stream
+    spans: list[Span]
+    pools: dict[Target, str]
+    released: set[tuple[int, str]] = field(default_factory=set)
+    settled: bool = False
+    proofs: tuple[SyncProof, ...] = ()
+
+    def settle(self, timeout: float | None) -> None:
+        """Wait until every target has made its bytes durable, and end the stream.
+
+        Raises:
+            LegFailed: a target failed. Others may still be waiting.
+            Unwritten: some did not answer within `timeout` seconds.
+        """
+        left = timeout
+        while not self.settled:
+            step = SETTLE_SLICE if left is None else min(SETTLE_SLICE, left)
+            try:
+                outcomes = self.stream.sync(timeout=step)
+            except TimeoutError:
+                # One that failed must not wait for another that hangs.
+                if self.stream.failures():
+                    raise LegFailed from None
+                left = None if left is None else left - step
+                if left is not None and left <= 0:
+                    raise Unwritten(self._late(), _TOO_LATE) from None
+                continue
+            if not all(outcome.ok for outcome in outcomes.values()):
+                raise LegFailed
+            self.proofs = tuple(
+                SyncProof(self.pools[leg.target], leg.target, leg.accepted, leg.synced)
+                for leg in self.stream.legs()
+            )
+            self.settled = True
+            self.stream.close()
+
+    def _late(self) -> list[tuple[str, Target]]:
+        return [
+            (self.pools[leg.target], leg.target)
+            for leg in self.stream.legs()
+            if leg.state == "active"
+        ]
+
+    def failures(self) -> dict[Target, Outcome]:
+        """The targets that failed so far."""
+        return {} if self.settled else self.stream.failures()
+
+    def release(self, host: Host, *, timeout: float = 0.0) -> bool:
+        """Give the regions back that nothing is in flight on.
+
+        A target that was let go may still write: its regions are never given back, whatever its last completion says.
+
+        Returns:
+            Whether there is nothing left to wait for.
+        """
+        everyone = frozenset(self.pools)
+        drained = everyone if self.settled else self.stream.drained(timeout=timeout)
+        stuck = [t for t in self.pools if t not in drained]
+        free = {self.pools[t] for t in drained if t.state != "detached"}
+        for index, span in enumerate(self.spans):
+            pools = [p.pool for p in span.placements if p.pool in free]
+            pools = [pool for pool in pools if (index, pool) not in self.released]
+            if pools:
+                self.released.update((index, pool) for pool in pools)
+                host.release(span, pools)
+        if any(target.state != "detached" for target in stuck):
+            return False
+        self.stream.close()
+        return True
+
+
+class AggregateWriter:
+    """The aggregate that a transaction is writing, or has written.
+
+    Args:
+        engine: makes the streams.
+        framing: what the host wants around the data; None: nothing.
+        aggregate: 16 bytes.
+        primary: name of the primary pool.
+        stretches: of the whole transaction; new ones are appended.
+        timeout: seconds for admission, slots and flushes; None: for ever.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        framing: Framing | None,
+        *,
+        aggregate: bytes,
+        primary: str,
+        stretches: list[Stretch],
+        timeout: float | None,
+    ) -> None:
+        self.aggregate, self.primary = aggregate, primary
+        self.members: list[Member] = []
+        self.size = 0  # client bytes
+        self.written: list[WrittenSpan] = []
+        self.ahead: deque[Reserved] = deque()
+        self.stretches: list[Stretch] = []
+        self._all_stretches = stretches
+        self.numbers = 0  # spans added so far
+        self._engine, self._framing, self._timeout = engine, framing, timeout
+        self._head_size = 0 if framing is None else framing.head_size()
+        # The current span.
+        self._current: Reserved | None = None
+        self._stream: Stream | None = None
+        self._length = 0
+        self._at = 0  # in the span: where the next data byte goes
+        self._start = 0  # in the aggregate: where the span's data starts
+        self._fragments: list[Fragment] = []
+        self._names = 0
+        # The current object.
+        self._name = b""
+        self._began = self._piece = self._left = 0
+
+    # -- room
+
+    def add(self, request: ReserveRequest, spans: Sequence[Span]) -> None:
+        """Take what the host reserved.
+
+        Raises:
+            InterfaceError: the host's answer does not fit its contract.
+        """
+        for span in spans:
+            self._check(request, span)
+            self.ahead.append(Reserved(request, self.numbers, span))
+            self.numbers += 1
+
+    def _check(self, request: ReserveRequest, span: Span) -> None:
+        asked = (request.primary, *request.secondaries)
+        given = tuple(placement.pool for placement in span.placements)
+        if given != asked:
+            raise InterfaceError(f"the host was asked for places on {asked} and gave {given}")
+        coarse = max(placement.target.granule for placement in span.placements)
+        if span.length <= 0 or span.length % coarse:
+            raise InterfaceError(f"a span of {span.length} bytes is no multiple of {coarse}")
+
+    def room(self, name: bytes) -> int:
+        """Client bytes that the current span still takes of an object of that name; below 0: none, not even the name."""
+        if self._current is None:
+            return -1
+        length, at = self._length, self._at
+        if self._framing is None:
+            return length - at
+        count, names = len(self._fragments) + 1, self._names + len(name)
+        # The span's whole length stands for its data: a few bytes of sums too many, and one number for all objects.
+        return length - at - self._framing.foot_size(count, names, length)
+
+    def capacity(self, name: bytes) -> int:
+        """Client bytes that all reserved spans take of one object of that name; below 0: none, not even the name."""
+        total = self.room(name)
+        for reserved in self.ahead:
+            room = self._fresh_room(reserved.span, name)
+            total = room if total < 0 else total + max(0, room)
+        return total
+
+    def _fresh_room(self, span: Span, name: bytes) -> int:
+        foot = 0 if self._framing is None else self._framing.foot_size(1, len(name), span.length)
+        return span.length - self._head_size - foot
+
+    @property
+    def left(self) -> int:
+        """Client bytes that the current span still takes of the current object."""
+        return self._left
+
+    # -- objects
+
+    def whole(self, name: bytes, data: bytes) -> bool:
+        """A whole object into the current span; False: it does not fit there, and nothing has happened.
+
+        The same as `begin`, `feed` and `end`, in one call for the many small objects of a file tree.
+
+        Raises:
+            LegFailed, Starved: the attempt is over.
+        """
+        length, at = len(data), self._at
+        if self.room(name) < length:
+            return False
+        stream = self._stream
+        assert stream is not None
+        try:
+            failed = stream.write(data)
+        except TimeoutError as error:
+            raise Starved from error
+        if failed:
+            raise LegFailed
+        digest, began = stream.digest(), self.size
+        self._at, self.size = at + length, began + length
+        self.members.append(Member(name, began, length, digest))
+        if self._framing is not None:
+            self._fragments.append(Fragment(name, at - self._head_size, length, digest))
+            self._names += len(name)
+        return True
+
+    def begin(self, name: bytes) -> None:
+        """Begin an object. `capacity` must have said that it fits."""
+        room = self.room(name)
+        while room < 0 or (room == 0 and self.ahead):
+            self._enter()
+            room = self.room(name)
+        self._name, self._began, self._piece, self._left = name, self.size, self._at, room
+
+    def feed(self, data: bytes | memoryview) -> int:
+        """Write bytes of the object; they go on in the spans ahead.
+
+        Args:
+            data: a `bytes`, or a one-dimensional memoryview of bytes.
+
+        Returns:
+            How many were taken: fewer than given when no span is ahead.
+
+        Raises:
+            LegFailed, Unwritten, Starved: the attempt is over.
+        """
+        length = len(data)
+        if length <= self._left:
+            self._accept(data, length)
+            return length
+        taken = 0
+        with memoryview(data) as view:
+            while taken < length:
+                if self._left <= 0:
+                    if not self.ahead:
+                        break
+                    self._cross()
+                    continue
+                part = view[taken : taken + self._left]
+                self._accept(part, len(part))
+                taken += len(part)
+        return taken
+
+    def _accept(self, data: bytes | memoryview, length: int) -> None:
+        assert self._stream is not None
+        try:
+            failed = self._stream.write(data)
+        except TimeoutError as error:
+            raise Starved from error
+        self._at += length
+        self._left -= length
+        self.size += length
+        if failed:
+            raise LegFailed
+
+    def _cross(self) -> None:
+        """The object goes on in the next span."""
+        if self._framing is not None and self._at > self._piece:
+            self._end_piece(None)
+        self._enter()
+        self._piece, self._left = self._at, self.room(self._name)
+
+    def end(self) -> Member:
+        """End the object."""
+        assert self._stream is not None
+        digest = self._stream.digest()
+        if self._framing is not None:
+            self._end_piece(digest)
+        member = Member(self._name, self._began, self.size - self._began, digest)
+        self.members.append(member)
+        return member
+
+    def _end_piece(self, digest: bytes | None) -> None:
+        offset, length = self._piece - self._head_size, self._at - self._piece
+        self._fragments.append(Fragment(self._name, offset, length, digest))
+        self._names += len(self._name)
+
+    # -- spans
+
+    def finish(self) -> None:
+        """No more objects: end the last span and seal. Does not wait.
+
+        Raises:
+            LegFailed, Starved: the attempt is over.
+        """
+        try:
+            self._leave(final=True)
+            if self._stream is not None:
+                self._stream.seal()
+        except TimeoutError as error:
+            raise Starved from error
+
+    def _enter(self) -> None:
+        """Go on to the next reserved span, on a new stretch when it lies on other targets."""
+        try:
+            self._leave(final=False)
+            self._go_on(self.ahead[0])
+        except TimeoutError as error:
+            raise Starved from error
+
+    def _go_on(self, reserved: Reserved) -> None:
+        request, number, span = reserved
+        targets = tuple(placement.target for placement in span.placements)
+        if self._stream is None or self._stream.targets != targets:
+            self._begin_stretch(span, targets)
+        else:
+            self.stretches[-1].spans.append(span)
+        # From here on the span is the stretch's: an abort waits until nothing is in flight on it.
+        self.ahead.popleft()
+        self._current = reserved
+        assert self._stream is not None
+        self._stream.place([placement.offset for placement in span.placements], span.length)
+        self._length, self._at, self._start = span.length, self._head_size, self.size
+        self._fragments, self._names = [], 0
+        if self._framing is not None:
+            head = self._framing.head(request, number, span, self.size)
+            self._write_raw(head, self._head_size, "head")
+
+    def _begin_stretch(self, span: Span, targets: tuple[Target, ...]) -> None:
+        gone = [(p.pool, p.target) for p in span.placements if p.target.state != "active"]
+        if gone:
+            raise Unwritten(gone, _GONE)
+        unsettled = [stretch for stretch in self._all_stretches if not stretch.settled]
+        for stretch in unsettled[:-MAX_SEALED]:
+            stretch.settle(self._timeout)
+        previous = self._stream
+        stream = self._engine.stream(targets, timeout=self._timeout)
+        pools = {placement.target: placement.pool for placement in span.placements}
+        self.stretches.append(Stretch(stream, [span], pools))
+        self._all_stretches.append(self.stretches[-1])
+        if previous is not None:
+            stream.carry(previous)
+            previous.seal()
+        self._stream = stream
+
+    def _leave(self, *, final: bool) -> None:
+        if self._current is None:
+            return
+        assert self._stream is not None
+        request, number, span = self._current
+        data_length = self.size - self._start
+        if self._framing is not None:
+            sums = self._stream.sums()
+            fragments = tuple(self._fragments)
+            foot = self._framing.foot(
+                request, number, span, fragments, sums, self._start, data_length, final
+            )
+            self._write_raw(foot, None, "foot")
+        self._stream.pad()
+        used = self._stream.position
+        self.written.append(WrittenSpan(number, span, used, self._start, data_length))
+        self._current = None
+
+    def _write_raw(self, data: bytes, size: int | None, what: str) -> None:
+        assert self._stream is not None
+        if size is not None and len(data) != size:
+            raise InterfaceError(f"the host's {what} has {len(data)} bytes, it said {size}")
+        if self._stream.write(data, raw=True):
+            raise LegFailed

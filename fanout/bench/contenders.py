@@ -1,0 +1,382 @@
+"""Who is compared: fanout and its peers. Each can `run` the same `Work` any number of times.
+
+All write 1 MiB at a time and end with a flush of every target. What differs is said with each class; where a peer could be given more
+or less, it is given more: fio never reads a client's memory nor hashes, the Python threads write the client's memory without a
+copy, `dd` reads the client's bytes from memory and does not hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import xxhash
+
+from fanout.bench.measure import Meter, Sample
+from fanout.bench.work import CHUNK_BYTES, MIB
+from fanout.errors import FanoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.bench.work import Work
+    from fanout.engine import Engine, Target
+
+DEPTH = 8
+HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+HUGE_PAGE_BYTES = 2 << 20
+HUGE_PAGES_WANTED = 96  # 192 MiB: fio's buffers and fanout's arena side by side
+
+
+class Contender(Protocol):
+    """One way to get the bytes onto the targets."""
+
+    name: str
+    family: str
+    """Contenders of one family answer one question; the best of them stands for it."""
+    title: str
+
+    def missing(self) -> str | None:
+        """Why it cannot run here; None when it can."""
+
+    def run(self, work: Work) -> Sample:
+        """Do the work once."""
+
+
+class BenchmarkError(FanoutError):
+    """A contender did not do its work; its figure would be void."""
+
+
+# ---- fanout -------------------------------------------------------------------------------------------------------------
+
+
+class Fanout:
+    """The engine: copy into its arena, XXH3-128 and a sum per slot on the way, one shared buffer to every target.
+
+    Args:
+        engine: open for the whole comparison, as in a daemon. Targets are opened for each run, outside the clock, as fio does.
+    """
+
+    name = "fanout"
+    family = "fanout"
+    title = "fanout (copy + hash)"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def missing(self) -> str | None:
+        """Never."""
+        return None
+
+    def run(self, work: Work) -> Sample:
+        """Stream the client's chunks and sync."""
+        with contextlib.ExitStack() as stack:
+            opened = [self._open(path, work) for path in work.targets]
+            for target in opened:
+                stack.callback(target.close)
+            with self._engine.stream(opened) as stream:
+                stream.place([0] * len(opened), work.size_bytes)
+                with Meter() as meter:
+                    for chunk in work.chunks():
+                        stream.write(chunk)
+                    outcomes = stream.sync()
+            bad = {
+                target.path: str(outcome) for target, outcome in outcomes.items() if not outcome.ok
+            }
+            if bad:
+                raise BenchmarkError(f"fanout: {bad}")
+        return meter.sample(work.size_bytes, len(work.targets))
+
+    def _open(self, path: str, work: Work) -> Target:
+        """Say how long it will be: no space is allocated ahead while the clock runs."""
+        size = 0 if work.block_devices else work.size_bytes
+        return self._engine.open(path, lock=work.block_devices, size=size)
+
+
+# ---- fio ----------------------------------------------------------------------------------------------------------------
+
+
+class Fio:
+    """fio with io_uring and direct I/O, timed by its own clock (its start-up does not count).
+
+    Args:
+        tuned: registered buffers and files, buffers on huge pages: reserved ones when there are enough, else transparent ones.
+        jobs_per_target: one thread for each target, or one thread for all. A target has `DEPTH` writes in flight either way.
+    """
+
+    def __init__(self, *, tuned: bool, jobs_per_target: bool) -> None:
+        self._tuned, self._jobs_per_target = tuned, jobs_per_target
+        threads = "a thread per target" if jobs_per_target else "one thread"
+        self.name = f"fio_{'tuned' if tuned else 'stock'}_{'jobs' if jobs_per_target else 'single'}"
+        self.family = "fio_tuned" if tuned else "fio_stock"
+        self.title = f"fio {'tuned' if tuned else 'stock'}, {threads}"
+        self.memory = "malloc"
+
+    def missing(self) -> str | None:
+        """It is an optional package."""
+        return None if shutil.which("fio") else "fio is not installed (Debian: apt-get install fio)"
+
+    def run(self, work: Work) -> Sample:
+        """Run fio and take time and processor time from its report."""
+        with Meter() as meter:
+            said = subprocess.run(self._command(work), capture_output=True, text=True, check=False)
+        if said.returncode:
+            raise BenchmarkError(f"{self.name}: {_complaint(said.stderr or said.stdout)}")
+        jobs = json.loads(said.stdout[said.stdout.index("{") :])["jobs"]
+        written = sum(job["write"]["io_bytes"] for job in jobs)
+        if written != work.size_bytes * len(work.targets):
+            raise BenchmarkError(
+                f"{self.name}: wrote {written} bytes of {work.size_bytes * len(work.targets)}"
+            )
+        # Runtimes are whole milliseconds; the slowest job ends the run.
+        seconds = max(job["job_runtime"] for job in jobs) / 1e3
+        cpu = sum(
+            (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1e3 for job in jobs
+        )
+        return meter.sample(
+            work.size_bytes, len(work.targets), seconds=max(seconds, 1e-3), cpu_seconds=cpu
+        )
+
+    def _command(self, work: Work) -> list[str]:
+        common = [
+            "fio",
+            "--output-format=json",
+            "--thread",
+            "--ioengine=io_uring",
+            "--direct=1",
+            "--rw=write",
+            f"--bs={CHUNK_BYTES}",
+            f"--iodepth={DEPTH if self._jobs_per_target else DEPTH * len(work.targets)}",
+            "--end_fsync=1",
+            "--fallocate=none",
+            "--allow_file_create=0",
+            "--invalidate=0",
+        ]
+        if self._tuned:
+            common += [
+                "--fixedbufs=1",
+                "--registerfiles=1",
+                "--scramble_buffers=0",
+                *self._huge_memory(len(work.targets)),
+            ]
+        if self._jobs_per_target:
+            jobs = [
+                (f"lane{number}", path, work.size_bytes) for number, path in enumerate(work.targets)
+            ]
+        else:
+            # fio separates file names with colons.
+            names = ":".join(path.replace(":", "\\:") for path in work.targets)
+            jobs = [("all", names, work.size_bytes * len(work.targets))]
+        for name, filename, size in jobs:
+            common += [f"--name={name}", f"--filename={filename}", f"--size={size}"]
+        return common
+
+    def _huge_memory(self, targets: int) -> list[str]:
+        # DEPTH buffers for each target, and a page more for each thread, because it rounds up.
+        wanted = targets * (DEPTH * CHUNK_BYTES // HUGE_PAGE_BYTES + 1)
+        if int(_meminfo("HugePages_Free")) >= wanted:
+            self.memory = "reserved huge pages"
+            return ["--iomem=mmaphuge"]
+        if _fio_knows("thp"):
+            self.memory = "transparent huge pages"
+            return ["--iomem=mmap", "--thp=1"]
+        self.memory = "small pages: none are reserved, and this fio cannot ask for transparent ones"
+        return []
+
+
+def _complaint(text: str) -> str:
+    """Fio's first line, with the mend for what befalls most users: registered buffers count as locked memory."""
+    line = next(iter(text.strip().splitlines()), "failed without a word")
+    if "Cannot allocate memory" in line:
+        return f"{line}; its registered buffers need a higher memlock limit (ulimit -l), or root"
+    return line
+
+
+@functools.cache
+def _fio_knows(option: str) -> bool:
+    said = subprocess.run(
+        ["fio", f"--cmdhelp={option}"], capture_output=True, text=True, check=False
+    )
+    return "No such" not in said.stdout + said.stderr
+
+
+@contextlib.contextmanager
+def reserved_huge_pages(wanted: int = HUGE_PAGES_WANTED) -> Iterator[int]:
+    """Reserve huge pages while the block runs, when allowed to. Yields how many are free."""
+    before: int | None = None
+    try:
+        before = int(HUGE_PAGES.read_text(encoding="ascii"))
+        if int(_meminfo("HugePages_Free")) < wanted:
+            HUGE_PAGES.write_text(f"{before + wanted}\n", encoding="ascii")
+    except OSError:
+        before = None  # not root, or no such setting: transparent huge pages then
+    try:
+        yield int(_meminfo("HugePages_Free"))
+    finally:
+        if before is not None:
+            with contextlib.suppress(OSError):
+                HUGE_PAGES.write_text(f"{before}\n", encoding="ascii")
+
+
+# ---- Python threads -----------------------------------------------------------------------------------------------------
+
+
+class PythonThreads:
+    """One thread per target fed by a bounded queue, then ``fdatasync``: what one would write by hand.
+
+    Args:
+        direct: with O_DIRECT (the client's memory is page-aligned) instead of through the page cache.
+        hashing: XXH3-128 by python-xxhash over the client's bytes, as fanout makes it.
+    """
+
+    def __init__(self, *, direct: bool, hashing: bool) -> None:
+        self._direct, self._hashing = direct, hashing
+        how = "direct" if direct else "buffered"
+        self.family = "python_threads" if hashing else "python_threads_bare"
+        self.name = f"{self.family}_{how}"
+        self.title = f"Python threads, {how}, {'hash' if hashing else 'bare'}"
+
+    def missing(self) -> str | None:
+        """Never."""
+        return None
+
+    def run(self, work: Work) -> Sample:
+        """Feed the queues, join the threads."""
+        flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_DIRECT if self._direct else 0)
+        with contextlib.ExitStack() as stack:
+            fds = [os.open(path, flags) for path in work.targets]
+            for fd in fds:
+                stack.callback(os.close, fd)
+            lanes: list[queue.Queue[memoryview | None]] = [queue.Queue(DEPTH) for _ in fds]
+            errors: list[OSError] = []
+            threads = [
+                threading.Thread(target=_python_lane, args=(fd, lane, errors))
+                for fd, lane in zip(fds, lanes, strict=True)
+            ]
+            digest = xxhash.xxh3_128()
+            with Meter() as meter:
+                for thread in threads:
+                    thread.start()
+                for chunk in work.chunks():
+                    for lane in lanes:
+                        lane.put(chunk)
+                    if self._hashing:  # while the lanes write
+                        digest.update(chunk)
+                for lane in lanes:
+                    lane.put(None)
+                for thread in threads:
+                    thread.join()
+        if errors:
+            raise BenchmarkError(f"{self.name}: {errors[0]}")
+        return meter.sample(work.size_bytes, len(work.targets))
+
+
+def _python_lane(fd: int, lane: queue.Queue[memoryview | None], errors: list[OSError]) -> None:
+    offset = 0
+    while (chunk := lane.get()) is not None:
+        try:
+            while not errors and chunk:
+                done = os.pwrite(fd, chunk, offset)
+                chunk, offset = chunk[done:], offset + done
+        except OSError as error:
+            errors.append(error)
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        errors.append(error)
+
+
+# ---- dd | tee -----------------------------------------------------------------------------------------------------------
+
+
+class DdTee:
+    """``dd | tee`` with one `dd` per target at the end of it, each ending with ``fdatasync``.
+
+    `tee` itself would truncate files, and with that throw the preallocation away; the `dd` sinks write in place.
+
+    Args:
+        direct: the sinks write with O_DIRECT.
+    """
+
+    family = "dd_tee"
+
+    def __init__(self, *, direct: bool) -> None:
+        self._direct = direct
+        self.name = f"dd_tee_{'direct' if direct else 'buffered'}"
+        self.title = f"dd | tee, {'direct' if direct else 'buffered'} sinks"
+
+    def missing(self) -> str | None:
+        """Both belong to coreutils."""
+        return None if shutil.which("dd") and shutil.which("tee") else "dd or tee is not installed"
+
+    def run(self, work: Work) -> Sample:
+        """Start the pipeline, wait for all of it."""
+        os.lseek(work.memory_fd, 0, os.SEEK_SET)  # dd shares our position in it
+        with Meter() as meter:
+            processes = self._start(work)
+            codes = [process.wait() for process in processes]
+        if any(codes):
+            raise BenchmarkError(f"{self.name}: exit codes {codes}")
+        return meter.sample(work.size_bytes, len(work.targets))
+
+    def _start(self, work: Work) -> list[subprocess.Popen[bytes]]:
+        block = f"bs={CHUNK_BYTES // MIB}M"
+        # fullblock gathers the pieces of a pipe into whole blocks, without which O_DIRECT would be impossible.
+        sink = ["dd", block, "iflag=fullblock", "conv=notrunc,fdatasync", "status=none"]
+        if self._direct:
+            sink.append("oflag=direct")
+        processes, ends = [], []
+        for path in work.targets:
+            process = subprocess.Popen([*sink, f"of={path}"], stdin=subprocess.PIPE)
+            assert process.stdin is not None
+            processes.append(process)
+            ends.append(process.stdin)
+        source = subprocess.Popen(
+            ["dd", block, "status=none"], stdin=work.memory_fd, stdout=subprocess.PIPE
+        )
+        first, *others = ends
+        tee = subprocess.Popen(
+            ["tee", *(f"/dev/fd/{end.fileno()}" for end in others)],
+            stdin=source.stdout,
+            stdout=first,
+            pass_fds=[end.fileno() for end in others],
+        )
+        assert source.stdout is not None
+        for end in (source.stdout, *ends):
+            end.close()  # ours would keep the pipes open after the writers have gone
+        return [source, tee, *processes]
+
+
+# ---- the field ----------------------------------------------------------------------------------------------------------
+
+
+def field(engine: Engine) -> list[Contender]:
+    """Everybody, fanout first."""
+    return [
+        Fanout(engine),
+        Fio(tuned=True, jobs_per_target=True),
+        Fio(tuned=True, jobs_per_target=False),
+        Fio(tuned=False, jobs_per_target=True),
+        PythonThreads(direct=False, hashing=True),
+        PythonThreads(direct=True, hashing=True),
+        PythonThreads(direct=True, hashing=False),
+        DdTee(direct=False),
+        DdTee(direct=True),
+    ]
+
+
+def _meminfo(key: str) -> str:
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name == key:
+                return value.split()[0]
+    return "0"

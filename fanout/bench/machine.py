@@ -1,0 +1,60 @@
+"""What the figures were made on: a figure without its machine is a guess."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def describe() -> dict[str, object]:
+    """Processor, memory, kernel, page settings and tool versions, as plain values for JSON."""
+    return {
+        "processor": _first("/proc/cpuinfo", "model name") or platform.machine(),
+        "processors": os.cpu_count() or 1,
+        "processors_usable": len(os.sched_getaffinity(0)),
+        "memory_mib": int((_first("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) >> 10,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "transparent_huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "huge_pages_reserved": int(_first("/proc/meminfo", "HugePages_Total") or 0),
+        "load_before": round(os.getloadavg()[0], 2),
+        "fio": tool_version("fio"),
+        "user": "root" if os.geteuid() == 0 else "not root",
+    }
+
+
+def tool_version(name: str) -> str | None:
+    """First line of ``name --version``, or None when the tool is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    said = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, check=False, timeout=10
+    )
+    lines = said.stdout.splitlines()
+    return lines[0] if lines else name
+
+
+def _first(path: str, key: str) -> str | None:
+    """Value of the first ``key: value`` line of a file under /proc."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == key:
+                    return value.strip()
+    except OSError:
+        return None
+    return None
+
+
+def _chosen(path: str) -> str | None:
+    """The bracketed word of a sysfs choice such as ``always [madvise] never``."""
+    try:
+        text = Path(path).read_text(encoding="ascii")
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0] or text.strip()

@@ -1,0 +1,182 @@
+"""Exit codes, and what an error means to an operator: one line, and the mend.
+
+The codes are a promise to scripts; docs/cli.md has the same table.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import NoReturn
+
+import click
+
+from fanout import errors
+
+
+class Exit(enum.IntEnum):
+    """How a command ended."""
+
+    COMPLETE = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    DEGRADED = 3
+    RETRY = 4
+    FAILED = 5
+    UNKNOWN = 6
+    GAPS = 7
+    NOT_FOUND = 8
+    INTEGRITY = 9
+    CONFIG = 10
+    CATALOG = 11
+    TARGET = 12
+    REFUSED = 13
+    UNSUITABLE = 14
+    INTERRUPTED = 130
+
+
+class Refused(errors.FanoutError):
+    """Something would have been destroyed, and nobody has said that this is meant."""
+
+
+class Unsuitable(errors.FanoutError):
+    """This machine lacks what the command needs: space, a permission, a package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to tell: the code, the line, and what mends it (may be empty)."""
+
+    code: Exit
+    line: str
+    mend: str = ""
+
+
+# The first class that matches decides, so the special ones stand first.
+_CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
+    (errors.ConfigError, Exit.CONFIG, "Correct the file; docs/cli.md shows a complete one."),
+    (
+        errors.SourceNotRereadable,
+        Exit.FAILED,
+        "Let it be spooled with --spool SIZE, or say --once if a failure may be final.",
+    ),
+    (errors.SourceError, Exit.FAILED, ""),
+    (errors.UnknownPool, Exit.CONFIG, ""),
+    (
+        errors.PoolFull,
+        Exit.TARGET,
+        "Add a volume to the pool in fanout.toml, then run 'fanout init --add'.",
+    ),
+    (errors.PoolError, Exit.TARGET, "'fanout query volume' says why."),
+    (
+        errors.VolumeBusy,
+        Exit.TARGET,
+        "Wait for the other process to end, or stop it.",
+    ),
+    (errors.VolumeError, Exit.TARGET, ""),
+    (
+        errors.CatalogBusy,
+        Exit.CATALOG,
+        "Another process writes to this store. Queries and 'get' work beside it; wait for the rest.",
+    ),
+    (errors.CatalogError, Exit.CATALOG, ""),
+    (
+        errors.CommitUnknown,
+        Exit.UNKNOWN,
+        "Run the command again: opening the store decides, and tells.",
+    ),
+    (
+        errors.TransactionRetry,
+        Exit.RETRY,
+        "Nothing of it is stored. Run the command again.",
+    ),
+    (errors.TransactionError, Exit.FAILED, "Nothing of it is stored."),
+    (errors.ObjectNotFound, Exit.NOT_FOUND, "'fanout query object NODE' lists what there is."),
+    (
+        errors.IntegrityError,
+        Exit.INTEGRITY,
+        "Do not trust that copy; read it from another pool with --pool.",
+    ),
+    (errors.TargetError, Exit.TARGET, "'fanout doctor TARGET' says what it can do."),
+    (Refused, Exit.REFUSED, "Say --force if that is meant."),
+    (Unsuitable, Exit.UNSUITABLE, ""),
+    (errors.InterfaceError, Exit.USAGE, ""),
+    (errors.FanoutError, Exit.FAILED, ""),
+    (KeyboardInterrupt, Exit.INTERRUPTED, ""),
+    (OSError, Exit.TARGET, ""),
+)
+
+
+def judge(error: BaseException) -> Verdict:
+    """What an error means to an operator."""
+    if isinstance(error, KeyboardInterrupt):
+        return Verdict(Exit.INTERRUPTED, "interrupted")
+    if isinstance(error, errors.TransactionFailed) and error.reason == "budget":
+        # Every retry failed, but nothing says that a later one must.
+        return Verdict(Exit.RETRY, _line(error), "Nothing of it is stored. Run the command again.")
+    for kind, code, mend in _CLASSES:
+        if isinstance(error, kind):
+            return Verdict(code, _line(error), mend)
+    return Verdict(
+        Exit.UNEXPECTED,
+        f"unexpected {type(error).__name__}: {error}",
+        "This is a mistake in fanout. FANOUT_DEBUG=1 shows where it happened.",
+    )
+
+
+def _line(error: BaseException) -> str:
+    """The error's own words, with those of the targets it came from."""
+    if isinstance(error, OSError) and not isinstance(error, errors.FanoutError):
+        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    line = str(error)
+    if isinstance(error.__cause__, BaseExceptionGroup):
+        causes = [str(cause) for cause in error.__cause__.exceptions]
+        line += "".join(f"\n  {cause}" for cause in causes if cause not in line)
+    return line
+
+
+def leave(ctx: click.Context, error: BaseException) -> NoReturn:
+    """Tell what went wrong and end with the code for it.
+
+    With ``--json`` standard output gets one object with the key ``error`` as well.
+    """
+    state = ctx.obj if isinstance(ctx.obj, dict) else {}
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        # Whoever read our output has had enough. Nothing is left to tell, and nobody to tell it.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        ctx.exit(Exit.COMPLETE)
+    verdict = judge(error)
+    if state.get("debug"):
+        traceback.print_exception(error, file=sys.stderr)
+    if state.get("json"):
+        said = {
+            "kind": type(error).__name__,
+            "message": verdict.line,
+            "mend": verdict.mend,
+            "exit_code": int(verdict.code),
+        }
+        click.echo(json.dumps({"ok": False, "error": said}, indent=2))
+    complain(verdict.line, verdict.mend)
+    ctx.exit(int(verdict.code))
+
+
+def visible(text: str) -> str:
+    """Text that any terminal takes: bytes that are no UTF-8 and control characters as escapes."""
+    decodable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in decodable
+    )
+
+
+def complain(line: str, mend: str = "") -> None:
+    """Print an error on standard error: what happened, and what mends it."""
+    lines = "\n".join(visible(part) for part in line.split("\n"))
+    click.echo(f"{click.style('fanout:', fg='red', bold=True)} {lines}", err=True)
+    if mend:
+        click.echo(f"        {mend}", err=True)

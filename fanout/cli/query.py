@@ -1,0 +1,369 @@
+"""``fanout query``: what there is, and what is missing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.cli import screen
+from fanout.cli.exits import Exit
+from fanout.cli.params import config_option, json_option
+from fanout.cli.store import mend
+from fanout.errors import ObjectNotFound
+from fanout.store import Store
+from fanout.types import PoolKind
+from fanout.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fanout.catalog import ObjectEntry
+    from fanout.pools import VolumeStatus
+
+
+@click.group(short_help="Pools, volumes, objects, occupancy, gaps")
+def query() -> None:
+    """Ask the store. Works beside a running writer."""
+
+
+def when(nanoseconds: int) -> str:
+    """A time of the catalog for people and JSON: ISO 8601, UTC, whole seconds."""
+    moment = datetime.datetime.fromtimestamp(nanoseconds // 10**9, tz=datetime.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ---- stgpool ----------------------------------------------------------------------------------
+
+
+@query.command(short_help="Pools: what they are, what they hold")
+@click.argument("pool", required=False)
+@config_option
+@json_option
+def stgpool(*, pool: str | None, config: Path, as_json: bool) -> None:
+    """Show pools: kind, volumes, lists, what they hold and lack."""
+    with Store.open(config, read_only=True) as store:
+        rows = list(_pool_values(store, pool))
+    if as_json:
+        screen.emit({"pools": rows})
+        return
+    shown = [
+        (
+            row["name"],
+            row["type"],
+            f"{row['volumes']}",
+            f"{row['objects']:,}",
+            format_size(row["bytes"]),
+            _share(row["live_bytes"], row["size_bytes"]),
+            f"[red]{row['lacks_objects']:,}[/]" if row["lacks_objects"] else "–",
+        )
+        for row in rows
+    ]
+    headings = ("pool", "type", "volumes", "objects", "bytes", "used", "lacks")
+    screen.out().print(screen.table(headings, shown, right=(2, 3, 4, 5, 6)))
+    for row in rows:
+        lists = row["copy_pools"] + row["active_data_pools"]
+        if lists:
+            goes_on = "goes on without" if row["copy_continue"] else "stops with"
+            screen.say(
+                f"{row['name']} writes to {', '.join(lists)} as well, and {goes_on} a copy pool "
+                "that fails."
+            )
+        if row["next"]:
+            screen.say(f"What does not fit in {row['name']} goes to {row['next']}.")
+
+
+def _pool_values(store: Store, only: str | None) -> Iterator[dict[str, Any]]:
+    name = store.config.pool(only).name if only else None
+    for status in store.query_stgpools():
+        if name not in {None, status.name}:
+            continue
+        pool = store.config.pools[status.name]
+        yield {
+            "name": status.name,
+            "type": status.kind.value,
+            "device_class": status.device_class,
+            "access": status.access.value,
+            "volumes": status.volumes,
+            "size_bytes": status.size,
+            "live_bytes": status.live,
+            "objects": status.objects,
+            "bytes": status.bytes,
+            "lacks_objects": status.lacks_objects,
+            "lacks_bytes": status.lacks_bytes,
+            "next": pool.next,
+            "max_size": pool.max_size,
+            "copy_pools": list(pool.copy_pools),
+            "active_data_pools": list(pool.active_data_pools),
+            "copy_continue": pool.copy_continue,
+        }
+
+
+# ---- volume -----------------------------------------------------------------------------------
+
+
+@query.command(short_help="Volumes: where they are and how full")
+@click.option("--pool", help="Of this pool only.")
+@config_option
+@json_option
+def volume(*, pool: str | None, config: Path, as_json: bool) -> None:
+    """Show volumes: path, size, what is on them."""
+    with Store.open(config, read_only=True) as store:
+        name = store.config.pool(pool).name if pool else None
+        found = [one for one in store.query_volumes() if name in {None, one.pool}]
+    if as_json:
+        screen.emit({"volumes": [_volume_values(one) for one in found]})
+        return
+    shown = [
+        (
+            one.pool,
+            format_size(one.size),
+            _share(one.live, one.size),
+            "well" if _readable(one) else f"[red]{one.state}[/]",
+            screen.plain(one.path),
+        )
+        for one in found
+    ]
+    headings = ("pool", "size", "used", "state", "volume")
+    screen.out().print(screen.table(headings, shown, right=(1, 2)))
+    for one in found:
+        if one.reason:
+            screen.say(f"{screen.plain(one.path)}: {screen.plain(one.reason)}", whole=True)
+
+
+def _volume_values(one: VolumeStatus) -> dict[str, Any]:
+    return {
+        "path": one.path,
+        "pool": one.pool,
+        "volume": one.volume.hex(),
+        "readable": _readable(one),
+        "reason": one.reason,
+        "epoch": one.epoch,
+        "size_bytes": one.size,
+        "live_bytes": one.live,
+    }
+
+
+def _readable(one: VolumeStatus) -> bool:
+    """Whether it opened. What a writer does with it meanwhile, only the writer knows."""
+    return one.state in {"available", "full", "read-only"}
+
+
+def _share(live: int, size: int) -> str:
+    return f"{100 * live / size:.0f} %" if size else "–"
+
+
+# ---- object -----------------------------------------------------------------------------------
+
+
+@query.command("object", short_help="Objects of a node: versions, digests, pools")
+@click.argument("node")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--pool", help="Only what this pool holds.")
+@click.option("--all", "all_versions", is_flag=True, help="Also versions that were replaced.")
+@config_option
+@json_option
+def objects(
+    *,
+    node: str,
+    names: tuple[str, ...],
+    pool: str | None,
+    all_versions: bool,
+    config: Path,
+    as_json: bool,
+) -> None:
+    """Show objects of NODE; NAME is an object or a tree.
+
+    Exit code 8 when a NAME stands for nothing.
+    """
+    with Store.open(config, read_only=True) as store:
+        wanted = {
+            "node": store.config.node(node).name,
+            "pool": store.config.pool(pool).name if pool else None,
+        }
+        entries = list(store.query_objects(active_only=not all_versions, **wanted))
+        chosen = _matching(entries, names, node)
+        holders = _holders(store, chosen)
+    if as_json:
+        screen.emit(
+            {"node": wanted["node"], "objects": [_object_values(one, holders) for one in chosen]}
+        )
+        return
+    groups: dict[str, list[ObjectEntry]] = {}
+    for one in chosen:
+        groups.setdefault(", ".join(holders[one.version]), []).append(one)
+    for pools, members in groups.items():
+        shown = [
+            (
+                format_size(one.length),
+                when(one.at)[:16].replace("T", " "),
+                screen.plain(os.fsdecode(one.name)) + ("" if one.active else " [dim](replaced)[/]"),
+            )
+            for one in members
+        ]
+        title = f"in {pools}"
+        screen.out().print(
+            screen.table(("bytes", "stored (UTC)", "object"), shown, title=title, right=(0, 1))
+        )
+    total = sum(one.length for one in chosen)
+    screen.say(f"{screen.count(len(chosen), 'object')}, {format_size(total)}")
+
+
+def _matching(entries: list[ObjectEntry], names: tuple[str, ...], node: str) -> list[ObjectEntry]:
+    """Those with one of the names, or below it."""
+    if not names:
+        return entries
+    chosen: dict[int, ObjectEntry] = {}
+    for name in names:
+        exact = os.fsencode(name)
+        prefix = exact.rstrip(b"/") + b"/"
+        fits = [one for one in entries if one.name == exact or one.name.startswith(prefix)]
+        if not fits:
+            raise ObjectNotFound(f"{node} has no object and no tree {name!r}")
+        chosen.update({one.version: one for one in fits})
+    return sorted(chosen.values(), key=lambda one: one.version)
+
+
+def _holders(store: Store, entries: list[ObjectEntry]) -> dict[int, list[str]]:
+    """Version to the pools that hold it, the primary first."""
+    copies = {one.aggregate: store.catalog.copies(one.aggregate) for one in entries}
+    return {
+        one.version: [copy.pool for copy in copies[one.aggregate] if copy.holds(one.member)]
+        for one in entries
+    }
+
+
+def _object_values(one: ObjectEntry, holders: dict[int, list[str]]) -> dict[str, Any]:
+    return {
+        "name": os.fsdecode(one.name),
+        "version": one.version,
+        "active": one.active,
+        "kind": one.kind.value,
+        "bytes": one.length,
+        "digest": one.digest.hex(),
+        "stored_at": when(one.at),
+        "primary": one.primary,
+        "pools": holders[one.version],
+    }
+
+
+# ---- occupancy --------------------------------------------------------------------------------
+
+
+@query.command(short_help="How much each pool holds of each node")
+@click.option("--node", help="Of this node only.")
+@click.option("--pool", help="In this pool only.")
+@config_option
+@json_option
+def occupancy(*, node: str | None, pool: str | None, config: Path, as_json: bool) -> None:
+    """Show objects and bytes by node, kind and pool."""
+    with Store.open(config, read_only=True) as store:
+        rows = store.query_occupancy(
+            node=store.config.node(node).name if node else None,
+            pool=store.config.pool(pool).name if pool else None,
+        )
+    if as_json:
+        values = [{**row._asdict(), "kind": row.kind.value} for row in rows]
+        screen.emit({"occupancy": values})
+        return
+    shown = [
+        (row.node, row.kind.value, row.pool, f"{row.objects:,}", format_size(row.bytes))
+        for row in rows
+    ]
+    headings = ("node", "kind", "pool", "objects", "bytes")
+    screen.out().print(screen.table(headings, shown, right=(3, 4)))
+
+
+# ---- gap --------------------------------------------------------------------------------------
+
+
+@query.command(short_help="What is missing where, and what closes it")
+@click.option("--pool", help="Missing in this pool only.")
+@click.option("--primary", help="Of this primary only.")
+@click.option("--node", help="Of this node only.")
+@click.option("--names", is_flag=True, help="Name every object that is missing.")
+@config_option
+@json_option
+@click.pass_context
+def gap(
+    ctx: click.Context,
+    *,
+    pool: str | None,
+    primary: str | None,
+    node: str | None,
+    names: bool,
+    config: Path,
+    as_json: bool,
+) -> None:
+    """Show gaps: what a pool should hold and does not, since when, and why.
+
+    The exit code is 7 when there is any, 0 when there is none, so that a script
+    need not look further.
+    """
+    with Store.open(config, read_only=True) as store:
+        entries = store.query_gaps(
+            pool=store.config.pool(pool).name if pool else None,
+            primary=store.config.pool(primary).name if primary else None,
+            node=store.config.node(node).name if node else None,
+        )
+        kinds = {name: one.kind for name, one in store.config.pools.items()}
+        rows = []
+        for entry in entries:
+            active = kinds.get(entry.pool) is PoolKind.ACTIVE_DATA
+            row: dict[str, Any] = {
+                "pool": entry.pool,
+                "primary": entry.primary,
+                "node": entry.node,
+                "kind": entry.kind.value,
+                "objects": entry.objects,
+                "bytes": entry.bytes,
+                "reason": entry.reason,
+                "errno": entry.errno,
+                "since": when(entry.since),
+                "aggregate": entry.aggregate.hex(),
+                "mend": mend(entry.primary, entry.pool, active=active),
+            }
+            if names:
+                row["names"] = [
+                    os.fsdecode(one.name)
+                    for one in store.catalog.members(entry.aggregate)
+                    if (entry.missing is None or one.member in entry.missing)
+                    and (one.active or not active)
+                ]
+            rows.append(row)
+    if as_json:
+        screen.emit({"ok": not rows, "gaps": rows})
+    else:
+        _show_gaps(rows)
+    if rows:
+        ctx.exit(Exit.GAPS)
+
+
+def _show_gaps(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        screen.say("[green]No gaps.[/] Every pool holds what it should.")
+        return
+    shown = [
+        (
+            row["pool"],
+            row["primary"],
+            row["node"],
+            f"{row['objects']:,}",
+            format_size(row["bytes"]),
+            row["since"][:16].replace("T", " "),
+        )
+        for row in rows
+    ]
+    headings = ("missing in", "of", "node", "objects", "bytes", "since (UTC)")
+    screen.out().print(screen.table(headings, shown, right=(3, 4)))
+    reasons = {(row["pool"], row["reason"]): None for row in rows}
+    for pool, reason in reasons:
+        screen.say(f"why: {pool}: {screen.plain(reason)}")
+    for row in rows:
+        for name in row.get("names", ()):
+            screen.say(f"{row['pool']} lacks {screen.plain(name)}", whole=True)
+    for command in {row["mend"]: None for row in rows}:
+        screen.say(f"close it: [bold]{command}[/]", whole=True)

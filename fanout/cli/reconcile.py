@@ -1,0 +1,140 @@
+"""``fanout backup stgpool`` and ``fanout copy activedata``: the commands that close gaps."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import fanout
+from fanout.cli import screen
+from fanout.cli.exits import Exit
+from fanout.cli.params import config_option, json_option
+from fanout.store import Store
+from fanout.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fanout.reconcile import ReconcileReport
+
+
+@click.group(short_help="Copy to a copy pool what it lacks of a primary pool")
+def backup() -> None:
+    """Copy to a copy pool what it lacks."""
+
+
+@backup.command(short_help="Copy to COPYPOOL what it lacks of PRIMARY")
+@click.argument("primary")
+@click.argument("copypool")
+@click.option("--preview", is_flag=True, help="Say what would be copied, and copy nothing.")
+@config_option
+@json_option
+@click.pass_context
+def stgpool(
+    ctx: click.Context, *, primary: str, copypool: str, preview: bool, config: Path, as_json: bool
+) -> None:
+    """Copy to COPYPOOL every object of PRIMARY that it lacks.
+
+    Data is read from any pool that holds a good copy, and verified. What is
+    there already is skipped. Begin with the top of a hierarchy of primaries.
+
+    Exit codes: 0 nothing is missing any more; 7 something is.
+    """
+    _run(ctx, fanout.backup_stgpool, primary, copypool, config, preview=preview, as_json=as_json)
+
+
+@click.group(short_help="Copy to an active-data pool what it lacks")
+def copy() -> None:
+    """Copy to an active-data pool what it lacks."""
+
+
+@copy.command(short_help="Copy to ACTIVEPOOL the active versions of PRIMARY that it lacks")
+@click.argument("primary")
+@click.argument("activepool")
+@click.option("--preview", is_flag=True, help="Say what would be copied, and copy nothing.")
+@config_option
+@json_option
+@click.pass_context
+def activedata(
+    ctx: click.Context,
+    *,
+    primary: str,
+    activepool: str,
+    preview: bool,
+    config: Path,
+    as_json: bool,
+) -> None:
+    """Copy to ACTIVEPOOL the active versions of PRIMARY that it lacks.
+
+    Only backup versions that no newer one has replaced, and only of nodes whose
+    domain allows the pool.
+
+    Exit codes: 0 nothing is missing any more; 7 something is.
+    """
+    _run(ctx, fanout.copy_activedata, primary, activepool, config, preview=preview, as_json=as_json)
+
+
+def _run(
+    ctx: click.Context,
+    work: Callable[..., ReconcileReport],
+    primary: str,
+    pool: str,
+    config: Path,
+    *,
+    preview: bool,
+    as_json: bool,
+) -> None:
+    with Store.open(config, read_only=preview) as store:
+        primary, pool = store.config.pool(primary).name, store.config.pool(pool).name
+        with screen.progress("copying", None, quiet=as_json or preview) as bar:
+            report = work(store, primary, pool, preview=preview, on_progress=bar.reach)
+    left = bool(report.gaps_left or report.failed)
+    if as_json:
+        screen.emit(_values(report, primary, pool, preview=preview))
+    else:
+        _show(report, primary, pool, preview=preview)
+    if left or (preview and report.copied_objects):
+        ctx.exit(Exit.GAPS)
+
+
+def _values(report: ReconcileReport, primary: str, pool: str, *, preview: bool) -> dict[str, Any]:
+    return {
+        "ok": not (report.gaps_left or report.failed),
+        "primary": primary,
+        "pool": pool,
+        "preview": preview,
+        "copied_objects": report.copied_objects,
+        "copied_bytes": report.copied_bytes,
+        "skipped_objects": report.skipped_objects,
+        "gaps_closed": report.gaps_closed,
+        "gaps_left": report.gaps_left,
+        "failed": [{"name": _text(name), "reason": reason} for name, reason in report.failed],
+        "seconds": round(report.seconds, 6),
+    }
+
+
+def _text(name: str | bytes) -> str:
+    return os.fsdecode(name) if isinstance(name, bytes) else name
+
+
+def _show(report: ReconcileReport, primary: str, pool: str, *, preview: bool) -> None:
+    size = format_size(report.copied_bytes)
+    there = f"{screen.count(report.skipped_objects, 'object')} there already"
+    some = screen.count(report.copied_objects, "object")
+    if not (report.copied_objects or report.failed):
+        screen.say(f"{pool} lacks nothing of {primary}; {there}.")
+    elif preview:
+        screen.say(f"{pool} lacks {some} of {primary} ({size}); {there}. Nothing was copied.")
+    else:
+        rate = format_size(int(report.copied_bytes / report.seconds)) if report.seconds else "–"
+        screen.say(
+            f"{some} of {primary} copied to {pool}, {size} in {format_seconds(report.seconds)} "
+            f"({rate}/s); {there}."
+        )
+    for name, reason in report.failed[:20]:
+        screen.warn(f"not copied: {_text(name)}: {reason}")
+    if report.gaps_left:
+        screen.warn(f"{screen.count(report.gaps_left, 'gap')} left; 'fanout query gap' names them.")

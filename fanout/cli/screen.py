@@ -1,0 +1,230 @@
+"""What is shown: tables on standard output; progress, warnings and errors on standard error.
+
+Without a terminal there is no colour and no progress bar, and lines are 80 columns long, or as long
+as COLUMNS says. Nowhere are they longer than 100: the eye loses the next one. What does not fit is
+folded, never cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from fanout.cli.exits import Refused, visible
+from fanout.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+COLUMNS, MOST_COLUMNS = 80, 100
+
+
+def out() -> Console:
+    """Standard output."""
+    return _console(sys.stdout)
+
+
+def err() -> Console:
+    """Standard error."""
+    return _console(sys.stderr)
+
+
+def _console(stream: Any) -> Console:
+    # Made anew each time: the stream may have been replaced, as tests do.
+    console = Console(file=stream, highlight=False, soft_wrap=False)
+    asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    console.width = min(console.width, MOST_COLUMNS) if asked else COLUMNS
+    return console
+
+
+def emit(value: object) -> None:
+    """Print one JSON object."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def warn(line: str) -> None:
+    """A warning that must not be overlooked: standard error, loud."""
+    err().print(f"[bold black on yellow] WARNING [/] {plain(line)}", soft_wrap=True)
+
+
+def say(line: str = "", *, whole: bool = False) -> None:
+    """A paragraph of the result.
+
+    Args:
+        line: may hold markup.
+        whole: never folded: a command to be copied, a path.
+    """
+    out().print(line, soft_wrap=whole)
+
+
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    right: Iterable[int] = (),
+) -> Table:
+    """A plain table.
+
+    Args:
+        headings: of the columns.
+        rows: texts, which may hold rich markup; names must come escaped.
+        title: above it.
+        right: numbers of the columns that hold numbers.
+    """
+    numbers = set(right)
+    made = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
+    )
+    for index, heading in enumerate(headings):
+        made.add_column(
+            heading,
+            justify="right" if index in numbers else "left",
+            no_wrap=index in numbers,
+            overflow="fold",
+        )
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+class _Rate(ProgressColumn):
+    """Bytes per second in the units of everything else here."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{format_size(int(speed))}/s" if speed else "", style="progress.data.speed")
+
+
+class Bar:
+    """A running progress bar; every call is cheap and may come from the loop that does the work."""
+
+    def __init__(self, bar: Progress, what: str, total: int | None) -> None:
+        self._bar, self._task = bar, bar.add_task(what, total=total)
+
+    def add(self, done: int) -> None:
+        """So many bytes more."""
+        self._bar.advance(self._task, done)
+
+    def reach(self, done: int, total: int | None = None) -> None:
+        """So many bytes altogether, of so many when that is known by now."""
+        self._bar.update(self._task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Bar]:
+    """A progress bar with rate and time left, on standard error; silent when that is no terminal.
+
+    Args:
+        what: is being done.
+        total: bytes, when known.
+        quiet: no bar at all.
+    """
+    console = err()
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(binary_units=True),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+    ]
+    silent = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        yield Bar(bar, what, total)
+
+
+def confirm(question: str, *, force: bool) -> None:
+    """Ask before something is destroyed.
+
+    Args:
+        question: what would be destroyed, as a statement without a full stop.
+        force: the operator has already said so.
+
+    Raises:
+        Refused: no terminal to ask at, or the answer is no.
+    """
+    if force:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Refused(question)
+    try:
+        agreed = click.confirm(f"{question}. Go on?", err=True)
+    except click.Abort:  # Ctrl-C or the end of input instead of an answer
+        click.echo(err=True)
+        agreed = False
+    if not agreed:
+        raise Refused(question)
+
+
+def heading(text: str) -> Rule:
+    """A line that begins a chapter."""
+    return Rule(f"[bold]{escape(text)}[/]", align="left", style="dim")
+
+
+def count(number: int, what: str) -> str:
+    """``1 object``, ``1,230 objects``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def plain(text: str) -> str:
+    """Text from outside for a console: no markup, no control characters, no broken encoding."""
+    return escape(visible(text))
+
+
+def bullet(text: str) -> Table:
+    """One item of a list, wrapped under itself."""
+    made = Table.grid(padding=(0, 1))
+    made.add_column(width=1)
+    made.add_column(overflow="fold")
+    made.add_row("•", plain(text))
+    return made
+
+
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """A short list of names and values.
+
+    Args:
+        title: above it; plain text.
+        rows: name and value; values may hold markup.
+    """
+    made = Table.grid(padding=(0, 2))
+    made.title, made.title_justify, made.title_style = plain(title), "left", "bold"
+    made.add_column(style="dim", no_wrap=True, min_width=12)
+    made.add_column(overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    made.add_row("", "")
+    return made
+
+
+@contextlib.contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """A line that says what runs now, on standard error; silent when that is no terminal."""
+    console = err()
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("starting") as line:
+        yield lambda text: line.update(plain(text))

@@ -1,0 +1,160 @@
+"""File trees as objects to store: names, sources, groups."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fanout.errors import SourceError
+from fanout.sources import Chunks, as_source, once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from typing_extensions import Buffer
+
+    from fanout.sources import Source
+
+
+class Item(NamedTuple):
+    """One object to store: its name, anything that `as_source` takes, its expected length."""
+
+    name: bytes
+    source: Any
+    length: int
+
+
+@dataclass(slots=True)
+class Found:
+    """What a walk found.
+
+    Attributes:
+        items: to store.
+        left_out: what should be stored but cannot be read, and why.
+        skipped: kind of what is no file, and how many of it there are in the trees.
+    """
+
+    items: list[Item]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Of all items together."""
+        return sum(item.length for item in self.items)
+
+
+def walk(paths: Iterable[str], *, name: str | None = None) -> Found:
+    """Find the regular files of some files and trees, in sorted order.
+
+    Objects are named by the path as it was given, without ``.`` and doubled slashes. In trees,
+    symbolic links are not followed, and what is no regular file is skipped.
+
+    Args:
+        paths: files and directories.
+        name: to use instead of the (one) path.
+
+    Raises:
+        OSError: a path that was named does not exist or cannot be read.
+        SourceError: it is a pipe or something else that has no end.
+    """
+    found = Found([])
+    for path in paths:
+        base = os.path.normpath(path) if name is None else name
+        if stat.S_ISDIR(Path(path).stat().st_mode):
+            for inner in _files(path, found):
+                relative = os.path.relpath(inner, path)
+                _add(found, os.path.normpath(f"{base}/{relative}"), inner)
+        else:
+            found.items.append(_named(base, path))
+    return found
+
+
+def _files(root: str, found: Found) -> Iterator[str]:
+    def complain(error: OSError) -> None:
+        found.left_out.append((str(error.filename), error.strerror or str(error)))
+
+    for directory, names, files in os.walk(root, onerror=complain):
+        names.sort()
+        for file in sorted(files):
+            yield f"{directory}/{file}"
+
+
+def _add(found: Found, name: str, path: str) -> None:
+    """A file of a tree."""
+    try:
+        status = Path(path).lstat()
+    except OSError as error:
+        found.left_out.append((path, error.strerror or str(error)))
+        return
+    if not stat.S_ISREG(status.st_mode):
+        kind = "symbolic links" if stat.S_ISLNK(status.st_mode) else "special files"
+        found.skipped[kind] = found.skipped.get(kind, 0) + 1
+    elif not os.access(path, os.R_OK):
+        found.left_out.append((path, "may not be read by this user"))
+    else:
+        found.items.append(Item(os.fsencode(name), path, status.st_size))
+
+
+def _named(name: str, path: str) -> Item:
+    """A file or device that was named: it is stored or refused, never left out."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise SourceError(f"{path}: is no file, tree or block device; pipe it into '-' instead")
+    with open(path, "rb", buffering=0) as file:  # a device tells its length only like this
+        return Item(os.fsencode(name), path, file.seek(0, os.SEEK_END))
+
+
+def groups(items: Iterable[Item], *, objects: int, bytes_: int) -> Iterator[list[Item]]:
+    """Cut a list into groups, one transaction each.
+
+    Args:
+        items: in order.
+        objects: most of them in a group.
+        bytes_: a group ends when it holds so many.
+    """
+    group: list[Item] = []
+    held = 0
+    for item in items:
+        group.append(item)
+        held += item.length
+        if len(group) == objects or held >= bytes_:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def counted(value: Any, tell: Callable[[int], None]) -> Source:
+    """A source of anything that `as_source` takes; it tells how many bytes have gone through it.
+
+    What cannot be read again is taken all the same: the caller has asked about that before.
+    """
+    inner = as_source(value, resend=False)
+    source = _Counted(inner, tell)
+    return source if inner.rereadable else once(source)
+
+
+class _Counted:
+    def __init__(self, inner: Source, tell: Callable[[int], None]) -> None:
+        self._inner, self._tell = inner, tell
+
+    @property
+    def length(self) -> int | None:
+        return self._inner.length
+
+    @property
+    def rereadable(self) -> bool:
+        return self._inner.rereadable
+
+    def open(self) -> Chunks:
+        return Chunks(self._read())
+
+    def _read(self) -> Generator[Buffer, None, None]:
+        with self._inner.open() as chunks:
+            for chunk in chunks:
+                yield chunk
+                self._tell(memoryview(chunk).nbytes)

@@ -1,0 +1,639 @@
+"""The configuration file: `fanout.toml` in, frozen and checked values out.
+
+Every mistake is a `ConfigError` that names the file, the dotted key, and what is allowed there.
+Nothing on disk but the file itself is looked at: paths are made absolute as text, so that loading
+cannot hang on a dead mount. What only the device can say (is it there, is it ours, how large is it)
+is found when the store opens its volumes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fanout.errors import ConfigError, UnknownPool
+from fanout.types import Destination, ObjectKind, PoolKind, Primary, Secondary
+from fanout.units import format_size, parse_seconds, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+T = TypeVar("T")
+E = TypeVar("E", bound=enum.Enum)
+
+# Limits of the model (docs/simultaneous-write.md says where they come from).
+MAX_POOL_NAME = 30
+MAX_NODE_NAME = 64
+STRICT_MAX_SECONDARIES = 3
+MAX_SECONDARIES = 15  # a stream has at most 16 legs, and one is the primary's
+MAX_ACTIVE_DESTINATIONS = 10
+MAX_VOLUMES = 1024
+# Sizes of volumes are multiples of the largest granule that common devices have.
+SIZE_GRANULE = 4096
+MIN_VOLUME_SIZE = 1 << 20
+MIN_SLOT_SIZE, MAX_SLOT_SIZE = 64 << 10, 16 << 20
+MIN_SLOTS = 8
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+&@-]*", re.ASCII)
+
+
+class Access(enum.Enum):
+    """What may be done with a pool."""
+
+    READWRITE = "readwrite"
+    READONLY = "readonly"
+    UNAVAILABLE = "unavailable"
+
+
+class DeviceType(enum.Enum):
+    """How a device class keeps its volumes."""
+
+    DISK = "disk"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Section ``[store]``.
+
+    Attributes:
+        catalog: absolute path of the database.
+        strict_limits: at most 3 copy and active-data pools on a primary, as in the modelled system.
+    """
+
+    catalog: Path
+    strict_limits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Section ``[engine]``: bytes and seconds, with the names of `Engine`'s arguments."""
+
+    memory_bytes: int = 64 << 20
+    slot_size_bytes: int = 1 << 20
+    backend: str = "auto"
+    soft_deadline: float = 30.0
+    hard_deadline: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceClass:
+    """Section ``[device_classes.NAME]``.
+
+    Attributes:
+        name: of the class.
+        type: disk or file.
+        directory: file type: where each pool's volumes are made.
+        volume_size: file type: bytes of each volume.
+        max_volumes: file type: most volumes in each pool.
+    """
+
+    name: str
+    type: DeviceType
+    directory: Path | None = None
+    volume_size: int = 0
+    max_volumes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """One volume of a disk pool: absolute path, size in bytes (None: that of the block device)."""
+
+    path: Path
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Section ``[pools.NAME]``. Only primaries have `next`, `max_size`, lists, `copy_continue`."""
+
+    name: str
+    kind: PoolKind
+    device_class: str
+    volumes: tuple[VolumeSpec, ...] = ()
+    next: str | None = None
+    max_size: int | None = None
+    copy_pools: tuple[str, ...] = ()
+    active_data_pools: tuple[str, ...] = ()
+    copy_continue: bool = True
+    access: Access = Access.READWRITE
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Section ``[domains.NAME]``: where its nodes' data goes, and their active-data pools."""
+
+    name: str
+    destination: str
+    active_destinations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Section ``[nodes.NAME]``: a client and its domain."""
+
+    name: str
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration, checked. Names are unique, and looked up, without regard to case."""
+
+    path: Path
+    store: StoreConfig
+    engine: EngineConfig
+    device_classes: Mapping[str, DeviceClass]
+    pools: Mapping[str, Pool]
+    domains: Mapping[str, Domain]
+    nodes: Mapping[str, Node]
+
+    def pool(self, name: str) -> Pool:
+        """The pool of that name, in any case; `UnknownPool` names the pools that there are."""
+        return _lookup(self.pools, name, "pool")
+
+    def node(self, name: str) -> Node:
+        """The node of that name, in any case; `UnknownPool` names the nodes that there are."""
+        return _lookup(self.nodes, name, "node")
+
+    def chain(self, pool: str) -> tuple[str, ...]:
+        """Names of a primary and of all pools below it, from the top."""
+        names: list[str] = []
+        name: str | None = self.pool(pool).name
+        while name is not None:
+            names.append(name)
+            name = self.pools[name].next
+        return tuple(names)
+
+    def destination(self, node: str, kind: ObjectKind = ObjectKind.BACKUP) -> Destination:
+        """Where a node's objects of a kind go.
+
+        The lists and `copy_continue` are those of the destination primary alone (rule R6).
+        Active-data pools take part only for backup versions, and only when the node's domain
+        allows them (rule R19). A secondary that is read-only or unavailable stays listed: it is
+        required, and its absence must become a gap.
+
+        Raises:
+            UnknownPool: no such node.
+        """
+        domain = self.domains[self.node(node).domain]
+        first = self.pools[domain.destination]
+        chain = tuple(
+            Primary(name, self.pools[name].max_size, self.pools[name].access is Access.READWRITE)
+            for name in self.chain(first.name)
+        )
+        copies = [Secondary(name, PoolKind.COPY) for name in first.copy_pools]
+        if kind is ObjectKind.BACKUP:
+            allowed = [
+                name for name in first.active_data_pools if name in domain.active_destinations
+            ]
+            copies += [Secondary(name, PoolKind.ACTIVE_DATA) for name in allowed]
+        return Destination(chain, tuple(copies), first.copy_continue)
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read and check a configuration file.
+
+    Args:
+        path: the file; relative paths inside it are relative to its directory.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or holds a mistake.
+    """
+    name = os.fspath(path)
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", path=name) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"is not UTF-8 (byte {error.start}); TOML files are", path=name
+        ) from error
+    return parse(text, path=name)
+
+
+def parse(text: str, *, path: str) -> Config:
+    """Check the text of a configuration file.
+
+    Args:
+        text: TOML.
+        path: names the file in messages; its directory anchors relative paths.
+
+    Raises:
+        ConfigError: the text is not TOML, or holds a mistake.
+    """
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"is not valid TOML: {error}", path=path) from error
+    root = _Table(
+        path, "", data, ("store", "engine", "device_classes", "pools", "domains", "nodes")
+    )
+    store = _store(root.table("store", ("catalog", "strict_limits")))
+    config = Config(
+        path=Path(os.path.abspath(path)),
+        store=store,
+        engine=_engine(root),
+        device_classes=root.named("device_classes", MAX_POOL_NAME, _device_class),
+        pools=root.named("pools", MAX_POOL_NAME, _pool),
+        domains=root.named("domains", MAX_POOL_NAME, _domain),
+        nodes=root.named("nodes", MAX_NODE_NAME, _node),
+    )
+    _check(config, path)
+    return config
+
+
+# ---- one table of the file -----------------------------------------------------------------------
+
+
+class _Table:
+    """One table of the file: typed look-ups that know their dotted key."""
+
+    def __init__(self, path: str, key: str, data: object, allowed: Iterable[str] | None) -> None:
+        self.path, self.key = path, key
+        if not isinstance(data, dict):
+            raise ConfigError(f"must be a table, found {_said(data)}", path=path, key=key)
+        self.data: dict[str, Any] = data
+        if allowed is not None:
+            self.only(*allowed)
+
+    def only(self, *allowed: str) -> None:
+        """Refuse every other key, with the nearest allowed one."""
+        for name in self.data:
+            if name not in allowed:
+                near = difflib.get_close_matches(name, allowed, n=1)
+                hint = f'; did you mean "{near[0]}"?' if near else ""
+                raise self.error(
+                    name, f"unknown key{hint} (allowed here: {', '.join(sorted(allowed))})"
+                )
+
+    def dotted(self, name: str) -> str:
+        return f"{self.key}.{name}" if self.key else name
+
+    def error(self, name: str, message: str) -> ConfigError:
+        return ConfigError(message, path=self.path, key=self.dotted(name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.data
+
+    def table(self, name: str, allowed: Iterable[str]) -> _Table:
+        if name not in self.data:
+            raise self.error(name, "this section is missing")
+        return _Table(self.path, self.dotted(name), self.data[name], allowed)
+
+    def named(self, name: str, limit: int, make: Callable[[str, _Table], T]) -> Mapping[str, T]:
+        """A section of named tables. A missing section is empty."""
+        section = _Table(self.path, self.dotted(name), self.data.get(name, {}), None)
+        made: dict[str, T] = {}
+        seen: dict[str, str] = {}
+        for key, value in section.data.items():
+            if len(key) > limit or not _NAME.fullmatch(key):
+                allowed = "letters, digits, and _ . + & @ - after the first"
+                raise section.error(key, f"not a name: 1 to {limit} characters, {allowed}")
+            other = seen.setdefault(key.lower(), key)
+            if other != key:
+                raise section.error(
+                    key, f'there is already, and names must differ in more than case: "{other}"'
+                )
+            made[key] = make(key, _Table(self.path, section.dotted(key), value, None))
+        return MappingProxyType(made)
+
+    def _typed(self, name: str, kind: type[T], what: str) -> T | None:
+        value = self.data.get(name)
+        # bool is an int to Python, but `true` is no size.
+        if value is not None and (
+            not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
+        ):
+            raise self.error(name, f"must be {what}, found {_said(value)}")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._typed(name, str, "a string")
+        value = default if value is None else value
+        if not value:
+            raise self.error(
+                name, "this key is missing" if name not in self.data else "must not be empty"
+            )
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        return self.text(name) if name in self.data else None
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._typed(name, bool, "true or false")
+        return default if value is None else value
+
+    def integer(self, name: str, default: int, *, low: int, high: int) -> int:
+        value = self._typed(name, int, "a whole number")
+        value = default if value is None else value
+        if not low <= value <= high:
+            raise self.error(name, f"must be {low} to {high}, found {value}")
+        return value
+
+    def choice(self, name: str, kind: type[E], default: E | None = None) -> E:
+        value = self.text(name, None if default is None else str(default.value))
+        try:
+            return kind(value)
+        except ValueError:
+            allowed = [str(member.value) for member in kind]
+            near = difflib.get_close_matches(value, allowed, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            raise self.error(name, f"{value!r} is not one of {', '.join(allowed)}{hint}") from None
+
+    def size(self, name: str, default: int | None = None) -> int | None:
+        if name not in self.data:
+            return default
+        value = self.data[name]
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise self.error(
+                name, f'must be a size like "64 MiB" or a number of bytes, found {_said(value)}'
+            )
+        try:
+            size = parse_size(value)
+        except ValueError as error:
+            raise self.error(name, str(error)) from error
+        if size == 0 or size >= 1 << 63:
+            raise self.error(name, f"must be at least 1 byte and below 8 EiB, found {value!r}")
+        return size
+
+    def seconds(self, name: str, default: float) -> float:
+        value = self.data.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise self.error(
+                name, f'must be a time like "30 s" or a number of seconds, found {_said(value)}'
+            )
+        try:
+            seconds = parse_seconds(value)
+        except ValueError as error:
+            raise self.error(name, str(error)) from error
+        if not 0.001 <= seconds <= 86400 * 365:
+            raise self.error(name, f"must be 1 ms to one year, found {value!r}")
+        return seconds
+
+    def file(self, name: str) -> Path:
+        text = self.text(name)
+        if "\0" in text:
+            raise self.error(name, "a path cannot hold a zero byte")
+        base = Path(os.path.abspath(self.path)).parent
+        return Path(os.path.abspath(base / text))
+
+    def names(self, name: str) -> tuple[str, ...]:
+        values = self._typed(name, list, "a list of names") or []
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self.error(f"{name}[{index}]", f"must be a name, found {_said(value)}")
+            if value in values[:index]:
+                raise self.error(f"{name}[{index}]", f'"{value}" is listed twice')
+        return tuple(values)
+
+    def tables(self, name: str, allowed: Iterable[str]) -> list[_Table]:
+        values = self._typed(name, list, "a list of tables") or []
+        return [
+            _Table(self.path, self.dotted(f"{name}[{index}]"), value, allowed)
+            for index, value in enumerate(values)
+        ]
+
+
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _said(value: object) -> str:
+    return f"{_WORDS.get(type(value), 'a date or time')} ({value!r:.60})"
+
+
+# ---- the sections --------------------------------------------------------------------------------
+
+
+def _store(table: _Table) -> StoreConfig:
+    return StoreConfig(table.file("catalog"), table.flag("strict_limits", default=False))
+
+
+class _Backend(enum.Enum):
+    AUTO = "auto"
+    IO_URING = "io_uring"
+    THREADS = "threads"
+    FAULTY = "faulty"
+
+
+def _engine(root: _Table) -> EngineConfig:
+    if "engine" not in root:
+        return EngineConfig()
+    table = root.table("engine", ("memory", "slot", "backend", "soft_deadline", "hard_deadline"))
+    default = EngineConfig()
+    slot = table.size("slot", default.slot_size_bytes) or 0
+    if slot & (slot - 1) or not MIN_SLOT_SIZE <= slot <= MAX_SLOT_SIZE:
+        allowed = f"{format_size(MIN_SLOT_SIZE)} to {format_size(MAX_SLOT_SIZE)}"
+        raise table.error("slot", f"must be a power of two, {allowed}, found {slot} bytes")
+    memory = table.size("memory", max(default.memory_bytes, 64 * slot)) or 0
+    if memory % slot or memory < MIN_SLOTS * slot:
+        allowed = f"a multiple of the slot ({slot} bytes), at least {MIN_SLOTS} of them"
+        raise table.error("memory", f"must be {allowed}, found {memory} bytes")
+    soft = table.seconds("soft_deadline", default.soft_deadline)
+    hard = table.seconds("hard_deadline", max(default.hard_deadline, soft))
+    if soft > hard:
+        message = f"must not be before the soft deadline: {hard:g} s is before {soft:g} s"
+        raise table.error("hard_deadline", message)
+    return EngineConfig(
+        memory, slot, table.choice("backend", _Backend, _Backend.AUTO).value, soft, hard
+    )
+
+
+def _device_class(name: str, table: _Table) -> DeviceClass:
+    kind = table.choice("type", DeviceType)
+    if kind is DeviceType.DISK:
+        table.only("type")
+        return DeviceClass(name, kind)
+    table.only("type", "directory", "volume_size", "max_volumes")
+    size = table.size("volume_size")
+    if size is None:
+        raise table.error("volume_size", "this key is missing")
+    _check_volume_size(table, "volume_size", size)
+    volumes = table.integer("max_volumes", 16, low=1, high=MAX_VOLUMES)
+    return DeviceClass(name, kind, table.file("directory"), size, volumes)
+
+
+def _check_volume_size(table: _Table, name: str, size: int) -> None:
+    if size % SIZE_GRANULE or size < MIN_VOLUME_SIZE:
+        allowed = f"a multiple of {SIZE_GRANULE} bytes, at least {format_size(MIN_VOLUME_SIZE)}"
+        raise table.error(name, f"the size of a volume is {allowed}, found {size} bytes")
+
+
+_ANY_POOL = ("type", "device_class", "volumes", "access")
+_PRIMARY_ONLY = ("next", "max_size", "copy_pools", "active_data_pools", "copy_continue")
+
+
+def _pool(name: str, table: _Table) -> Pool:
+    table.only(*_ANY_POOL, *_PRIMARY_ONLY)
+    kind = table.choice("type", PoolKind)
+    for key in _PRIMARY_ONLY:
+        if key in table and kind is not PoolKind.PRIMARY:
+            raise table.error(
+                key, f"only primary pools have it, and {name} is of type {kind.value}"
+            )
+    return Pool(
+        name=name,
+        kind=kind,
+        device_class=table.text("device_class"),
+        volumes=tuple(_volume(entry) for entry in table.tables("volumes", ("path", "size"))),
+        next=table.optional_text("next"),
+        max_size=table.size("max_size"),
+        copy_pools=table.names("copy_pools"),
+        active_data_pools=table.names("active_data_pools"),
+        copy_continue=table.flag("copy_continue", default=True),
+        access=table.choice("access", Access, Access.READWRITE),
+    )
+
+
+def _volume(table: _Table) -> VolumeSpec:
+    size = table.size("size")
+    if size is not None:
+        _check_volume_size(table, "size", size)
+    return VolumeSpec(table.file("path"), size)
+
+
+def _domain(name: str, table: _Table) -> Domain:
+    table.only("destination", "active_destinations")
+    return Domain(name, table.text("destination"), table.names("active_destinations"))
+
+
+def _node(name: str, table: _Table) -> Node:
+    table.only("domain")
+    return Node(name, table.text("domain"))
+
+
+# ---- what one section says of another ------------------------------------------------------------
+
+
+def _lookup(section: Mapping[str, T], name: str, what: str) -> T:
+    if name in section:
+        return section[name]
+    for known, value in section.items():
+        if known.lower() == name.lower():
+            return value
+    raise UnknownPool(name, f"there is no such {what}; {_there_are(section, name)}")
+
+
+def _there_are(section: Iterable[str], name: str) -> str:
+    known = sorted(section)
+    if not known:
+        return "none is defined"
+    by_lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    hint = f'did you mean "{by_lower[near[0]]}"? ' if near else ""
+    return f"{hint}defined: {', '.join(known)}"
+
+
+def _check(config: Config, path: str) -> None:
+    def fail(key: str, message: str) -> ConfigError:
+        return ConfigError(message, path=path, key=key)
+
+    for pool in config.pools.values():
+        _check_pool(config, pool, fail)
+    _check_cycles(config, fail)
+    _check_paths(config, fail)
+    for domain in config.domains.values():
+        key = f"domains.{domain.name}"
+        _check_reference(config, f"{key}.destination", domain.destination, PoolKind.PRIMARY, fail)
+        if len(domain.active_destinations) > MAX_ACTIVE_DESTINATIONS:
+            found = len(domain.active_destinations)
+            raise fail(
+                f"{key}.active_destinations",
+                f"at most {MAX_ACTIVE_DESTINATIONS} pools, found {found}",
+            )
+        for index, name in enumerate(domain.active_destinations):
+            _check_reference(
+                config, f"{key}.active_destinations[{index}]", name, PoolKind.ACTIVE_DATA, fail
+            )
+    for node in config.nodes.values():
+        if node.domain not in config.domains:
+            message = f'unknown domain "{node.domain}"; {_there_are(config.domains, node.domain)}'
+            raise fail(f"nodes.{node.name}.domain", message)
+
+
+def _check_reference(
+    config: Config, key: str, name: str, kind: PoolKind, fail: Callable[[str, str], ConfigError]
+) -> None:
+    pool = config.pools.get(name)
+    if pool is None:
+        right = [other.name for other in config.pools.values() if other.kind is kind]
+        raise fail(key, f'unknown pool "{name}"; {_there_are(right, name)}')
+    if pool.kind is not kind:
+        raise fail(
+            key, f'must name a pool of type {kind.value}, and "{name}" is of type {pool.kind.value}'
+        )
+
+
+def _check_pool(config: Config, pool: Pool, fail: Callable[[str, str], ConfigError]) -> None:
+    key = f"pools.{pool.name}"
+    device_class = config.device_classes.get(pool.device_class)
+    if device_class is None:
+        there_are = _there_are(config.device_classes, pool.device_class)
+        message = f'unknown device class "{pool.device_class}"; {there_are}'
+        raise fail(f"{key}.device_class", message)
+    if device_class.type is DeviceType.DISK and not pool.volumes:
+        example = f'[{{ path = "{pool.name}.vol" }}]'
+        raise fail(f"{key}.volumes", f"a pool of a disk class needs at least one, like {example}")
+    if device_class.type is DeviceType.FILE and pool.volumes:
+        message = f"volumes of file class {device_class.name} are made in its directory, not listed"
+        raise fail(f"{key}.volumes", message)
+    if len(pool.volumes) > MAX_VOLUMES:
+        raise fail(f"{key}.volumes", f"at most {MAX_VOLUMES} volumes, found {len(pool.volumes)}")
+    for index, name in enumerate(pool.copy_pools):
+        _check_reference(config, f"{key}.copy_pools[{index}]", name, PoolKind.COPY, fail)
+    for index, name in enumerate(pool.active_data_pools):
+        _check_reference(
+            config, f"{key}.active_data_pools[{index}]", name, PoolKind.ACTIVE_DATA, fail
+        )
+    if pool.next is not None:
+        _check_reference(config, f"{key}.next", pool.next, PoolKind.PRIMARY, fail)
+    listed = len(pool.copy_pools) + len(pool.active_data_pools)
+    most = STRICT_MAX_SECONDARIES if config.store.strict_limits else MAX_SECONDARIES
+    if listed > most:
+        why = " (store.strict_limits is true)" if config.store.strict_limits else ""
+        last = "active_data_pools" if pool.active_data_pools else "copy_pools"
+        raise fail(
+            f"{key}.{last}",
+            f"copy and active-data pools together are at most {most}{why}, found {listed}",
+        )
+
+
+def _check_cycles(config: Config, fail: Callable[[str, str], ConfigError]) -> None:
+    for start in config.pools:
+        seen: list[str] = []
+        name: str | None = start
+        while name is not None:
+            if name in seen:
+                # Blame the pool that closes the circle; a tail that leads into it is innocent.
+                circle = [*seen[seen.index(name) :], name]
+                raise fail(
+                    f"pools.{seen[-1]}.next",
+                    f"the hierarchy runs in a circle: {' -> '.join(circle)}",
+                )
+            seen.append(name)
+            name = config.pools[name].next
+
+
+def _check_paths(config: Config, fail: Callable[[str, str], ConfigError]) -> None:
+    used: dict[Path, str] = {config.path: "this file", config.store.catalog: "store.catalog"}
+    if config.path == config.store.catalog:
+        raise fail("store.catalog", "the catalog cannot be the configuration file")
+    for pool in config.pools.values():
+        for index, volume in enumerate(pool.volumes):
+            key = f"pools.{pool.name}.volumes[{index}].path"
+            other = used.setdefault(volume.path, key)
+            if other != key:
+                raise fail(key, f"{volume.path} is used twice: also by {other}")

@@ -1,0 +1,143 @@
+"""What volumes say by themselves: what spans hold of an aggregate and its objects, and spans that no directory names.
+
+Shared by the rebuilding of a catalog and by its check. Reads, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout import format as fmt
+from fanout.errors import FanoutError
+from fanout.format import StoredSpan
+from fanout.types import Member
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from fanout.catalog import Place
+    from fanout.format import SpanFooter, SpanHeader
+    from fanout.volume import Volume
+
+WINDOW = 4 << 20  # of a volume that is looked through
+_FOOT = fmt.MAGIC + b"FOOT"
+_LEAST = 256  # bytes of a footer's beginning that are looked at together
+
+
+class Coverage:
+    """The part of an aggregate's data that some spans hold.
+
+    Args:
+        spans: in any order.
+    """
+
+    def __init__(self, spans: Iterable[StoredSpan | Place]) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, length in sorted((span.data_start, span.data_length) for span in spans):
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], start + length)
+            else:
+                self._starts.append(start)
+                self._ends.append(start + length)
+
+    def holds(self, start: int, length: int) -> bool:
+        """Whether all of a member is there. One without bytes is everywhere."""
+        if not length:
+            return True
+        at = bisect_right(self._starts, start) - 1
+        return at >= 0 and start + length <= self._ends[at]
+
+
+def whole_objects(footers: Sequence[SpanFooter]) -> Iterator[Member]:
+    """The objects that spans hold from beginning to end; those of which a piece is missing are left out.
+
+    Args:
+        footers: of spans that were written together, in order of number.
+    """
+    start: int | None = None  # of the object that is being read
+    number, doubtful = -1, False
+    for footer in footers:
+        if footer.number != number + 1:
+            # Behind a span that is missing, the first fragment may be the rest of an object.
+            start, doubtful = None, True
+        number = footer.number
+        for name, offset, length, digest in footer.fragments:
+            at = footer.data_start + offset
+            start = at if start is None else start
+            if digest is None:
+                continue
+            if not doubtful:
+                yield Member(name, start, at + length - start, digest)
+            start, doubtful = None, False
+
+
+class FoundSpan(NamedTuple):
+    """A complete span on a volume."""
+
+    volume: Volume
+    span: StoredSpan
+    header: SpanHeader
+    footer: SpanFooter
+
+
+def unnamed_stretches(volume: Volume) -> list[tuple[int, int]]:
+    """(offset, end) of the space that the volume's directory names no span in, by offset."""
+    assert volume.directory is not None
+    block = volume.superblock
+    found = []
+    at = block.space_offset
+    named = [(s.offset, s.length) for r in volume.directory.holds() for s in r.spans]
+    for offset, length in sorted(named):
+        if offset > at:
+            found.append((at, offset))
+        at = max(at, offset + fmt.round_up(length, block.granule))
+    end = block.space_offset + block.space_length
+    if at < end:
+        found.append((at, end))
+    return found
+
+
+def find_spans(volume: Volume, *, on_bytes: Callable[[int], None]) -> Iterator[FoundSpan]:
+    """Complete spans that the volume's directory does not name: header and footer are good, and belong together.
+
+    Footers are looked for, not headers: a footer says where its header is, and one without a header is nothing. Reads all of
+    the space that no record names. What cannot be read there is passed over: it holds nothing that anybody was promised.
+
+    Args:
+        volume: open, with its directory.
+        on_bytes: called with the bytes of each window that was looked through.
+    """
+    for begin, end in unnamed_stretches(volume):
+        for start in range(begin, end, WINDOW):
+            stop = min(start + WINDOW, end)
+            try:
+                # A little more, so that no beginning of a footer is cut in two.
+                data = volume.read(start, min(stop + _LEAST, end) - start)
+            except FanoutError:
+                data = b""
+            at = data.find(_FOOT)
+            while 0 <= at < stop - start:
+                found = _span_of_footer(volume, data[at : at + _LEAST], start + at, begin, end)
+                if found is not None:
+                    yield found
+                at = data.find(_FOOT, at + 1)
+            on_bytes(stop - start)
+
+
+def _span_of_footer(
+    volume: Volume, head: bytes, offset: int, begin: int, end: int
+) -> FoundSpan | None:
+    """The span that ends with the footer that seems to begin at `offset`; None: it is none."""
+    try:
+        length, data_length = fmt.footer_lengths(head, path=volume.path, offset=offset)
+        first = offset - data_length - fmt.HEAD_SIZE
+        if first < begin or first % volume.superblock.granule or offset + length > end:
+            return None
+        header = volume.read_header(first)
+        used = offset + length - first
+        span = StoredSpan(header.number, first, used, used, header.data_start, data_length)
+        return FoundSpan(volume, span, *volume.read_span(span, aggregate=header.aggregate))
+    except FanoutError:
+        return None

@@ -1,0 +1,276 @@
+"""Reads bytes back: from any copy that is good, checked before they are handed out.
+
+::
+
+    find object ──> copies that hold it, best first ──> small: the whole of it, then its digest
+                                                        large: some blocks, then their sums, then the next ones …
+                          a copy that fails ──> the next copy, for these bytes, from the same position
+
+Which copy is best. The type of the device counts before the type of the pool: pools of class ``disk`` come before those of class
+``file``, whose volumes are written in sequence and shared by everybody. Of equals the primary comes first, then active-data
+pools, then copy pools, each in the order of the configuration. A pool whose access is ``unavailable`` is not asked.
+
+What it promises:
+
+1. No byte is handed out that was not checked: against the object's digest (small objects), or against the sum of its block,
+   with the object's digest at the end (large ones).
+2. A copy that cannot be read or is wrong is passed over, for as short a stretch as one block, and said so in `faults`.
+3. Memory is bounded: `WHOLE_BYTES`, or `BATCH_BLOCKS` blocks and one footer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import xxhash
+
+from fanout import format as fmt
+from fanout.errors import FanoutError, IntegrityError, PoolUnavailable
+from fanout.format import StoredSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+    from types import TracebackType
+
+    from fanout.catalog import CopyEntry, ObjectEntry, Place
+    from fanout.format import SpanFooter
+    from fanout.volume import Volume
+
+WHOLE_BYTES = 4 << 20  # objects up to here are read at once and checked by their digest alone
+BATCH_BLOCKS = 8  # of a large object, read side by side
+
+
+class Fault(NamedTuple):
+    """A copy that could not serve some bytes, and why."""
+
+    pool: str
+    reason: str
+
+
+class Unreadable(FanoutError):
+    """No copy could serve the bytes at one position."""
+
+    def __init__(self, position: int, faults: Sequence[Fault]) -> None:
+        self.position, self.faults = position, tuple(faults)
+        reasons = "; ".join(f"{fault.pool}: {fault.reason}" for fault in faults)
+        super().__init__(reasons or "no pool that may be asked holds it")
+
+
+class CopyReader:
+    """Reads the data of one aggregate from its copies.
+
+    Args:
+        aggregate: id.
+        copies: that may be asked, the best first.
+        volumes: gives the open volume of an id.
+
+    Attributes:
+        faults: what went wrong so far without harm.
+        pool: the copy that served the last bytes.
+    """
+
+    def __init__(
+        self,
+        aggregate: bytes,
+        copies: Sequence[CopyEntry],
+        *,
+        volumes: Callable[[bytes], Volume],
+    ) -> None:
+        self.aggregate, self.copies = aggregate, list(copies)
+        self.faults: list[Fault] = []
+        self.pool = copies[0].pool if copies else ""
+        self._volumes = volumes
+        self._footers: dict[str, tuple[Place, SpanFooter]] = {}  # the current span of each copy
+
+    # ---- small: at once, unchecked -------------------------------------------------------------
+
+    def fetch(self, copy: CopyEntry, start: int, length: int) -> bytes:
+        """Bytes of the aggregate's data from one copy. The caller checks them.
+
+        Raises:
+            FanoutError: they cannot be read there.
+        """
+        parts = []
+        while length:
+            place = _place_at(copy, start)
+            volume = self._volumes(place.volume)
+            take = min(length, place.data_start + place.data_length - start)
+            offset = place.offset + fmt.HEAD_SIZE + start - place.data_start
+            parts.append(volume.engine.read(volume.target, offset, take))
+            start, length = start + take, length - take
+        self.pool = copy.pool
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # ---- large: block by block, checked --------------------------------------------------------
+
+    def stream(self, start: int, length: int) -> Iterator[memoryview]:
+        """Bytes of the aggregate's data in pieces, each checked against the sums of its blocks.
+
+        Raises:
+            Unreadable: at some position no copy is good.
+        """
+        end = start + length
+        while start < end:
+            piece = self._piece(start, end)
+            start += len(piece)
+            yield piece
+
+    def _piece(self, start: int, end: int) -> memoryview:
+        """The next bytes from the first copy that is good; block by block where whole batches are bad everywhere."""
+        faults: list[Fault] = []
+        for blocks in (BATCH_BLOCKS, 1):
+            for copy in self._in_order():
+                try:
+                    piece = self._blocks(copy, start, end, blocks)
+                except (FanoutError, TimeoutError) as error:
+                    faults.append(Fault(copy.pool, str(error)))
+                    continue
+                self.faults += faults
+                self.pool = copy.pool
+                return piece
+        raise Unreadable(start, list(dict.fromkeys(faults)))
+
+    def _in_order(self) -> list[CopyEntry]:
+        """The copy that served last first, the others in order of preference."""
+        return sorted(self.copies, key=lambda copy: copy.pool != self.pool)
+
+    def _blocks(self, copy: CopyEntry, start: int, end: int, blocks: int) -> memoryview:
+        place = _place_at(copy, start)
+        volume = self._volumes(place.volume)
+        footer = self._footer(copy, place, volume)
+        size = footer.block_size
+        first = (fmt.HEAD_SIZE + start - place.data_start) // size
+        limit = fmt.HEAD_SIZE + min(end - place.data_start, place.data_length)
+        # Whole blocks only: the last one of a span ends with its data.
+        read_end = min((first + blocks) * size, fmt.HEAD_SIZE + place.data_length)
+        read_end = min(read_end, -(-limit // size) * size)
+        data = memoryview(
+            volume.engine.read(volume.target, place.offset + first * size, read_end - first * size)
+        )
+        for at in range(0, len(data), size):
+            self._check(footer, first + at // size, data[at : at + size], volume, place)
+        skip = fmt.HEAD_SIZE + start - place.data_start - first * size
+        return data[skip : limit - first * size]
+
+    def _check(
+        self, footer: SpanFooter, block: int, data: memoryview, volume: Volume, place: Place
+    ) -> None:
+        expected, actual = footer.sum_of(block), fmt.sum64(data)
+        if expected != actual:
+            offset = place.offset + block * footer.block_size
+            raise IntegrityError(
+                f"{volume.path} at {offset}", expected=f"{expected:016x}", actual=f"{actual:016x}"
+            )
+
+    def _footer(self, copy: CopyEntry, place: Place, volume: Volume) -> SpanFooter:
+        known = self._footers.get(copy.pool)
+        if known is not None and known[0] == place:
+            return known[1]
+        span = StoredSpan(
+            place.span, place.offset, place.length, place.used, place.data_start, place.data_length
+        )
+        _, footer = volume.read_span(span, aggregate=self.aggregate)
+        self._footers[copy.pool] = place, footer
+        return footer
+
+
+def _place_at(copy: CopyEntry, position: int) -> Place:
+    """The span of a copy that holds a byte of the aggregate's data."""
+    for place in copy.places:
+        if place.data_start <= position < place.data_start + place.data_length:
+            return place
+    raise PoolUnavailable(copy.pool, f"its copy does not reach byte {position} of the aggregate")
+
+
+class ObjectReader:
+    """One object's bytes, as an iterator of buffers; made by `Store.get`.
+
+    Read to the end: a large object's digest is checked behind its last byte. Not thread-safe.
+
+    Attributes:
+        entry: what the catalog says of the object.
+        length: in bytes.
+        digest: XXH3-128, 16 bytes, canonical.
+        version: the version that is read.
+    """
+
+    def __init__(self, entry: ObjectEntry, reader: CopyReader) -> None:
+        self.entry, self._reader = entry, reader
+        self.length, self.digest, self.version = entry.length, entry.digest, entry.version
+        self._pieces = self._whole() if entry.length <= WHOLE_BYTES else self._stream()
+
+    @property
+    def pool(self) -> str:
+        """The pool that served the last bytes."""
+        return self._reader.pool
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Copies that were passed over so far, and why."""
+        return tuple(self._reader.faults)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return self._pieces
+
+    def __next__(self) -> bytes | memoryview:
+        return next(self._pieces)
+
+    def read(self) -> bytes:
+        """All that is left. Holds it in memory.
+
+        Raises:
+            IntegrityError: what is read is not what was stored, in every copy.
+            PoolUnavailable: no copy can be read.
+        """
+        return b"".join(self._pieces)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pieces.close()
+
+    def _whole(self) -> Generator[bytes | memoryview, None, None]:
+        reader, entry = self._reader, self.entry
+        wrong: IntegrityError | None = None
+        for copy in reader.copies:
+            try:
+                data = reader.fetch(copy, entry.start, entry.length)
+            except (FanoutError, TimeoutError) as error:
+                reader.faults.append(Fault(copy.pool, str(error)))
+                continue
+            if xxhash.xxh3_128_digest(data) == entry.digest:
+                if data:
+                    yield data
+                return
+            wrong = self._mismatch(copy.pool, xxhash.xxh3_128_hexdigest(data))
+            reader.faults.append(Fault(copy.pool, str(wrong)))
+        raise wrong or self._unavailable(Unreadable(entry.start, reader.faults))
+
+    def _stream(self) -> Generator[bytes | memoryview, None, None]:
+        hasher = xxhash.xxh3_128()
+        pieces = self._reader.stream(self.entry.start, self.entry.length)
+        try:
+            for piece in pieces:
+                hasher.update(piece)
+                yield piece
+        except Unreadable as error:
+            raise self._unavailable(error) from error
+        if hasher.digest() != self.digest:
+            raise self._mismatch(self._reader.pool, hasher.hexdigest())
+
+    def _mismatch(self, pool: str, actual: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.entry.name!r} of {self.entry.node}, version {self.version}, in {pool}",
+            expected=self.digest.hex(),
+            actual=actual,
+        )
+
+    def _unavailable(self, error: Unreadable) -> FanoutError:
+        name = f"{self.entry.name!r} of {self.entry.node}, version {self.version}"
+        return PoolUnavailable(self.entry.primary, f"no copy of {name} can be read: {error}")

@@ -1,0 +1,432 @@
+"""Closes gaps: `backup stgpool` fills a copy pool, `copy activedata` an active-data pool, from any copy that is good.
+
+What is missing is found by comparing the whole catalog with the pool, not by believing gap rows: a copy that was never made and
+never noted is found as well. What is there is skipped, so a second run copies nothing. A batch of aggregates is written, made
+durable and committed; the gap row goes in the commit that adds the copy. Killed at any point, the next run goes on where this one stopped.
+
+What it promises:
+
+1. Every member is checked against the digest with which it was accepted before the pool is said to hold it.
+2. What could not be copied is reported by name, and its gap stays, with the reason and the time of this run.
+3. Nothing comes back: a member that was replaced or deleted while it was copied is not marked present.
+4. Two runs into the same pool wait for each other; runs into different pools do not.
+
+Operators run the top of the hierarchy first: objects move down, never up.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fanout.catalog import Commit, MemberSet, NewCopy, NewGap, Repair
+from fanout.copying import Batch, DestinationFailed, SourcesBad
+from fanout.errors import CatalogError, CommitUnknown, InterfaceError, PoolError
+from fanout.types import PoolKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fanout.catalog import AggregateEntry, CopyEntry, GapEntry, MemberEntry
+    from fanout.copying import BadMember, Copied
+    from fanout.host import WrittenSpan
+    from fanout.store import Store
+
+    # Bytes done, and bytes in all.
+    Progress = Callable[[int, int], None]
+
+PAGE = 64  # aggregates looked up at once
+BATCH_BYTES = 64 << 20  # of one batch: one sync and one commit for so much
+BATCH_AGGREGATES = 64
+MAX_FAILURES = 3  # batches in a row that the destination refuses before the run ends
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """What a run did.
+
+    Attributes:
+        copied_objects: written, verified and committed; with `preview`: that would be.
+        copied_bytes: of these.
+        skipped_objects: that the pool held before.
+        failed: name and reason of each object that could not be copied.
+        gaps_closed: gap rows that are gone.
+        gaps_left: gap rows of this primary and pool that count something.
+        seconds: of the run.
+    """
+
+    copied_objects: int
+    copied_bytes: int
+    skipped_objects: int
+    failed: tuple[tuple[bytes, str], ...]
+    gaps_closed: int
+    gaps_left: int
+    seconds: float
+
+
+def backup_stgpool(
+    store: Store,
+    primary: str,
+    copy: str,
+    *,
+    preview: bool = False,
+    on_progress: Progress | None = None,
+) -> ReconcileReport:
+    """Copy what a copy pool lacks of a primary: all versions of all objects.
+
+    Args:
+        store: open; for writing, unless it is a preview.
+        primary: name of a primary pool.
+        copy: name of a copy pool.
+        preview: only say what would be copied.
+        on_progress: called with bytes done and bytes in all.
+
+    Raises:
+        UnknownPool: there is no such pool; says which there are.
+        PoolError: a pool is of the wrong type.
+        InterfaceError: the store is open read-only.
+        CommitUnknown: the catalog failed in the middle of a commit; open the store again.
+    """
+    return _reconcile(store, primary, copy, PoolKind.COPY, preview=preview, on_progress=on_progress)
+
+
+def copy_activedata(
+    store: Store,
+    primary: str,
+    pool: str,
+    *,
+    preview: bool = False,
+    on_progress: Progress | None = None,
+) -> ReconcileReport:
+    """Copy what an active-data pool lacks of a primary: active backup versions of nodes whose domain allows the pool.
+
+    Arguments and errors as for `backup_stgpool`.
+    """
+    return _reconcile(
+        store, primary, pool, PoolKind.ACTIVE_DATA, preview=preview, on_progress=on_progress
+    )
+
+
+def _reconcile(
+    store: Store,
+    primary: str,
+    pool: str,
+    kind: PoolKind,
+    *,
+    preview: bool,
+    on_progress: Progress | None,
+) -> ReconcileReport:
+    source = _pool_of_kind(store, primary, PoolKind.PRIMARY)
+    destination = _pool_of_kind(store, pool, kind)
+    if store.read_only and not preview:
+        raise InterfaceError(f"{store.config.path}: the store is open read-only")
+    run = _Run(store, source, destination, kind, on_progress or _silent)
+    if preview:
+        return run.preview()
+    with store.reconciling(destination):
+        store.revive(destination)
+        return run.work()
+
+
+def _pool_of_kind(store: Store, name: str, kind: PoolKind) -> str:
+    pool = store.config.pool(name)
+    if pool.kind is not kind:
+        fitting = [p.name for p in store.config.pools.values() if p.kind is kind]
+        there = ", ".join(fitting) or "none"
+        raise PoolError(
+            pool.name,
+            f"is a pool of type {pool.kind.value}; one of type {kind.value} is needed here: {there}",
+        )
+    return pool.name
+
+
+def _silent(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What a pool lacks of one aggregate, and what of that cannot be had."""
+
+    entry: AggregateEntry
+    missing: tuple[MemberEntry, ...]
+    bad: tuple[BadMember, ...] = ()
+
+    def without(self, bad: Sequence[BadMember]) -> _Task:
+        """The task with these members left out."""
+        gone = {found.member.member for found in bad}
+        left = tuple(member for member in self.missing if member.member not in gone)
+        return _Task(self.entry, left, (*self.bad, *bad))
+
+    @property
+    def bytes(self) -> int:
+        return sum(member.length for member in self.missing)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run. Single use."""
+
+    store: Store
+    primary: str
+    pool: str
+    kind: PoolKind
+    on_progress: Progress
+    began: float = field(default_factory=time.monotonic)
+    copied_objects: int = 0
+    copied_bytes: int = 0
+    done: int = 0  # bytes handled, for the progress
+    total: int = 0
+    closed: int = 0
+    rows: set[bytes] = field(default_factory=set)  # aggregates with a gap row, when the run began
+    failed: list[tuple[bytes, str]] = field(default_factory=list)
+
+    # ---- what is missing ---------------------------------------------------------------------------
+
+    def _tasks(self) -> Iterator[_Task]:
+        """Aggregates that the pool lacks something of, in the order of their commits."""
+        after = 0
+        while True:
+            page = self.store.catalog.lacking(
+                self.primary, self.pool, active_only=self._active, after=after, limit=PAGE
+            )
+            for _, entry in page:
+                missing = self._missing(entry)
+                if missing:
+                    yield _Task(entry, missing)
+            if len(page) < PAGE:
+                return
+            after = page[-1][0]
+
+    @property
+    def _active(self) -> bool:
+        return self.kind is PoolKind.ACTIVE_DATA
+
+    def _missing(self, entry: AggregateEntry) -> tuple[MemberEntry, ...]:
+        if self._active and entry.node not in self._nodes():
+            return ()
+        held = self._held(entry)
+        return tuple(
+            member
+            for member in self.store.catalog.members(entry.aggregate)
+            if not (self._active and not member.active)
+            and not (held is not None and held.holds(member.member))
+        )
+
+    def _nodes(self) -> list[str]:
+        """Nodes whose domain allows the active-data pool (rule R19)."""
+        config = self.store.config
+        return [
+            node.name
+            for node in config.nodes.values()
+            if self.pool in config.domains[node.domain].active_destinations
+        ]
+
+    def _held(self, entry: AggregateEntry) -> CopyEntry | None:
+        copies = self.store.catalog.copies(entry.aggregate)
+        return next((copy for copy in copies if copy.pool == self.pool), None)
+
+    # ---- preview -------------------------------------------------------------------------------------
+
+    def preview(self) -> ReconcileReport:
+        """What a run would copy, if everything can be read and written."""
+        for task in self._tasks():
+            self.copied_objects += len(task.missing)
+            self.copied_bytes += task.bytes
+        return self._report(self.copied_objects)
+
+    def _report(self, lacked: int) -> ReconcileReport:
+        nodes = self._nodes() if self._active else None
+        there, _ = self.store.catalog.held_on(self.primary, active_only=self._active, nodes=nodes)
+        return ReconcileReport(
+            copied_objects=self.copied_objects,
+            copied_bytes=self.copied_bytes,
+            skipped_objects=max(0, there - lacked),
+            failed=tuple(self.failed),
+            gaps_closed=self.closed,
+            gaps_left=len(self.store.catalog.gaps(pool=self.pool, primary=self.primary)),
+            seconds=time.monotonic() - self.began,
+        )
+
+    # ---- the run -------------------------------------------------------------------------------------
+
+    def work(self) -> ReconcileReport:
+        """Copy batch after batch."""
+        sizes = [(len(task.missing), task.bytes) for task in self._tasks()]
+        self.rows = {gap.aggregate for gap in self._gap_rows()}
+        lacked, self.total = sum(n for n, _ in sizes), sum(size for _, size in sizes)
+        refused = 0
+        for batch in self._batches():
+            if refused < MAX_FAILURES:
+                refused = 0 if self._try(batch) else refused + 1
+            else:
+                self._give_up(
+                    batch, DestinationFailed(f"not tried: {self.pool} failed {refused} times")
+                )
+        self._close_stale_gaps()
+        return self._report(lacked)
+
+    def _batches(self) -> Iterator[list[_Task]]:
+        batch: list[_Task] = []
+        size = 0
+        for task in self._tasks():
+            if batch and (len(batch) == BATCH_AGGREGATES or size + task.bytes > BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(task)
+            size += task.bytes
+        if batch:
+            yield batch
+
+    def _try(self, tasks: Sequence[_Task]) -> bool:
+        """One batch; False: the destination refused it."""
+        batch = Batch(self.store, self.pool, on_bytes=self._advance)
+        before = self.done
+        try:
+            for task in tasks:
+                self._copy(batch, task)
+            copied = batch.finish()
+        except SourcesBad as signal:
+            batch.abort()
+            self.done = before
+            return self._try_without(tasks, signal)
+        except (DestinationFailed, TimeoutError) as error:
+            batch.abort()
+            self.done = before + sum(task.bytes for task in tasks)
+            self._give_up(tasks, error)
+            return False
+        except BaseException:
+            batch.abort()
+            raise
+        # From here on the batch is not aborted: whether its regions are free is for the commit to say.
+        self._commit(copied, tasks)
+        return True
+
+    def _try_without(self, tasks: Sequence[_Task], signal: SourcesBad) -> bool:
+        """Write a batch again that met bad sources: its aggregates one by one, and at last without what is bad.
+
+        Ends: each round has fewer aggregates, or fewer members.
+        """
+        if len(tasks) == 1:
+            return self._try([tasks[0].without(signal.bad)])
+        tried = [self._try([task]) for task in tasks]  # all of them, also when one is refused
+        return all(tried)
+
+    def _copy(self, batch: Batch, task: _Task) -> None:
+        copies = self.store.catalog.copies(task.entry.aggregate)
+        held = next((copy for copy in copies if copy.pool == self.pool), None)
+        numbers = [place.span for place in held.places] if held else []
+        sources = [copy for copy in copies if copy.pool != self.pool]
+        wanted: dict[tuple[str, ...], list[MemberEntry]] = {}
+        for member in task.missing:
+            # Copies hold different subsets; members that the same copies hold are read together.
+            pools = tuple(copy.pool for copy in sources if copy.holds(member.member))
+            wanted.setdefault(pools, []).append(member)
+        first = max(numbers, default=-1) + 1
+        for pools, members in wanted.items():
+            reader = self.store.reader(
+                task.entry.aggregate, [copy for copy in sources if copy.pool in pools]
+            )
+            copied = batch.copy(task.entry, members, reader, first_span=first)
+            first += len(copied.spans)
+
+    def _advance(self, size: int) -> None:
+        self.done += size
+        self.on_progress(min(self.done, self.total), self.total)
+
+    # ---- committing ------------------------------------------------------------------------------------
+
+    def _commit(self, copied: Sequence[Copied], tasks: Sequence[_Task]) -> None:
+        """Copies and gaps of a batch, in one commit. The spans are durable."""
+        repairs: list[Repair] = []
+        spans: list[WrittenSpan] = []
+        count = size = 0
+        bad: list[BadMember] = []
+        for task in tasks:
+            mine = [part for part in copied if part.entry is task.entry]
+            bad += task.bad
+            repair, present = self._repair(task, mine)
+            repairs.append(repair)
+            spans += [span for part in mine for span in part.spans] if repair.copy else []
+            count += len(present)
+            size += sum(m.length for m in task.missing if m.member in present)
+        self._hand_in(repairs, spans, copied)
+        self.copied_objects += count
+        self.copied_bytes += size
+        self.closed += sum(repair.aggregate in self.rows for repair in repairs if not repair.gap)
+        self.failed += [(found.member.name, found.reason) for found in bad]
+
+    def _repair(self, task: _Task, parts: Sequence[Copied]) -> tuple[Repair, set[int]]:
+        """What changes on one aggregate, and which members are new in the pool (promise 3)."""
+        entry, catalog = task.entry, self.store.catalog
+        members = catalog.members(entry.aggregate)
+        wanted = {m.member for m in members if m.active or not self._active}
+        written = {index for part in parts for index in part.members}
+        held = self._held(entry)
+        before = set(range(entry.objects)) if held and held.present is None else set()
+        if held and held.present is not None:
+            before = set(held.present)
+        new = (written & wanted) - before
+        after, lacking = before | new, wanted - before - new
+        copy = None
+        if new:
+            places = tuple(
+                self.store.ledger.place_of(span, self.pool) for part in parts for span in part.spans
+            )
+            present = None if len(after) == entry.objects else MemberSet.of(after)
+            copy = NewCopy(self.pool, places, present)
+        gap = None
+        if lacking:
+            why = task.bad[0].reason if task.bad else "copied while it was replaced"
+            missing = None if len(lacking) == entry.objects else MemberSet.of(lacking)
+            gap = NewGap(self.pool, f"not repaired: {why}", 0, missing)
+        return Repair(entry.aggregate, self.pool, copy, gap), new
+
+    def _hand_in(
+        self, repairs: Sequence[Repair], spans: Sequence[WrittenSpan], copied: Sequence[Copied]
+    ) -> None:
+        commit = Commit(secrets.token_bytes(16), 1, repairs=tuple(repairs))
+        kept = {id(span) for span in spans}
+        unwanted = [s for part in copied for s in part.spans if id(s) not in kept]
+        try:
+            self.store.ledger.commit_repairs(commit, spans, self.pool)
+        except CommitUnknown:
+            raise  # neither live nor free until the next opening
+        except CatalogError:
+            for span in [*spans, *unwanted]:
+                self.store.release(span.span, [self.pool])
+            raise
+        for span in unwanted:
+            self.store.release(span.span, [self.pool])
+
+    # ---- gaps ------------------------------------------------------------------------------------------
+
+    def _give_up(self, tasks: Sequence[_Task], error: Exception) -> None:
+        """Nothing of these was copied: say so by name, and in the gap rows (promise 2)."""
+        reason = str(error)
+        repairs = []
+        for task in tasks:
+            lacking = [*task.missing, *(found.member for found in task.bad)]
+            self.failed += [(member.name, reason) for member in lacking]
+            indexes = [member.member for member in lacking]
+            missing = None if len(indexes) == task.entry.objects else MemberSet.of(indexes)
+            errno = error.errno if isinstance(error, DestinationFailed) else 0
+            gap = NewGap(self.pool, f"not repaired: {reason}", errno, missing)
+            repairs.append(Repair(task.entry.aggregate, self.pool, None, gap))
+        self._hand_in(repairs, (), ())
+
+    def _gap_rows(self) -> list[GapEntry]:
+        return self.store.catalog.gaps(pool=self.pool, primary=self.primary, include_empty=True)
+
+    def _close_stale_gaps(self) -> None:
+        """Gap rows of which nothing is missing any more: copied by other means, or replaced by newer versions."""
+        stale = []
+        for gap in self._gap_rows():
+            entry = self.store.catalog.aggregate(gap.aggregate)
+            if entry is not None and not self._missing(entry):
+                stale.append(Repair(gap.aggregate, self.pool))
+        if stale:
+            self._hand_in(stale, (), ())
+            self.closed += len(stale)

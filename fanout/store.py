@@ -1,0 +1,688 @@
+"""The third door: sessions over fanout's own volumes and catalog. The other two doors, put together.
+
+::
+
+    Store ─┬─ Session (rules, retries)  ──> reserve · commit · release   this class is their Host
+           ├─ PoolSet  (which region)   ──> Volume ──> Engine
+           ├─ Ledger ─┬─ Committer (one thread) ──> Catalog
+           │          └─ Scribe    (one thread) ──> the volumes' directories
+           └─ CopyReader                ──> get
+
+What it promises:
+
+1. `create` is the only thing that makes catalogs and volumes, and it overwrites nothing unless it is told to.
+2. A transaction is visible in every pool together or nowhere, durably before its receipt. docs/durability.md says in plain
+   words what that stands on, and how far it goes.
+3. What the rules demand and what is not there is a gap, written in the same commit.
+4. One volume that is busy, missing or damaged is unavailable, with the reason kept; the store opens without it.
+5. A catalog that is older than its volumes never allocates: it does not open for writing.
+
+A store that is open read-only answers questions and reads objects beside a running writer. Threads: any thread may call anything;
+a session serves one caller at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from fanout import config as configuration
+from fanout.catalog import (
+    Catalog,
+    CatalogReader,
+    PoolEntry,
+    VolumeEntry,
+)
+from fanout.config import Access, Config, DeviceType
+from fanout.engine import Engine
+from fanout.errors import (
+    CatalogError,
+    ConfigError,
+    FanoutError,
+    InterfaceError,
+    ObjectNotFound,
+    PoolUnavailable,
+    VolumeError,
+)
+from fanout.format import SpanFraming
+from fanout.ledger import Ledger, receipt_of
+from fanout.pools import PoolSet
+from fanout.read import CopyReader, ObjectReader
+from fanout.scribe import Scribe
+from fanout.session import Session
+from fanout.types import ObjectKind, PoolKind, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from fanout.catalog import (
+        CopyEntry,
+        GapEntry,
+        ObjectEntry,
+        OccupancyEntry,
+    )
+    from fanout.host import (
+        Framing,
+        ReserveRequest,
+        Span,
+        TransactionRecord,
+    )
+    from fanout.pools import VolumeStatus
+    from fanout.volume import Volume
+
+LOCK_WAIT = 10.0  # seconds for catalog and volumes together, while a predecessor ends
+FOLD_LOG_BYTES = 16 << 20  # the catalog's log is folded into the database when it is longer
+
+_log = logging.getLogger("fanout.store")
+
+# Order in which copies are asked; see fanout/read.py.
+_DEVICE_RANK = {DeviceType.DISK: 0, DeviceType.FILE: 1}
+_KIND_RANK = {PoolKind.PRIMARY: 0, PoolKind.ACTIVE_DATA: 1, PoolKind.COPY: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A pool as `query stgpool` shows it; sizes in bytes.
+
+    Attributes:
+        name: of the pool.
+        kind: primary, copy or active-data.
+        device_class: name.
+        access: readwrite, readonly or unavailable.
+        size: of its volumes.
+        live: committed.
+        free: of the volumes that can be written.
+        volumes: how many it has.
+        writable: how many of them can be written now.
+        objects: versions that it holds.
+        bytes: of these.
+        lacks_objects: what the rules demand that it should hold and does not; see `query_gaps`.
+        lacks_bytes: of these.
+    """
+
+    name: str
+    kind: PoolKind
+    device_class: str
+    access: Access
+    size: int
+    live: int
+    free: int
+    volumes: int
+    writable: int
+    objects: int
+    bytes: int
+    lacks_objects: int
+    lacks_bytes: int
+
+
+class Store:
+    """A store that is open; made by `Store.open`. A context manager.
+
+    Attributes:
+        config: as it was loaded.
+        engine: that does all I/O.
+        catalog: a `Catalog`, or a `CatalogReader` of a read-only store.
+        pools: the pools and their volumes.
+        framing: what goes around the data of a span.
+        read_only: opened for questions and reading.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: CatalogReader,
+        engine: Engine,
+        pools: PoolSet,
+        closing: ExitStack,
+        *,
+        flush_before_acknowledge: bool,
+    ) -> None:
+        self.config, self.catalog, self.engine, self.pools = config, catalog, engine, pools
+        self.read_only = not isinstance(catalog, Catalog)
+        self.framing: Framing | None = SpanFraming(
+            catalog.store_id, block_size=engine.slot_size, volumes=PoolSet.volumes_of
+        )
+        self._closing = closing
+        self._reconciling: dict[str, threading.Lock] = {
+            name: threading.Lock() for name in config.pools
+        }
+        self._scribe: Scribe | None = None
+        self._ledger: Ledger | None = None
+        if isinstance(catalog, Catalog):
+            self._begin_writing(catalog, flush_before_acknowledge=flush_before_acknowledge)
+
+    def _begin_writing(self, catalog: Catalog, *, flush_before_acknowledge: bool) -> None:
+        self._scribe = Scribe(self.engine, self.pools.volume, idle=self._fold_log)
+        self._closing.callback(self._scribe.close)
+        for volume in list(self.pools.volumes()):
+            self._catch_up(volume)
+        self._ledger = Ledger(
+            catalog,
+            self.pools,
+            self._scribe,
+            flush_before_acknowledge=flush_before_acknowledge,
+        )
+        self._closing.callback(self._ledger.close)  # the first to be closed
+
+    # ---- making, opening, closing ----------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        config: Config | str | os.PathLike[str],
+        *,
+        force: bool = False,
+        write_once: bool = False,
+        on_written: Callable[[int], None] | None = None,
+    ) -> None:
+        """Make the catalog and all volumes of a configuration; leaves the store closed.
+
+        Args:
+            config: a configuration, or the path of one.
+            force: take what is there: an older store with all its data, files, whatever a block device holds.
+                Never what somebody has open.
+            write_once: write every byte of every volume now. Files that were only preallocated are written at about half the
+                speed the first time; devices gain nothing.
+            on_written: called with so many bytes more while writing once.
+
+        Raises:
+            CatalogError: there is a catalog already (without `force`).
+            CatalogBusy: the store is open (with `force`).
+            VolumeError: a volume cannot be made, or something is there (without `force`). What was made is removed again.
+        """
+        config = _loaded(config)
+        path = config.store.catalog
+        if os.path.lexists(path):
+            if not force:
+                raise CatalogError(
+                    str(path), "there is something here already; nothing is overwritten"
+                )
+            Catalog.discard(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store = secrets.token_bytes(16)
+        pools = [
+            PoolEntry(secrets.token_bytes(16), pool.name, pool.kind)
+            for pool in config.pools.values()
+        ]
+        uuids = {entry.name: entry.pool for entry in pools}
+        with open_engine(config) as engine:
+            volumes = PoolSet.create_volumes(
+                engine,
+                config,
+                store=store,
+                pool_uuids=uuids,
+                force=force,
+                write_once=write_once,
+                on_written=on_written,
+            )
+        try:
+            # The catalog comes last: before it exists there is no store.
+            Catalog.create(path, store=store, pools=pools, volumes=volumes)
+        except BaseException:
+            _remove_files(volumes)
+            raise
+
+    @classmethod
+    def extend(
+        cls,
+        config: Config | str | os.PathLike[str],
+        *,
+        force: bool = False,
+        write_once: bool = False,
+        on_written: Callable[[int], None] | None = None,
+        lock_wait: float = LOCK_WAIT,
+    ) -> tuple[VolumeEntry, ...]:
+        """Add to a closed store the pools and volumes that its configuration has and its catalog does not know.
+
+        Args:
+            config: a configuration, or the path of one.
+            force: take what stands where a new volume goes. Never what somebody has open.
+            write_once: as in `create`.
+            on_written: as in `create`.
+            lock_wait: seconds to wait for a writer that is on its way out.
+
+        Returns:
+            The new volumes.
+
+        Raises:
+            CatalogBusy: the store is open for writing.
+            CatalogError: there is no catalog.
+            ConfigError: the catalog knows a pool as something else.
+            VolumeError: a volume cannot be made; those made before it are removed again, and nothing is added.
+        """
+        config = _loaded(config)
+        with Catalog.open(config.store.catalog, lock_wait=lock_wait) as catalog:
+            there = {entry.name for entry in catalog.pools()}
+            new = [
+                PoolEntry(secrets.token_bytes(16), pool.name, pool.kind)
+                for pool in config.pools.values()
+                if pool.name not in there
+            ]
+            uuids = dict(_pool_uuids(config, catalog, new))
+            known = {entry.path for entry in catalog.volumes()}
+            with open_engine(config) as engine:
+                made = PoolSet.create_volumes(
+                    engine,
+                    config,
+                    store=catalog.store_id,
+                    pool_uuids=uuids,
+                    known=known,
+                    force=force,
+                    write_once=write_once,
+                    on_written=on_written,
+                )
+            try:
+                catalog.add(pools=new, volumes=made)
+            except BaseException:
+                _remove_files(made)
+                raise
+        return tuple(made)
+
+    @classmethod
+    def open(
+        cls,
+        config: Config | str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        engine: Engine | None = None,
+        lock_wait: float = LOCK_WAIT,
+        flush_before_acknowledge: bool = False,
+    ) -> Store:
+        """Open a store. Never creates anything.
+
+        Args:
+            config: a configuration, or the path of one.
+            read_only: for questions and `get`, beside a writer or without one.
+            engine: to share; None: one of the store's own, as the configuration says.
+            lock_wait: seconds to wait for a predecessor that is on its way out.
+            flush_before_acknowledge: the volumes' own evidence of a commit is durable before its receipt: one more flush for
+                each commit group, and nothing is in doubt should the catalog be lost.
+
+        Raises:
+            CatalogBusy: another process has it open for writing.
+            CatalogStale: the catalog is older than a volume.
+            CatalogError: missing, damaged, or not a catalog.
+            ConfigError: the configuration names a pool that the catalog does not know.
+        """
+        config = _loaded(config)
+        with ExitStack() as closing:
+            path = config.store.catalog
+            catalog: CatalogReader = (
+                CatalogReader(path) if read_only else Catalog.open(path, lock_wait=lock_wait)
+            )
+            closing.callback(catalog.close)
+            uuids = _pool_uuids(config, catalog)
+            _warn_of_unmade(config, catalog)
+            if engine is None:
+                engine = closing.enter_context(open_engine(config))
+            pools = PoolSet(
+                engine,
+                config,
+                store=catalog.store_id,
+                pool_uuids=uuids,
+                book=catalog,  # type: ignore[arg-type]  # a reader is asked for nothing else
+            )
+            closing.callback(pools.close)
+            pools.open(lock_wait=lock_wait, read_only=read_only)
+            store = cls(
+                config,
+                catalog,
+                engine,
+                pools,
+                closing,
+                flush_before_acknowledge=flush_before_acknowledge,
+            )
+            store._closing = closing.pop_all()
+        return store
+
+    def close(self) -> None:
+        """Commit what waits, write and flush the directories, close; idempotent. Close the sessions first."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<fanout.Store {os.fspath(self.config.store.catalog)!r}>"
+
+    @property
+    def ledger(self) -> Ledger:
+        """What commits.
+
+        Raises:
+            InterfaceError: the store is open read-only.
+        """
+        if self._ledger is None:
+            raise InterfaceError(f"{self.config.path}: the store is open read-only")
+        return self._ledger
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing can be committed; None: all is well."""
+        return "the store is open read-only" if self._ledger is None else self._ledger.refusal
+
+    def _catch_up(self, volume: Volume) -> None:
+        """Bring a volume's directory up to the catalog; what cannot be written is unavailable (promise 4)."""
+        assert self._scribe is not None
+        if volume.directory is None:
+            return  # its pool is read-only, and it was opened for reading alone
+        try:
+            missing = self._scribe.catch_up(volume, self.catalog)
+        except CatalogError:
+            raise
+        except FanoutError as error:
+            volume.fail(error.message if isinstance(error, VolumeError) else str(error))
+            _log.warning("%s: cannot be written: %s", volume.path, error)
+            return
+        if missing:
+            _log.info("%s: %d directory records appended again", volume.path, missing)
+
+    def _fold_log(self) -> None:
+        """Fold the catalog's log into the database, outside of anybody's commit. A failure costs space, not safety."""
+        assert isinstance(self.catalog, Catalog)
+        with suppress(OSError):
+            if os.stat(f"{self.catalog.path}-wal").st_size < FOLD_LOG_BYTES:
+                return
+        try:
+            self.catalog.checkpoint()
+        except CatalogError as error:
+            _log.warning("the catalog's log was not folded: %s", error)
+
+    # ---- sessions --------------------------------------------------------------------------------
+
+    def session(self, node: str, *, kind: ObjectKind = ObjectKind.BACKUP) -> Session:
+        """Begin a session of a node.
+
+        Volumes of its pools that had failed are tried again now, so that a new session begins with full lists (rule R17).
+
+        Raises:
+            UnknownPool: no such node; says which there are.
+            InterfaceError: the store is open read-only.
+        """
+        destination = self.config.destination(node, kind)
+        names = [primary.pool for primary in destination.chain if primary.accepts]
+        for pool in [*names, *(secondary.pool for secondary in destination.secondaries)]:
+            self.revive(pool)
+        return Session(self.engine, self, destination, node=self.config.node(node).name, kind=kind)
+
+    def revive(self, pool: str) -> int:
+        """Open the volumes of a pool again that failed or could not be opened, if it is time; returns how many came back."""
+        if self.read_only:
+            raise InterfaceError(f"{self.config.path}: the store is open read-only")
+        try:
+            volumes = self.pools.revive(pool)
+        except InterfaceError as error:
+            _log.info(
+                "%s: not opened again: %s", pool, error
+            )  # a stream still uses the old opening
+            return 0
+        for volume in volumes:
+            self._catch_up(volume)
+        return len(volumes)
+
+    @contextmanager
+    def reconciling(self, pool: str) -> Iterator[None]:
+        """One repair run at a time into one pool: a second one waits, and finds nothing left to do."""
+        with self._reconciling[pool]:
+            yield
+
+    # ---- what sessions ask of their host -------------------------------------------------------------
+
+    def reserve(self, request: ReserveRequest) -> Sequence[Span]:
+        """See `fanout.host.Host.reserve`.
+
+        Raises:
+            PoolFull: a pool has no room.
+            PoolUnavailable: a pool has no volume that can be written.
+            CatalogError: nothing can be committed any more; says why.
+        """
+        refusal = self.ledger.refusal
+        if refusal is not None:
+            raise CatalogError(self.catalog.path, refusal)
+        return self.pools.reserve(request)
+
+    def commit(self, record: TransactionRecord) -> int:
+        """See `fanout.host.Host.commit`, and `Ledger.commit` for what it raises."""
+        return self.ledger.commit(record)
+
+    def release(self, span: Span, pools: Sequence[str]) -> None:
+        """See `fanout.host.Host.release`."""
+        self.pools.release(span, pools)
+
+    def receipt(self, transaction: bytes) -> Receipt | None:
+        """The receipt of a transaction that has committed; None: it has not.
+
+        A client that was cut off before it got its receipt asks this before it sends the transaction again. Pools and gaps are
+        those of today: what was repaired since is no gap any more.
+        """
+        return receipt_of(self.catalog, transaction)
+
+    # ---- reading -----------------------------------------------------------------------------------
+
+    def get(
+        self,
+        node: str,
+        name: str | bytes,
+        *,
+        kind: ObjectKind | None = None,
+        version: int | None = None,
+        pool: str | None = None,
+    ) -> ObjectReader:
+        """Read an object: from the copy that is best to read, and from the others when it fails.
+
+        Args:
+            node: whose object.
+            name: bytes, or text (UTF-8, with surrogate escapes).
+            kind: None: whichever is the newest.
+            version: None: the newest.
+            pool: only from this one; None: from any, in the order that fanout/read.py gives.
+
+        Returns:
+            An iterator of buffers. Its bytes are checked before they are handed out; a large object's digest at its end.
+
+        Raises:
+            ObjectNotFound: no such object or version, or not in that pool.
+            UnknownPool: no such pool or node.
+        """
+        encoded = name if isinstance(name, bytes) else os.fsencode(name)
+        owner = self.config.node(node).name
+        entry = self.catalog.find(owner, encoded, kind=kind, version=version)
+        if entry is None:
+            which = "" if version is None else f", version {version}"
+            raise ObjectNotFound(f"{owner} has no object {encoded!r}{which}")
+        wanted = None if pool is None else self.config.pool(pool).name
+        copies = [
+            copy
+            for copy in self.catalog.copies(entry.aggregate)
+            if copy.holds(entry.member) and wanted in (None, copy.pool)
+        ]
+        if not copies and wanted is not None:
+            raise ObjectNotFound(f"{wanted} does not hold {encoded!r}, version {entry.version}")
+        return ObjectReader(entry, self.reader(entry.aggregate, copies))
+
+    def reader(self, aggregate: bytes, copies: Sequence[CopyEntry]) -> CopyReader:
+        """Reads an aggregate's data from these copies, in the order of preference."""
+        return CopyReader(aggregate, sorted(copies, key=self._preference), volumes=self._readable)
+
+    def _preference(self, copy: CopyEntry) -> tuple[int, int, int]:
+        pool = self.config.pools.get(copy.pool)
+        if pool is None:
+            return 9, 9, 9  # not configured any more: asked last, and says so
+        device = self.config.device_classes[pool.device_class].type
+        names = list(self.config.pools)
+        return _DEVICE_RANK[device], _KIND_RANK[pool.kind], names.index(pool.name)
+
+    def _readable(self, identity: bytes) -> Volume:
+        """The open volume, or why it cannot be read."""
+        volume = self.pools.volume(identity)
+        if volume is not None:
+            access = self.config.pools[volume.pool].access
+            if access is Access.UNAVAILABLE:
+                raise PoolUnavailable(volume.pool, "its access is unavailable")
+            return volume
+        for status in self.pools.status():
+            if status.volume == identity:
+                raise PoolUnavailable(status.pool, status.reason or "its volume is not open")
+        raise PoolUnavailable("?", f"volume {identity.hex()} belongs to no configured pool")
+
+    # ---- questions -----------------------------------------------------------------------------------
+
+    def query_stgpools(self) -> list[PoolStatus]:
+        """Every pool: what it is, how full it is, what it holds, and what it lacks."""
+        held: dict[str, tuple[int, int]] = {}
+        for entry in self.catalog.occupancy():
+            objects, size = held.get(entry.pool, (0, 0))
+            held[entry.pool] = objects + entry.objects, size + entry.bytes
+        lacks: dict[str, tuple[int, int]] = {}
+        for gap in self.catalog.gaps():
+            objects, size = lacks.get(gap.pool, (0, 0))
+            lacks[gap.pool] = objects + gap.objects, size + gap.bytes
+        volumes = self.query_volumes()
+        return [
+            _pool_status(pool, volumes, held.get(pool.name, (0, 0)), lacks.get(pool.name, (0, 0)))
+            for pool in self.config.pools.values()
+        ]
+
+    def query_volumes(self) -> list[VolumeStatus]:
+        """Every volume, open or not, with its state, the reason for it, and its space."""
+        # Asking a volume is what notices that the engine has let its target go.
+        dead = [volume.path for volume in self.pools.volumes() if not volume.writable]
+        _log.debug("volumes that cannot be written: %s", dead)
+        live = {usage.volume: usage.live_bytes for usage in self.catalog.usage()}
+        return [
+            # Only a volume that is open for writing knows its regions; of the others the catalog knows what is live.
+            status if status.live else replace(status, live=live.get(status.volume, 0))
+            for status in self.pools.status()
+        ]
+
+    def query_objects(
+        self,
+        *,
+        node: str | None = None,
+        name: str | bytes | None = None,
+        pool: str | None = None,
+        active_only: bool = False,
+    ) -> Iterator[ObjectEntry]:
+        """Objects and versions that fit, in the order in which they were stored."""
+        return self.catalog.objects(
+            node=node,
+            name=os.fsencode(name) if isinstance(name, str) else name,
+            pool=pool,
+            active_only=active_only,
+        )
+
+    def query_occupancy(
+        self, *, node: str | None = None, pool: str | None = None
+    ) -> list[OccupancyEntry]:
+        """How much of each node lies in each pool: the way to compare pools by counts."""
+        return self.catalog.occupancy(node=node, pool=pool)
+
+    def query_gaps(
+        self, *, pool: str | None = None, primary: str | None = None, node: str | None = None
+    ) -> list[GapEntry]:
+        """What is missing where: which pool lacks how many objects and bytes, since when, and why. The oldest first."""
+        return self.catalog.gaps(pool=pool, primary=primary, node=node)
+
+
+# ---- helpers ---------------------------------------------------------------------------------------
+
+
+def _loaded(config: Config | str | os.PathLike[str]) -> Config:
+    return config if isinstance(config, Config) else configuration.load(config)
+
+
+def open_engine(config: Config) -> Engine:
+    """An engine as the configuration wants it."""
+    settings = config.engine
+    return Engine(
+        memory_bytes=settings.memory_bytes,
+        slot_size_bytes=settings.slot_size_bytes,
+        backend=settings.backend,
+        soft_deadline=settings.soft_deadline,
+        hard_deadline=settings.hard_deadline,
+    )
+
+
+def _remove_files(volumes: Sequence[VolumeEntry]) -> None:
+    for entry in volumes:
+        if not entry.is_block:
+            with suppress(OSError):
+                Path(entry.path).unlink()
+
+
+def _pool_uuids(
+    config: Config, catalog: CatalogReader, new: Sequence[PoolEntry] = ()
+) -> Mapping[str, bytes]:
+    """UUID of every configured pool: of those that the catalog knows, and of those that are being added.
+
+    Raises:
+        ConfigError: the catalog does not know one of them, or knows it as something else.
+    """
+    known = {entry.name: entry for entry in (*catalog.pools(), *new)}
+    for pool in config.pools.values():
+        entry = known.get(pool.name)
+        if entry is None:
+            raise ConfigError(
+                f"{catalog.path} knows no such pool; it has {', '.join(known)} ('fanout init --add' adds it)",
+                path=str(config.path),
+                key=f"pools.{pool.name}",
+            )
+        if entry.kind is not pool.kind:
+            raise ConfigError(
+                f"is a {entry.kind.value} pool in {catalog.path}, and a pool cannot change its type",
+                path=str(config.path),
+                key=f"pools.{pool.name}.type",
+            )
+    return {name: entry.pool for name, entry in known.items()}
+
+
+def _warn_of_unmade(config: Config, catalog: CatalogReader) -> None:
+    made = {entry.path for entry in catalog.volumes()}
+    for pool in config.pools.values():
+        for spec in pool.volumes:
+            if str(spec.path) not in made:
+                _log.warning(
+                    "%s of pool %s was never made, and is not used; 'fanout init --add' makes it",
+                    spec.path,
+                    pool.name,
+                )
+
+
+def _pool_status(
+    pool: configuration.Pool,
+    volumes: Sequence[VolumeStatus],
+    held: tuple[int, int],
+    lacks: tuple[int, int],
+) -> PoolStatus:
+    mine = [volume for volume in volumes if volume.pool == pool.name]
+    writable = [volume for volume in mine if volume.state == "available"]
+    return PoolStatus(
+        name=pool.name,
+        kind=pool.kind,
+        device_class=pool.device_class,
+        access=pool.access,
+        size=sum(volume.size for volume in mine),
+        live=sum(volume.live for volume in mine),
+        free=sum(volume.free for volume in writable),
+        volumes=len(mine),
+        writable=len(writable),
+        objects=held[0],
+        bytes=held[1],
+        lacks_objects=lacks[0],
+        lacks_bytes=lacks[1],
+    )

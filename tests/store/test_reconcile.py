@@ -1,0 +1,282 @@
+"""Repairs beyond the scenario: damaged sources, subsets, replaced members, runs side by side, killed runs.
+
+What could break: a repair that believes a damaged source, stops at the first bad object, brings back what was replaced, copies
+twice, or calls a pool whole that is not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout import backup_stgpool, copy_activedata
+from fanout.errors import PoolUnavailable
+from tests.store.conftest import MIB
+
+if TYPE_CHECKING:
+    from fanout.reconcile import ReconcileReport
+    from fanout.store import Store
+    from tests.store.conftest import Site
+
+
+def put(store: Store, objects: dict[bytes, bytes], node: str = "N1") -> None:
+    """One transaction."""
+    with store.session(node) as session:
+        for attempt in session.attempts():
+            with attempt as txn:
+                for name, data in objects.items():
+                    txn.put(name, data)
+
+
+def with_gap(site: Site, pool: str, *, objects: int = 20, size: int = 50_000) -> dict[bytes, bytes]:
+    """A store whose `pool` was locked by somebody while one transaction was stored."""
+    made = {b"%03d" % n: site.rng.randbytes(size + n) for n in range(objects)}
+    site.create()
+    with site.locked(pool), site.open(lock_wait=0) as store:
+        put(store, made)
+    return made
+
+
+def check(store: Store, pool: str, objects: dict[bytes, bytes]) -> None:
+    """Exactly these active objects are in the pool, with the right bytes."""
+    held = {entry.name for entry in store.query_objects(pool=pool, active_only=True)}
+    assert held == set(objects)
+    for name, data in objects.items():
+        assert store.get("N1", name, pool=pool).read() == data
+
+
+def test_a_damaged_source_is_passed_over(site: Site) -> None:
+    """The primary's copy of one object is wrong: the repair reads another pool's, and all is there."""
+    objects = with_gap(site, "COPYPOOL1")
+    assert site.flip("DISKPOOL", objects[b"007"]) == 1
+    with site.open() as store:
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert (report.copied_objects, report.failed, report.gaps_left) == (20, (), 0)
+        check(store, "COPYPOOL1", objects)
+
+
+def test_what_no_copy_has_is_reported_by_name(site: Site) -> None:
+    """Two objects are wrong in every copy: the others are copied, these are named, and the gap stays for them alone."""
+    # Larger than a block of the sums, so that one damaged block touches few objects.
+    site.size = 64 * MIB
+    site.object_limit = 4 * MIB
+    objects = with_gap(site, "COPYPOOL1", objects=12, size=3 * MIB)
+    for pool in ("DISKPOOL", "COPYPOOL2", "ACTIVEDATAPOOL"):
+        for name in (b"004", b"009"):
+            assert site.flip(pool, objects[name][MIB : MIB + 4096]) == 1
+    with site.open() as store:
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert {name for name, _ in report.failed} == {b"004", b"009"}
+        assert all("expected" in reason for _, reason in report.failed)
+        assert (report.copied_objects, report.gaps_left) == (10, 1)
+        good = {name: data for name, data in objects.items() if name not in (b"004", b"009")}
+        check(store, "COPYPOOL1", good)
+        (gap,) = store.query_gaps()
+        assert gap.missing is not None
+        assert list(gap.missing) == [4, 9]
+        assert gap.objects == 2
+        assert gap.reason.startswith("not repaired")
+        again = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert (again.copied_objects, again.skipped_objects, len(again.failed)) == (0, 10, 2)
+    with site.open() as store:
+        check(store, "COPYPOOL1", good)
+        # Sent again by the client: new versions, and only the damaged old ones are still missing.
+        put(store, {name: objects[name] for name in (b"004", b"009")})
+        check(store, "COPYPOOL1", objects)
+        assert [gap.objects for gap in store.query_gaps()] == [2]
+
+
+def test_active_data_gets_only_what_is_active(site: Site) -> None:
+    """Every other object was replaced before the repair: runs of the others are copied, and nothing more."""
+    objects = with_gap(site, "ACTIVEDATAPOOL", objects=30)
+    with site.open() as store:
+        replaced = {name: site.rng.randbytes(10) for name in list(objects)[::2]}
+        put(store, replaced)
+        (gap,) = store.query_gaps()
+        assert (gap.pool, gap.objects) == ("ACTIVEDATAPOOL", 15)
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert (report.copied_objects, report.skipped_objects, report.gaps_left) == (15, 15, 0)
+        check(store, "ACTIVEDATAPOOL", objects | replaced)
+        assert len(list(store.query_objects(pool="ACTIVEDATAPOOL"))) == 30
+        assert copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL").copied_objects == 0
+    with site.open() as store:
+        check(store, "ACTIVEDATAPOOL", objects | replaced)
+        # The replaced ones are replaced again: what is held of the first transaction stays readable by version.
+        put(store, replaced)
+        first = next(iter(store.query_objects(name=b"001", pool="ACTIVEDATAPOOL")))
+        assert store.get("N1", b"001", version=first.version, pool="ACTIVEDATAPOOL").read()
+
+
+def test_nodes_that_may_not_use_the_pool_are_left_alone(site: Site) -> None:
+    """Rule R19 holds for repairs, too."""
+    site.create()
+    with site.open() as store:
+        put(store, {b"X": b"of N2"}, "N2")
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert (report.copied_objects, report.skipped_objects) == (0, 0)
+
+
+def test_a_gap_whose_objects_were_all_replaced_goes(site: Site) -> None:
+    """Nothing of it counts any more; the run takes its row away."""
+    objects = with_gap(site, "ACTIVEDATAPOOL", objects=3)
+    with site.open() as store:
+        put(store, objects)
+        assert store.query_gaps() == []
+        assert len(store.catalog.gaps(include_empty=True)) == 1
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert (report.copied_objects, report.gaps_closed) == (0, 1)
+        assert store.catalog.gaps(include_empty=True) == []
+
+
+def test_what_was_replaced_while_it_was_copied_does_not_come_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading and committing a new version arrives: the old one is not marked present."""
+    objects = with_gap(site, "ACTIVEDATAPOOL", objects=4)
+    with site.open() as store:
+        from fanout.copying import Batch
+
+        finish = Batch.finish
+
+        def late(batch: Batch) -> object:
+            put(store, {b"002": b"new"})
+            return finish(batch)
+
+        monkeypatch.setattr(Batch, "finish", late)
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert report.copied_objects == 3
+        check(store, "ACTIVEDATAPOOL", objects | {b"002": b"new"})
+        assert [e.active for e in store.query_objects(name=b"002", pool="ACTIVEDATAPOOL")] == [True]
+
+
+def test_runs_side_by_side(site: Site) -> None:
+    """Two into the same pool and one into another, beside a client that goes on storing: all end complete."""
+    site.create()
+    objects = {b"%03d" % n: site.rng.randbytes(40_000) for n in range(40)}
+    with site.locked("COPYPOOL1"), site.locked("COPYPOOL2"), site.open(lock_wait=0) as store:
+        for name, data in objects.items():
+            put(store, {name: data})
+    with site.open() as store:
+        reports: list[ReconcileReport] = []
+
+        def run(pool: str) -> None:
+            reports.append(backup_stgpool(store, "DISKPOOL", pool))
+
+        threads = [
+            threading.Thread(target=run, args=(pool,))
+            for pool in ("COPYPOOL1", "COPYPOOL1", "COPYPOOL2")
+        ]
+        for thread in threads:
+            thread.start()
+        more = {b"more": b"stored meanwhile"}
+        put(store, more)
+        for thread in threads:
+            thread.join(60)
+        assert sum(report.copied_objects for report in reports) == 80
+        assert all(report.gaps_left == 0 for report in reports)
+        for pool in ("COPYPOOL1", "COPYPOOL2"):
+            check(store, pool, objects | more)
+        assert store.catalog.verify() == []
+
+
+def test_a_full_destination(site: Site) -> None:
+    """What fits is copied, what does not is named; nothing is reserved for ever."""
+    site.sizes["COPYPOOL1"] = 16 * MIB
+    site.object_limit = 4 * MIB
+    site.create()
+    objects = {b"%02d" % n: site.rng.randbytes(3 * MIB) for n in range(8)}
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        for name, data in objects.items():
+            put(store, {name: data})
+    import fanout.reconcile as module
+
+    with pytest.MonkeyPatch.context() as patch, site.open() as store:
+        patch.setattr(module, "BATCH_AGGREGATES", 1)
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert report.copied_objects == 5
+        assert len(report.failed) == 3
+        assert "COPYPOOL1" in report.failed[0][1]
+        assert report.gaps_left == 3
+        (volume,) = [v for v in store.query_volumes() if v.pool == "COPYPOOL1"]
+        assert (volume.reserved, volume.draining, volume.quarantined) == (0, 0, 0)
+
+
+def test_a_source_that_is_missing_altogether(site: Site) -> None:
+    """The primary and all other copies are away: everything is named, nothing is invented."""
+    objects = with_gap(site, "COPYPOOL1", objects=3)
+    with (
+        site.locked("DISKPOOL"),
+        site.locked("COPYPOOL2"),
+        site.locked("ACTIVEDATAPOOL"),
+        site.open(lock_wait=0) as store,
+    ):
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert report.copied_objects == 0
+        assert {name for name, _ in report.failed} == set(objects)
+        assert "locked" in report.failed[0][1]
+        with pytest.raises(PoolUnavailable, match="locked"):
+            store.get("N1", b"000").read()
+
+
+KILLED = """
+import sys
+from fanout import backup_stgpool
+from fanout.store import Store
+import fanout.reconcile as module
+module.BATCH_AGGREGATES = 2
+with Store.open(sys.argv[1]) as store:
+    print("open", flush=True)
+    backup_stgpool(store, "DISKPOOL", "COPYPOOL1", on_progress=lambda done, total: print(done, flush=True))
+    print("done", flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_where_it_stopped(site: Site) -> None:
+    """SIGKILL in the middle: what was committed stays, nothing is half there, the next run copies the rest."""
+    site.create()
+    objects = {b"%03d" % n: site.rng.randbytes(60_000) for n in range(120)}
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        for name, data in objects.items():
+            put(store, {name: data})
+    copied = 0
+    for after in (10, 40):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, os.fspath(site.path)], stdout=subprocess.PIPE
+        ) as run:
+            assert run.stdout is not None
+            for _ in range(after):
+                run.stdout.readline()
+            run.send_signal(signal.SIGKILL)
+        with site.open(read_only=True) as store:
+            there = {e.name: objects[e.name] for e in store.query_objects(pool="COPYPOOL1")}
+            check(store, "COPYPOOL1", there)
+            assert len(there) + sum(gap.objects for gap in store.query_gaps()) == len(objects)
+            assert len(there) >= copied
+            copied = len(there)
+    with site.open() as store:
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert report.copied_objects + copied == len(objects)
+        check(store, "COPYPOOL1", objects)
+        assert store.query_gaps() == []
+
+
+def test_progress_and_speed(site: Site) -> None:
+    """Progress ends at the total; many small transactions go in few commits, not one by one."""
+    site.create()
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        for number in range(100):
+            put(store, {b"%d" % number: b"x" * 1000})
+    with site.open() as store:
+        seen: list[tuple[int, int]] = []
+        before, began = store.catalog.last_csn(), time.monotonic()
+        backup_stgpool(store, "DISKPOOL", "COPYPOOL1", on_progress=lambda *step: seen.append(step))
+        assert seen[-1] == (100_000, 100_000)
+        assert store.catalog.last_csn() - before == 2
+        assert time.monotonic() - began < 5

@@ -1,0 +1,383 @@
+"""The store beyond the scenario: opening, sessions side by side, odd objects, reading from damaged copies.
+
+What could break: a store that is made anew where a device is missing; two writers; an old catalog that hands out live data as
+free space; wrong bytes handed out because one copy is damaged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout.engine import Engine
+from fanout.errors import (
+    CatalogBusy,
+    CatalogError,
+    CatalogStale,
+    ConfigError,
+    FanoutError,
+    IntegrityError,
+    InterfaceError,
+    ObjectNotFound,
+    PoolUnavailable,
+    TransactionFailed,
+    UnknownPool,
+    VolumeForeign,
+)
+from fanout.store import Store
+from fanout.types import ObjectKind
+from tests.store.conftest import MIB, POOLS
+
+if TYPE_CHECKING:
+    from fanout.read import ObjectReader
+    from tests.store.conftest import Site
+
+
+# ---- making and opening ------------------------------------------------------------------------
+
+
+def test_create_overwrites_nothing(site: Site) -> None:
+    """Not a catalog, not a volume; and what was made before the refusal is removed again."""
+    config = site.configure()
+    precious = Path(site.volume("COPYPOOL2"))
+    precious.write_bytes(b"precious")
+    with pytest.raises(VolumeForeign):
+        Store.create(config)
+    assert precious.read_bytes() == b"precious"
+    assert not config.store.catalog.exists()
+    assert not Path(site.volume("DISKPOOL")).exists()
+    precious.unlink()
+    Store.create(config)
+    with pytest.raises(CatalogError, match="nothing is overwritten"):
+        Store.create(config)
+
+
+def test_create_with_force_begins_anew(site: Site) -> None:
+    """All of the old store is gone; but never while somebody has it open."""
+    site.create()
+    with site.open() as store:
+        site.put_all(store)
+        with pytest.raises(CatalogBusy):
+            Store.create(site.path, force=True)
+    Store.create(site.path, force=True)
+    with site.open() as store:
+        assert list(store.query_objects()) == []
+        site.put_all(store)
+        assert len(list(store.query_objects())) == 5
+
+
+def test_open_never_creates(site: Site) -> None:
+    """Neither the catalog nor a volume that is missing: an unmounted directory must not be filled."""
+    site.configure()
+    with pytest.raises(CatalogError):
+        site.open()
+    site.create()
+    Path(site.volume("COPYPOOL1")).rename(site.base / "elsewhere")
+    with site.open() as store:
+        status = {volume.pool: volume for volume in store.query_volumes()}
+        assert status["COPYPOOL1"].state == "unavailable"
+        assert "does not exist" in status["COPYPOOL1"].reason
+        assert status["DISKPOOL"].state == "available"
+        receipt = site.put(store, "N2")
+        assert {gap.pool for gap in receipt.gaps} == {"COPYPOOL1"}
+        assert "does not exist" in receipt.gaps[0].reason
+        assert not Path(site.volume("COPYPOOL1")).exists()
+        # It comes back, and a new session begins with full lists.
+        (site.base / "elsewhere").rename(site.volume("COPYPOOL1"))
+        for member in store.pools.pools["COPYPOOL1"].members:
+            member.next_try = 0.0
+        assert not site.put(store, "N1").degraded
+
+
+def test_one_busy_volume_is_unavailable_not_the_store(site: Site) -> None:
+    """Its reason is kept, its objects are read from elsewhere."""
+    site.create()
+    with site.open() as store:
+        site.put(store, "N1")
+    with site.locked("DISKPOOL"), site.open(lock_wait=0) as store:
+        reader = store.get("N1", b"A")
+        assert reader.read() == site.objects["N1", b"A"]
+        assert reader.pool == "ACTIVEDATAPOOL"
+        assert "locked" in reader.faults[0].reason
+        with pytest.raises(PoolUnavailable, match="locked"):
+            store.get("N1", b"A", pool="DISKPOOL").read()
+        # The primary is closed: its next pool takes what belonged there.
+        receipt = site.put(store, "N1")
+        assert {stored.primary for stored in receipt.objects} == {"TAPEPOOL"}
+
+
+def test_a_foreign_volume_is_not_touched(site: Site, tmp_path: Path) -> None:
+    """The volume of another store at the configured path: swapped disks."""
+    site.create()
+    other = type(site)(tmp_path / "other", site.rng)
+    other.base.mkdir()
+    other.create()
+    shutil.copyfile(other.volume("COPYPOOL1"), site.volume("COPYPOOL1"))
+    before = Path(site.volume("COPYPOOL1")).read_bytes()
+    with site.open() as store:
+        (status,) = [v for v in store.query_volumes() if v.pool == "COPYPOOL1"]
+        assert "belongs to store" in status.reason
+        assert site.put(store, "N2").degraded
+    assert Path(site.volume("COPYPOOL1")).read_bytes() == before
+
+
+def test_an_old_catalog_never_allocates(site: Site) -> None:
+    """Restored from before the last opening, or from before the last commit: refused; reading goes on."""
+    site.create()
+    catalog = site.base / "catalog.db"
+    old = site.base / "old.db"
+    shutil.copyfile(catalog, old)
+    with site.open() as store:
+        site.put(store, "N1")
+    new = catalog.read_bytes()
+    catalog.write_bytes(old.read_bytes())
+    with pytest.raises(CatalogStale, match="older"):
+        site.open()
+    catalog.write_bytes(new)
+    with site.open() as store:
+        site.check(store, "N1", b"A", None)
+
+
+def test_a_second_writer_is_refused(site: Site) -> None:
+    """From another process; questions and reading beside the writer are fine."""
+    site.create()
+    script = f"""
+from fanout.store import Store
+try:
+    Store.open({os.fspath(site.path)!r}, lock_wait=0)
+except Exception as error:
+    print(type(error).__name__)
+with Store.open({os.fspath(site.path)!r}, read_only=True) as store:
+    print(len(list(store.query_objects())), len(store.get("N1", "A").read()))
+"""
+    with site.open() as store:
+        site.put_all(store)
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["CatalogBusy", "5", "100000"]
+        with site.open(read_only=True) as reader:
+            assert reader.query_gaps() == store.query_gaps()
+            assert [p.objects for p in reader.query_stgpools()] == [
+                p.objects for p in store.query_stgpools()
+            ]
+            with pytest.raises(InterfaceError, match="read-only"):
+                reader.session("N1")
+
+
+def test_a_pool_that_the_catalog_does_not_know(site: Site) -> None:
+    """Named with file and key, before anything is opened."""
+    site.create()
+    text = site.path.read_text().replace("COPYPOOL2", "COPYPOOL9")
+    site.path.write_text(text)
+    with pytest.raises(ConfigError, match=r"pools\.COPYPOOL9"):
+        site.open()
+
+
+def test_nothing_is_left_behind(site: Site, no_leaks: None) -> None:
+    """No descriptor, no thread, also when opening fails."""
+    site.create()
+    with site.open() as store:
+        site.put_all(store)
+        store.get("N1", "A").read()
+    catalog = site.base / "catalog.db"
+    catalog.rename(site.base / "moved.db")
+    with pytest.raises(CatalogError):
+        site.open()
+
+
+def test_an_engine_can_be_shared(site: Site) -> None:
+    """The store does not close what it did not open."""
+    site.create()
+    with Engine(memory_bytes=32 * MIB) as engine:
+        with site.open(engine=engine) as store:
+            site.put(store, "N1")
+        assert not engine.closed
+
+
+# ---- objects -------------------------------------------------------------------------------------
+
+
+def test_odd_objects(site: Site) -> None:
+    """Empty ones, one byte, names that are not UTF-8, the longest name, a name put twice, a whole transaction of nothing."""
+    site.create()
+    names = [b"\x80\x81", b"n" * 1024, b"..", b"/", b"a\nb", "é".encode("latin-1")]
+    with site.open() as store:
+        with store.session("N1") as session:
+            for attempt in session.attempts():
+                with attempt as txn:
+                    for number, name in enumerate(names):
+                        txn.put(name, b"x" * (number % 2))
+                    txn.put("twice", b"old")
+                    txn.put("twice", b"new")
+            for attempt in session.attempts():
+                with attempt:
+                    pass
+        for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL"):
+            for number, name in enumerate(names):
+                assert store.get("N1", name, pool=pool).read() == b"x" * (number % 2)
+        versions = [entry.version for entry in store.query_objects(name="twice")]
+        assert store.get("N1", "twice").read() == b"new"
+        assert store.get("N1", "twice", version=versions[0]).read() == b"old"
+        assert [entry.active for entry in store.query_objects(name="twice")] == [False, True]
+        with pytest.raises(ObjectNotFound):
+            store.get("N1", "nothing")
+        with pytest.raises(ObjectNotFound, match="version 999"):
+            store.get("N1", "twice", version=999)
+        with pytest.raises(ObjectNotFound):
+            store.get("N2", "twice")
+        with pytest.raises(UnknownPool):
+            store.get("N3", "twice")
+
+
+def test_archives_never_go_to_active_data_pools(site: Site) -> None:
+    """And no gap says that they should."""
+    site.create()
+    with site.open() as store:
+        with store.session("N1", kind=ObjectKind.ARCHIVE) as session:
+            for attempt in session.attempts():
+                with attempt as txn:
+                    txn.put("G", b"archived")
+        assert not session.receipt.degraded  # type: ignore[union-attr]
+        held = {pool for pool in POOLS if site.holds(store, pool, "N1", b"G")}
+        assert held == {"DISKPOOL", "COPYPOOL1", "COPYPOOL2"}
+        assert store.query_gaps() == []
+
+
+def test_sessions_side_by_side(site: Site) -> None:
+    """Many transactions of several clients at once: each is whole, in every pool, and reads back."""
+    site.create()
+    with site.open() as store:
+        errors: list[BaseException] = []
+
+        def client(number: int) -> None:
+            try:
+                with store.session("N1" if number % 2 else "N2") as session:
+                    for round_ in range(10):
+                        for attempt in session.attempts():
+                            with attempt as txn:
+                                for part in range(5):
+                                    name = f"{number}/{round_}/{part}".encode()
+                                    txn.put(name, name * 1000)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert errors == []
+        assert store.catalog.last_csn() == 60
+        for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2"):
+            entries = list(store.query_objects(pool=pool))
+            assert len(entries) == 300
+            for entry in entries[::7]:
+                data = store.get(entry.node, entry.name, pool=pool).read()
+                assert data == entry.name * 1000
+        assert store.catalog.verify() == []
+
+
+def test_a_transaction_that_is_sent_again_after_it_committed(site: Site) -> None:
+    """Recognised; nothing is stored twice; the receipt can be asked for; its space is free again."""
+    site.create()
+    with site.open() as store:
+        with store.session("N1") as session:
+            identity = os.urandom(16)
+            with session.begin(transaction=identity) as txn:
+                txn.put("A", b"first")
+            free = {v.path: v.free for v in store.query_volumes()}
+            again = session.begin(transaction=identity, attempt=2)
+            again.put("A", b"second")
+            with pytest.raises(TransactionFailed) as refused:
+                again.commit()
+            assert refused.value.reason == "duplicate"
+        receipt = store.receipt(identity)
+        assert receipt is not None
+        assert (receipt.attempt, len(receipt.objects)) == (1, 1)
+        assert store.receipt(os.urandom(16)) is None
+        assert store.get("N1", "A").read() == b"first"
+        assert {v.path: v.free for v in store.query_volumes()} == free
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def test_a_damaged_copy_is_passed_over(site: Site) -> None:
+    """Small and large objects, one flipped byte in the copy that is read first: the right bytes, and the fault is named."""
+    site.objects["N1", b"big"] = site.rng.randbytes(9 * MIB)
+    site.create()
+    with site.open() as store:
+        site.put(store, "N1")
+    assert site.flip("DISKPOOL", site.objects["N1", b"A"]) == 1
+    assert site.flip("TAPEPOOL", site.objects["N1", b"big"]) == 1
+    with site.open(read_only=True) as store:
+        for name, pool in ((b"A", "DISKPOOL"), (b"big", "TAPEPOOL")):
+            with store.get("N1", name) as reader:
+                assert b"".join(reader) == site.objects["N1", name]
+                assert {fault.pool for fault in reader.faults} == {pool}
+        with pytest.raises(IntegrityError, match="DISKPOOL"):
+            store.get("N1", b"A", pool="DISKPOOL").read()
+        with pytest.raises(FanoutError, match="expected"):
+            store.get("N1", b"big", pool="TAPEPOOL").read()
+
+
+def test_copies_damaged_at_different_places_are_put_together(site: Site) -> None:
+    """Each copy of a large object is bad somewhere, no two at the same place: still readable."""
+    site.objects = {("N2", b"E"): site.rng.randbytes(12 * MIB)}
+    site.create()
+    with site.open() as store:
+        site.put(store, "N2")
+    data = site.objects["N2", b"E"]
+    for number, pool in enumerate(("TAPEPOOL", "COPYPOOL1", "COPYPOOL2")):
+        part = data[(3 * number + 1) * MIB : (3 * number + 2) * MIB]
+        assert site.flip(pool, part) == 1
+    with site.open(read_only=True) as store, store.get("N2", b"E") as reader:
+        assert b"".join(reader) == data
+        assert {fault.pool for fault in reader.faults} >= {"TAPEPOOL"}
+
+
+def test_the_same_place_damaged_everywhere_is_an_error(site: Site) -> None:
+    """Never wrong bytes: what was handed out before the damaged block was right."""
+    data = site.rng.randbytes(12 * MIB)
+    site.objects = {("N2", b"E"): data}
+    site.create()
+    with site.open() as store:
+        site.put(store, "N2")
+    for pool in ("TAPEPOOL", "COPYPOOL1", "COPYPOOL2"):
+        assert site.flip(pool, data[10 * MIB : 11 * MIB]) == 1
+    with site.open(read_only=True) as store:
+        got = bytearray()
+        reader = store.get("N2", b"E")
+        with pytest.raises(FanoutError, match="no copy"):
+            _collect(reader, got)
+        assert data.startswith(got)
+        assert len(got) >= 8 * MIB
+
+
+def _collect(reader: ObjectReader, into: bytearray) -> None:
+    for piece in reader:
+        into += piece
+
+
+def test_order_of_reading(site: Site) -> None:
+    """Primary, then active-data, then copy pools in the order of the configuration, on devices of one type."""
+    site.create()
+    with site.open() as store:
+        site.put(store, "N1")
+        entry = store.catalog.find("N1", b"A")
+        assert entry is not None
+        reader = store.reader(entry.aggregate, store.catalog.copies(entry.aggregate))
+        assert [copy.pool for copy in reader.copies] == [
+            "DISKPOOL",
+            "ACTIVEDATAPOOL",
+            "COPYPOOL1",
+            "COPYPOOL2",
+        ]
