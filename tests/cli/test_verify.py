@@ -1,0 +1,81 @@
+"""``fanout check`` and ``fanout rebuild catalog`` through the shell.
+
+What could break: an exit code that says "fine", a catalog that is replaced without a word, a line that cannot be printed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout import format as fmt
+from fanout.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Shell
+
+
+@pytest.fixture
+def stored(shell: Shell, tmp_path: Path) -> Path:
+    """A file that is stored in every pool."""
+    path = tmp_path / "client"
+    path.mkdir()
+    (path / "one").write_bytes(b"0123456789" * 10_000)
+    shell("put", "N1", path)
+    return path / "one"
+
+
+def volume(shell: Shell, pool: str) -> Path:
+    """The file of a pool's volume."""
+    found = shell("query", "volume", "--json").json["volumes"]
+    return next(Path(one["path"]) for one in found if one["pool"] == pool)
+
+
+def test_all_is_well(shell: Shell, stored: Path) -> None:
+    """Exit code 0, figures, nothing else."""
+    said = shell("check", "--json").json
+    assert (said["ok"], said["problems"], said["data"]) == (True, [], True)
+    assert said["bytes"] > stored.stat().st_size
+    assert "Nothing is wrong" in shell("check", "--no-data").out
+
+
+def test_damage_is_told(shell: Shell, stored: Path) -> None:
+    """Exit code 9, the pool, the file, the object."""
+    path = volume(shell, "COPYPOOL1")
+    data = bytearray(path.read_bytes())
+    at = data.find(stored.read_bytes())
+    data[at + 50_000] ^= 0xFF
+    path.write_bytes(data)
+    shell("check", "--no-data")
+    said = shell("check", "--json", code=Exit.INTEGRITY).json
+    (problem,) = said["problems"]
+    assert (problem["pool"], problem["path"]) == ("COPYPOOL1", str(path))
+    assert problem["object"].endswith("one")
+    shown = shell("check", code=Exit.INTEGRITY)
+    assert "COPYPOOL1" in shown.err
+    assert problem["mend"][:20] in shown.out
+
+
+def test_rebuild(shell: Shell, stored: Path) -> None:
+    """Refused without a word from the operator; then the old one is kept, and everything is as before."""
+    before = shell("query", "object", "N1", "--json").json
+    shell("rebuild", "catalog", code=Exit.REFUSED)
+    said = shell("rebuild", "catalog", "--force", "--json").json
+    assert said["ok"]
+    assert said["kept"].startswith(said["catalog"])
+    assert shell("query", "object", "N1", "--json").json == before
+    shell("check")
+    assert "is kept as" in shell("rebuild", "catalog", "--force").out
+
+
+def test_rebuild_without_a_volume(shell: Shell, stored: Path) -> None:
+    """Exit code 12, the volume by name, the gap."""
+    path = volume(shell, "COPYPOOL2")
+    path.write_bytes(bytes(fmt.BLOCK))
+    shown = shell("rebuild", "catalog", "--force", code=Exit.TARGET)
+    assert "took no part: COPYPOOL2" in shown.err
+    assert "query gap" in shown.err
+    assert shell("query", "gap", "--json", code=Exit.GAPS).json["gaps"][0]["pool"] == "COPYPOOL2"
+    shell("get", "N1", stored, "-o", "-")
