@@ -1,0 +1,255 @@
+"""What a whole store takes: sizes, counts, stalled clients, a busy neighbour. Prints one JSON object.
+
+    python benchmarks/limits.py [--directory DIR] [--quick] > benchmarks/results/limits.json
+
+Real files that were written once, real catalog, one primary and two copy pools; nothing is left behind. Speeds depend on the disk and on who else uses the
+machine; what must hold everywhere is under `holds`, and the exit code says whether it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+import fanout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+NODE = "N1"
+SMALL_BYTES = 4096
+STALL_SECONDS = 3.0
+SESSIONS, STALLED = 8, 2
+
+CONFIG = """
+[store]
+catalog = "catalog.db"
+[device_classes.disk]
+type = "disk"
+[pools.PRIMARY]
+type = "primary"
+device_class = "disk"
+volumes = [{{ path = "primary.vol", size = "{size} MiB" }}]
+copy_pools = ["COPY1", "COPY2"]
+[pools.COPY1]
+type = "copy"
+device_class = "disk"
+volumes = [{{ path = "copy1.vol", size = "{size} MiB" }}]
+[pools.COPY2]
+type = "copy"
+device_class = "disk"
+volumes = [{{ path = "copy2.vol", size = "{size} MiB" }}]
+[domains.D]
+destination = "PRIMARY"
+[nodes.N1]
+domain = "D"
+"""
+
+
+def peak_rss() -> int:
+    """Bytes, of this process since its start."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def store(directory: Path, size_mib: int) -> Iterator[fanout.Store]:
+    """A new store in a directory of its own, removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="fanout-limits-", dir=directory) as made:
+        config = Path(made, "fanout.toml")
+        config.write_text(CONFIG.format(size=size_mib), encoding="utf-8")
+        fanout.Store.create(config, write_once=True)
+        with fanout.Store.open(config) as opened:
+            yield opened
+
+
+def put_many(opened: fanout.Store, count: int, group: int, size: int, label: str) -> float:
+    """Objects per second, committed durably in all three pools, in transactions of `group`."""
+    data = os.urandom(size)
+    began = time.monotonic()
+    with opened.session(NODE) as session:
+        for first in range(0, count, group):
+            for attempt in session.attempts():
+                with attempt as transaction:
+                    for number in range(first, min(first + group, count)):
+                        transaction.put(f"{label}/{number}", data)
+    return count / (time.monotonic() - began)
+
+
+def held(opened: fanout.Store) -> set[int]:
+    """How many objects each pool holds; one number when they agree."""
+    return {pool.objects for pool in opened.query_stgpools()}
+
+
+def edges(opened: fanout.Store) -> dict[str, Any]:
+    """0 bytes, 1 byte, and names that are not UTF-8."""
+    wanted = {b"empty": b"", b"one": b"x", b"\xff\xfe/\x80": b"not UTF-8"}
+    with opened.session(NODE) as session:
+        for attempt in session.attempts():
+            with attempt as transaction:
+                for name, data in wanted.items():
+                    transaction.put(name, data)
+    same = all(
+        b"".join(opened.get(NODE, name, pool=pool)) == data
+        for name, data in wanted.items()
+        for pool in ("PRIMARY", "COPY1", "COPY2")
+    )
+    return {"holds": same}
+
+
+def one_large(opened: fanout.Store, size: int) -> dict[str, Any]:
+    """One object of unknown content and known length, in constant memory."""
+    piece = os.urandom(MIB)
+    digest = xxhash.xxh3_128()
+    before, began = peak_rss(), time.monotonic()
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(size // MIB):
+            yield piece
+
+    with opened.session(NODE) as session:
+        for attempt in session.attempts():
+            with attempt as transaction:
+                transaction.put("large", fanout.once(pieces(), length=size))
+        receipt = session.receipt
+    seconds, growth = time.monotonic() - began, peak_rss() - before
+    for data in pieces():
+        digest.update(data)
+    assert receipt is not None
+    same = receipt.objects[0].digest == digest.digest()
+    return {
+        "holds": same and not receipt.degraded and growth < 32 * MIB,
+        "bytes": size,
+        "client_bytes_per_second": round(size / seconds),
+        "peak_memory_growth_bytes": growth,
+    }
+
+
+def stalled_clients(opened: fanout.Store, size: int) -> dict[str, Any]:
+    """Eight sessions at once; two of them stop in the middle for a while. The others must not wait for them."""
+    piece = os.urandom(MIB)
+    seconds: dict[int, float] = {}
+
+    def client(number: int) -> None:
+        def pieces() -> Iterator[bytes]:
+            for at in range(size // MIB):
+                if number < STALLED and at == size // MIB // 2:
+                    time.sleep(STALL_SECONDS)
+                yield piece
+
+        began = time.monotonic()
+        with opened.session(NODE) as session:
+            for attempt in session.attempts():
+                with attempt as transaction:
+                    transaction.put(f"client{number}", fanout.once(pieces(), length=size))
+        seconds[number] = time.monotonic() - began
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(SESSIONS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    others = max(seconds[number] for number in range(STALLED, SESSIONS))
+    stalled = min(seconds[number] for number in range(STALLED))
+    return {
+        "holds": len(seconds) == SESSIONS and others < stalled,
+        "slowest_other_seconds": round(others, 3),
+        "fastest_stalled_seconds": round(stalled, 3),
+    }
+
+
+@contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """A Python thread that never lets go of the interpreter by itself."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        count = 0
+        while not stop.is_set():
+            count += 1
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def small_objects(opened: fanout.Store, count: int) -> dict[str, Any]:
+    """Objects of 4 KiB, by size of the transaction, and beside a busy thread."""
+    before = next(iter(held(opened)))
+    rates = {
+        str(group): round(
+            put_many(opened, min(count, group * 200), group, SMALL_BYTES, f"g{group}")
+        )
+        for group in (1, 10, 100, 4096)
+    }
+    put_many(opened, 10_000, 1000, SMALL_BYTES, "warm")
+    rates["1000"] = round(put_many(opened, count, 1000, SMALL_BYTES, "g1000"))
+    with busy_neighbour():
+        beside = round(put_many(opened, count // 4, 1000, SMALL_BYTES, "busy"))
+    after = held(opened)
+    return {
+        "holds": len(after) == 1 and next(iter(after)) > before + count,
+        "objects": count,
+        "objects_per_second_by_group": rates,
+        "objects_per_second_beside_a_busy_thread_in_groups_of_1000": beside,
+    }
+
+
+def tiny_objects(opened: fanout.Store, count: int) -> dict[str, Any]:
+    """Objects of 20 bytes, memory included."""
+    before = peak_rss()
+    rate = put_many(opened, count, 4000, 20, "tiny")
+    growth = peak_rss() - before
+    return {
+        "holds": len(held(opened)) == 1 and growth < 64 * MIB,
+        "objects": count,
+        "objects_per_second": round(rate),
+        "peak_memory_growth_bytes": growth,
+    }
+
+
+def main() -> int:
+    """Run all, print JSON; 1 when something that must hold does not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the sizes")
+    options = parser.parse_args()
+    scale = 100 if options.quick else 1
+    with store(options.directory, 7168 // (8 if options.quick else 1)) as opened:
+        results = {
+            "edges": edges(opened),
+            "large_object": one_large(opened, max(64 * MIB, (5 << 30) // scale // MIB * MIB)),
+            "stalled_clients": stalled_clients(opened, 64 * MIB // (8 if options.quick else 1)),
+            "small_objects": small_objects(opened, 100_000 // scale),
+            "tiny_objects": tiny_objects(opened, 1_000_000 // scale),
+        }
+        machine = {
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+            "cores": os.cpu_count(),
+            "backend": opened.engine.info.backend,
+        }
+    holds = all(result["holds"] for result in results.values())
+    json.dump({"holds": holds, "machine": machine, **results}, sys.stdout, indent=2)
+    print()
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
