@@ -205,8 +205,9 @@ class Catalog(CatalogReader):
         at = self._clock()
         row = intake.parameters(self._counters, at)
         try:
-            # One statement is one transaction: it begins, writes and commits without a return to Python.
-            self._writes.execute(_INSERT_GROUP, row)
+            # One statement is one transaction: it begins, writes and commits without a return to Python. `executemany`
+            # because `execute` gives the GIL away once more, for the number of the last row.
+            self._writes.executemany(_INSERT_GROUP, (row,))
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
             if code is not None and (code & 0xFF) in _CERTAINLY_NOTHING:
