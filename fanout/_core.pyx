@@ -695,7 +695,7 @@ cdef class Stream:
     def sums(self):
         """8 bytes per block in the machine's byte order, or a negative errno."""
         cdef int count
-        cdef uint64_t none
+        cdef uint64_t none = 0
         cdef int status = self.enter_alone()
         if status < 0:
             return status
