@@ -19,13 +19,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fanout import aio, errors, types
     from fanout._tee import TeeResult, tee
+    from fanout.audit import audit_stgpool, retire_volume
     from fanout.check import check_store
     from fanout.config import Config
     from fanout.config import load as load_config
     from fanout.engine import Engine
     from fanout.errors import FanoutError
     from fanout.rebuild import rebuild_catalog
-    from fanout.reconcile import backup_stgpool, copy_activedata
+    from fanout.reconcile import backup_stgpool, copy_activedata, restore_stgpool
     from fanout.session import Session
     from fanout.sources import once, spooled
     from fanout.store import Store
@@ -39,6 +40,7 @@ __all__ = [
     "TeeResult",
     "__version__",
     "aio",
+    "audit_stgpool",
     "backup_stgpool",
     "check_store",
     "copy_activedata",
@@ -46,6 +48,8 @@ __all__ = [
     "load_config",
     "once",
     "rebuild_catalog",
+    "restore_stgpool",
+    "retire_volume",
     "spooled",
     "tee",
     "types",
@@ -58,6 +62,7 @@ _HOMES = {
     "FanoutError": ("fanout.errors", "FanoutError"),
     "Session": ("fanout.session", "Session"),
     "Store": ("fanout.store", "Store"),
+    "audit_stgpool": ("fanout.audit", "audit_stgpool"),
     "backup_stgpool": ("fanout.reconcile", "backup_stgpool"),
     "check_store": ("fanout.check", "check_store"),
     "copy_activedata": ("fanout.reconcile", "copy_activedata"),
@@ -65,6 +70,8 @@ _HOMES = {
     "load_config": ("fanout.config", "load"),
     "once": ("fanout.sources", "once"),
     "rebuild_catalog": ("fanout.rebuild", "rebuild_catalog"),
+    "restore_stgpool": ("fanout.reconcile", "restore_stgpool"),
+    "retire_volume": ("fanout.audit", "retire_volume"),
     "spooled": ("fanout.sources", "spooled"),
     "aio": ("fanout.aio", ""),
     "TeeResult": ("fanout._tee", "TeeResult"),

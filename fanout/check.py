@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import xxhash
 
@@ -73,12 +73,12 @@ RECONCILE: Final = (
     "'fanout backup stgpool' or 'fanout copy activedata' into that pool compares and mends"
 )
 REFILL: Final = (
-    "'get' goes round it while another copy is good; to have it copied anew, take the volume out of its pool, "
-    "rebuild the catalog, and fill the pool again"
+    "'get' goes round it while another copy is good; 'fanout audit stgpool POOL --fix' makes it a gap, and "
+    "'fanout backup stgpool', 'copy activedata' or 'restore stgpool' closes that"
 )
 APPEND: Final = "the next opening for writing appends what is missing"
 REWRITE: Final = "the next opening for writing writes it anew"
-REPLACE: Final = "mend or mount what is there, or take it out of its pool and fill the pool again"
+REPLACE: Final = "mend or mount what is there; if it is lost, 'fanout retire volume PATH' makes what it held gaps that can be closed"
 SEND: Final = "send the object again; look for the medium that was lost"
 
 
@@ -489,6 +489,17 @@ class _Check:
             self._on_progress(min(self._done, self._total), self._total)
 
 
+class _BadBlock(NamedTuple):
+    """Bytes of a span that are not what they should be; `begin` and `end` are of the aggregate's data."""
+
+    volume: Volume
+    place: Place
+    offset: int
+    begin: int
+    end: int
+    what: str
+
+
 _FIELDS = ("csn", "transaction", "attempt", "spans", "present", "node", "kind", "time_ns")
 
 
@@ -512,7 +523,7 @@ class _Copy:
         self._spans: list[tuple[Volume, Place, SpanFooter]] = []
         self._broken = False  # a span could not be read: what is missing has been said
         self._digests: dict[tuple[bytes, int], bytes] = {}  # by name and start, of the bytes
-        self._bad: list[tuple[int, int]] = []  # of the aggregate's data: blocks that are wrong
+        self._bad: list[_BadBlock] = []
 
     def check(self) -> set[int]:
         """Look at every span; returns the members of which all is good."""
@@ -520,6 +531,7 @@ class _Copy:
             self._check_span(place)
         if self._check._data:
             self._read_data()
+            self._note_bad_blocks()
         return self._good()
 
     # ---- headers and footers -----------------------------------------------------------------------
@@ -535,10 +547,12 @@ class _Copy:
         try:
             header, footer = volume.read_span(span, aggregate=self._entry.aggregate)
         except FanoutError as error:
-            self._broken = True
-            offset, what = self._damage(volume, span, error)
-            names = self._names(place.data_start, place.data_start + place.data_length)
-            self._note(volume, offset, what, names)
+            begin, end = place.data_start, place.data_start + place.data_length
+            residents = self._residents(place, begin, end)
+            if residents or self._relies_on(place, begin, end):
+                self._broken = True
+                offset, what = self._damage(volume, span, error)
+                self._note(volume, offset, what, [member.name for member in residents])
             return
         self.required = self.required or header.required
         self._check_header(volume, place, header)
@@ -623,16 +637,25 @@ class _Copy:
     def _note_bytes(self, volume: Volume, place: Place, at: int, length: int, what: str) -> None:
         begin = place.data_start + max(0, at - fmt.HEAD_SIZE)
         end = place.data_start + at + length - fmt.HEAD_SIZE
-        self._bad.append((begin, end))
-        self._note(volume, place.offset + at, what, self._names(begin, end))
+        self._bad.append(_BadBlock(volume, place, place.offset + at, begin, end, what))
+
+    def _note_bad_blocks(self) -> None:
+        """Say which blocks are wrong and harm an object. A neighbour in the same block is good if its own digest is."""
+        for bad in self._bad:
+            harmed = [
+                member.name
+                for member in self._residents(bad.place, bad.begin, bad.end)
+                if self._digests.get((member.name, member.start)) != member.digest
+            ]
+            if harmed:
+                self._note(bad.volume, bad.offset, bad.what, harmed)
 
     # ---- objects -----------------------------------------------------------------------------------
 
     def _good(self) -> set[int]:
-        found = {
-            (member.name, member.offset): member
-            for member in whole_objects([footer for _, _, footer in self._spans])
-        }
+        footers = [footer for _, _, footer in self._spans]
+        found = {(m.name, m.offset): m for m in whole_objects(footers)}
+        perhaps = {(m.name, m.offset): m for m in whole_objects(footers, guess=True)}
         coverage = Coverage(self._copy.places)
         good = set()
         for member in self._members:
@@ -641,7 +664,8 @@ class _Copy:
             if not coverage.holds(member.start, member.length):
                 self._catalog_note(member, "is said to be held, and no span holds its bytes")
                 continue
-            there = found.pop((member.name, member.start), None)
+            key = member.name, member.start
+            there = found.pop(key, None) or perhaps.get(key)
             if there is None:
                 if not self._broken:
                     self._catalog_note(member, "is said to be held, and no footer names it")
@@ -658,19 +682,21 @@ class _Copy:
         if self._digests.get((member.name, member.start)) == member.digest:
             return True
         if any(
-            begin < member.start + member.length and member.start < end for begin, end in self._bad
+            bad.begin < member.start + member.length and member.start < bad.end for bad in self._bad
         ):
             return False  # that has been said
-        volume, place, _ = self._span_of(member)
+        volume, place = self._span_of(member)
         at = fmt.HEAD_SIZE + member.start - place.data_start
         self._note(volume, place.offset + at, "its bytes have another digest", [member.name])
         return False
 
-    def _span_of(self, member: MemberEntry) -> tuple[Volume, Place, SpanFooter]:
-        for volume, place, footer in self._spans:
-            if place.data_start <= member.start <= place.data_start + place.data_length:
-                return volume, place, footer
-        return self._spans[0]
+    def _span_of(self, member: MemberEntry) -> tuple[Volume, Place]:
+        serving = self._copy.servers(member.start, member.length)
+        for volume, place, _ in self._spans:
+            if place in serving:
+                return volume, place
+        volume, place, _ = self._spans[0]
+        return volume, place
 
     def _check_unknown(self, left: Mapping[tuple[bytes, int], object]) -> None:
         """Objects that footers name and the catalog does not. What was replaced while it was copied is written and not held."""
@@ -685,15 +711,25 @@ class _Copy:
 
     # ---- noting ------------------------------------------------------------------------------------
 
-    def _names(self, begin: int, end: int) -> list[bytes]:
-        """Objects that have bytes, or begin, in this part of the aggregate's data."""
-        return [
-            member.name
-            for member in self._members
-            if self._copy.holds(member.member)
-            and member.start < max(end, begin + 1)
-            and member.start + max(1, member.length) > begin
-        ]
+    def _relies_on(self, place: Place, begin: int, end: int) -> bool:
+        """Whether a copy that should be whole has these bytes from the span."""
+        return self._copy.present is None and place in self._copy.servers(begin, end - begin)
+
+    def _residents(self, place: Place, begin: int, end: int) -> list[MemberEntry]:
+        """Held objects that have bytes, or begin, in this part of the aggregate's data, and that the span serves.
+
+        Damage that an audit has found is a gap; a newer span serves, or nothing is held there.
+        """
+        found = []
+        for member in self._members:
+            if not self._copy.holds(member.member):
+                continue
+            first = max(begin, member.start)
+            last = min(end, member.start + member.length)
+            inside = member.start < max(end, begin + 1) and member.start + member.length >= begin
+            if inside and place in self._copy.servers(first, max(0, last - first)):
+                found.append(member)
+        return found
 
     def _note(self, volume: Volume, offset: int, what: str, names: Sequence[bytes]) -> None:
         if len(names) > 1:

@@ -23,10 +23,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import xxhash
+
 from fanout.catalog import MemberSet
 from fanout.errors import FanoutError, PoolFull, PoolUnavailable
 from fanout.host import Fragment, ReserveRequest, WrittenSpan
-from fanout.read import Unreadable
+from fanout.read import WHOLE_BYTES, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,10 +57,17 @@ class DestinationFailed(FanoutError):
 
 
 class BadMember(NamedTuple):
-    """A member that could not be copied, and why."""
+    """A member that the copies that were asked cannot give, and why.
+
+    Attributes:
+        member: what the catalog says of it.
+        reason: for people.
+        damage: none of them ever will; False: one could not be asked.
+    """
 
     member: MemberEntry
     reason: str
+    damage: bool = True
 
 
 class Run(NamedTuple):
@@ -144,7 +153,7 @@ class Batch:
             broken = self._feed(writer, run, reader)
             if broken is not None:
                 # Look at all, so that an aggregate with many bad members is not begun many times.
-                raise SourcesBad(list(self._find_bad(members, reader)) or [broken])
+                raise SourcesBad(list(bad_members(members, reader)) or [broken])
             spans += writer.written
         copied = Copied(entry, MemberSet.of(member.member for member in members), spans)
         self.copied.append(copied)
@@ -171,20 +180,6 @@ class Batch:
                 return BadMember(member, _wrong(digest, member))
         writer.finish()
         return None
-
-    def _find_bad(self, members: Sequence[MemberEntry], reader: CopyReader) -> Iterator[BadMember]:
-        import xxhash  # noqa: PLC0415  (only when something is wrong)
-
-        for member in members:
-            hasher = xxhash.xxh3_128()
-            try:
-                for piece in reader.stream(member.start, member.length):
-                    hasher.update(piece)
-            except Unreadable as error:
-                yield BadMember(member, str(error))
-                continue
-            if hasher.digest() != member.digest:
-                yield BadMember(member, _wrong(hasher.digest(), member))
 
     # ---- room ------------------------------------------------------------------------------------
 
@@ -396,6 +391,55 @@ class _RunWriter:
         )
         self._number += 1
         self._span = None
+
+
+def bad_members(
+    members: Sequence[MemberEntry],
+    reader: CopyReader,
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Iterator[BadMember]:
+    """Read members, by number, and compare their digests; yields those that cannot be had, or are wrong.
+
+    Args:
+        members: of one aggregate.
+        reader: of the copies that may be asked.
+        on_bytes: called with the bytes of each piece that was read and belongs to a good member so far.
+    """
+    for run in runs_of(members):
+        rest = list(run.members)
+        while rest:
+            pieces = reader.stream(rest[0].start, run.start + run.length - rest[0].start)
+            left = memoryview(b"")
+            while rest:
+                member = rest.pop(0)
+                hasher, wanted = xxhash.xxh3_128(), member.length
+                try:
+                    while wanted:
+                        left = left or next(pieces)
+                        part, left = left[:wanted], left[wanted:]
+                        hasher.update(part)
+                        on_bytes(len(part))
+                        wanted -= len(part)
+                except Unreadable as error:
+                    if not _good_by_itself(member, reader):
+                        damage = all(fault.damage for fault in error.faults)
+                        yield BadMember(member, str(error), damage)
+                    break  # the stream has ended: go on behind this member with a new one
+                if hasher.digest() != member.digest:
+                    yield BadMember(member, _wrong(hasher.digest(), member))
+
+
+def _good_by_itself(member: MemberEntry, reader: CopyReader) -> bool:
+    """Whether a small member's own bytes are good, although the block that it shares with others is not."""
+    if member.length > WHOLE_BYTES:
+        return False
+    for copy in reader.copies:
+        with suppress(FanoutError, TimeoutError):
+            data = reader.fetch(copy, member.start, member.length)
+            if xxhash.xxh3_128_digest(data) == member.digest:
+                return True
+    return False
 
 
 def runs_of(members: Sequence[MemberEntry]) -> Iterator[Run]:

@@ -50,11 +50,12 @@ class Coverage:
         return at >= 0 and start + length <= self._ends[at]
 
 
-def whole_objects(footers: Sequence[SpanFooter]) -> Iterator[Member]:
+def whole_objects(footers: Sequence[SpanFooter], *, guess: bool = False) -> Iterator[Member]:
     """The objects that spans hold from beginning to end; those of which a piece is missing are left out.
 
     Args:
         footers: of spans that were written together, in order of number.
+        guess: also objects that may have begun in a span that is missing; only who knows better can tell.
     """
     start: int | None = None  # of the object that is being read
     number, doubtful = -1, False
@@ -68,7 +69,7 @@ def whole_objects(footers: Sequence[SpanFooter]) -> Iterator[Member]:
             start = at if start is None else start
             if digest is None:
                 continue
-            if not doubtful:
+            if guess or not doubtful:
                 yield Member(name, start, at + length - start, digest)
             start, doubtful = None, False
 

@@ -25,8 +25,16 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import xxhash
 
 from fanout import format as fmt
-from fanout.errors import FanoutError, IntegrityError, PoolUnavailable
+from fanout.errors import (
+    FanoutError,
+    IntegrityError,
+    PoolUnavailable,
+    TargetError,
+    VolumeForeign,
+    VolumeTorn,
+)
 from fanout.format import StoredSpan
+from fanout.types import FaultClass, OutcomeCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -38,13 +46,30 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 4 << 20  # objects up to here are read at once and checked by their digest alone
 BATCH_BLOCKS = 8  # of a large object, read side by side
+_DAMAGED = (FaultClass.MEDIUM, FaultClass.DEVICE)
 
 
 class Fault(NamedTuple):
-    """A copy that could not serve some bytes, and why."""
+    """A copy that could not serve some bytes, and why.
+
+    Attributes:
+        pool: name.
+        reason: for people.
+        damage: its bytes are wrong, or its medium cannot give them; False: it could not be asked (not open, gone, too slow).
+    """
 
     pool: str
     reason: str
+    damage: bool = False
+
+    @classmethod
+    def of(cls, pool: str, error: Exception) -> Fault:
+        """What an error while reading a copy says of it."""
+        damage = isinstance(error, IntegrityError | VolumeTorn | VolumeForeign)
+        if isinstance(error, TargetError):
+            outcome = error.outcome
+            damage = outcome.code is OutcomeCode.SHORT or outcome.cls in _DAMAGED
+        return cls(pool, str(error), damage)
 
 
 class Unreadable(FanoutError):
@@ -92,14 +117,24 @@ class CopyReader:
         """
         parts = []
         while length:
-            place = _place_at(copy, start)
+            place, turn = _place_at(copy, start)
             volume = self._volumes(place.volume)
-            take = min(length, place.data_start + place.data_length - start)
+            take = min(length, turn - start)
             offset = place.offset + fmt.HEAD_SIZE + start - place.data_start
             parts.append(volume.engine.read(volume.target, offset, take))
             start, length = start + take, length - take
         self.pool = copy.pool
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # ---- the frame around the data ---------------------------------------------------------------
+
+    def frame(self, copy: CopyEntry, place: Place) -> Fault | None:
+        """What is wrong with header or footer of a span; None: both are good, and belong together."""
+        try:
+            self._footer(copy, place, self._volumes(place.volume))
+        except (FanoutError, TimeoutError) as error:
+            return Fault.of(copy.pool, error)
+        return None
 
     # ---- large: block by block, checked --------------------------------------------------------
 
@@ -123,7 +158,7 @@ class CopyReader:
                 try:
                     piece = self._blocks(copy, start, end, blocks)
                 except (FanoutError, TimeoutError) as error:
-                    faults.append(Fault(copy.pool, str(error)))
+                    faults.append(Fault.of(copy.pool, error))
                     continue
                 self.faults += faults
                 self.pool = copy.pool
@@ -135,12 +170,12 @@ class CopyReader:
         return sorted(self.copies, key=lambda copy: copy.pool != self.pool)
 
     def _blocks(self, copy: CopyEntry, start: int, end: int, blocks: int) -> memoryview:
-        place = _place_at(copy, start)
+        place, turn = _place_at(copy, start)
         volume = self._volumes(place.volume)
         footer = self._footer(copy, place, volume)
         size = footer.block_size
         first = (fmt.HEAD_SIZE + start - place.data_start) // size
-        limit = fmt.HEAD_SIZE + min(end - place.data_start, place.data_length)
+        limit = fmt.HEAD_SIZE + min(end, turn) - place.data_start
         # Whole blocks only: the last one of a span ends with its data.
         read_end = min((first + blocks) * size, fmt.HEAD_SIZE + place.data_length)
         read_end = min(read_end, -(-limit // size) * size)
@@ -174,11 +209,11 @@ class CopyReader:
         return footer
 
 
-def _place_at(copy: CopyEntry, position: int) -> Place:
-    """The span of a copy that holds a byte of the aggregate's data."""
-    for place in copy.places:
-        if place.data_start <= position < place.data_start + place.data_length:
-            return place
+def _place_at(copy: CopyEntry, position: int) -> tuple[Place, int]:
+    """The span of a copy that serves a byte of the aggregate's data, and where its turn ends."""
+    found = copy.served(position)
+    if found is not None:
+        return found
     raise PoolUnavailable(copy.pool, f"its copy does not reach byte {position} of the aggregate")
 
 
@@ -242,14 +277,14 @@ class ObjectReader:
             try:
                 data = reader.fetch(copy, entry.start, entry.length)
             except (FanoutError, TimeoutError) as error:
-                reader.faults.append(Fault(copy.pool, str(error)))
+                reader.faults.append(Fault.of(copy.pool, error))
                 continue
             if xxhash.xxh3_128_digest(data) == entry.digest:
                 if data:
                     yield data
                 return
             wrong = self._mismatch(copy.pool, xxhash.xxh3_128_hexdigest(data))
-            reader.faults.append(Fault(copy.pool, str(wrong)))
+            reader.faults.append(Fault.of(copy.pool, wrong))
         raise wrong or self._unavailable(Unreadable(entry.start, reader.faults))
 
     def _stream(self) -> Generator[bytes | memoryview, None, None]:

@@ -1,4 +1,6 @@
-"""Closes gaps: `backup stgpool` fills a copy pool, `copy activedata` an active-data pool, from any copy that is good.
+"""Closes gaps from any copy that is good: `backup stgpool` in a copy pool, `copy activedata` in an active-data pool.
+
+`restore stgpool` does the same in a primary pool that has lost something.
 
 What is missing is found by comparing the whole catalog with the pool, not by believing gap rows: a copy that was never made and
 never noted is found as well. What is there is skipped, so a second run copies nothing. A batch of aggregates is written, made
@@ -106,6 +108,31 @@ def copy_activedata(
     """
     return _reconcile(
         store, primary, pool, PoolKind.ACTIVE_DATA, preview=preview, on_progress=on_progress
+    )
+
+
+def restore_stgpool(
+    store: Store,
+    primary: str,
+    *,
+    preview: bool = False,
+    on_progress: Progress | None = None,
+) -> ReconcileReport:
+    """Copy back to a primary pool what it lacks of its own, from any copy that is good.
+
+    It lacks what `audit_stgpool` found damaged, and what a volume held that was retired.
+
+    Args:
+        store: open; for writing, unless it is a preview.
+        primary: name of a primary pool.
+        preview: only say what would be copied.
+        on_progress: called with bytes done and bytes in all.
+
+    Raises:
+        As `backup_stgpool`.
+    """
+    return _reconcile(
+        store, primary, primary, PoolKind.PRIMARY, preview=preview, on_progress=on_progress
     )
 
 

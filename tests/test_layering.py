@@ -31,6 +31,7 @@ LAYERS = {
         "read",
         "copying",
         "reconcile",
+        "audit",
         "evidence",
         "rebuild",
         "check",

@@ -29,11 +29,13 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.catalog.intake import Counters, Intake, pack
+from fanout.catalog.members import to_json
 from fanout.catalog.reader import (
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -47,7 +49,7 @@ from fanout.errors import CatalogBusy, CatalogError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from fanout.catalog.rows import Commit, PoolEntry, VolumeEntry
+    from fanout.catalog.rows import Commit, PoolEntry, Shrunk, VolumeEntry
 
 CACHE_KIB = (
     32 << 10
@@ -281,6 +283,72 @@ class Catalog(CatalogReader):
                 with suppress(sqlite3.Error):
                     self._writes.execute("ROLLBACK")
                 raise
+
+    def retire(self, volume: bytes, shrunk: Sequence[Shrunk]) -> int:
+        """Forget a volume and all places on it, durably and in one transaction; the copies that it served shrink.
+
+        Args:
+            volume: id.
+            shrunk: every copy that has a place there.
+
+        Returns:
+            The commit sequence number. It is that of the changed copies, too: directories of other volumes that say more
+            are behind, and the next opening appends to them.
+
+        Raises:
+            CatalogError: it could not be recorded; open the catalog again to see whether it was.
+        """
+        with self._write_lock, translated(self.path):
+            self._writes.execute("BEGIN IMMEDIATE")
+            try:
+                csn, now = self._counters.csn + 1, self._clock()
+                self._writes.execute("UPDATE store SET csn = ?", (csn,))
+                for copy in shrunk:
+                    self._shrink(copy, volume, csn, now)
+                self._writes.execute("DELETE FROM volume WHERE uuid = ?", (volume.hex(),))
+                self._writes.execute("COMMIT")
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):
+                    self._writes.execute("ROLLBACK")
+                raise
+        self._counters = replace(self._counters, csn=csn)
+        return csn
+
+    def _shrink(self, copy: Shrunk, volume: bytes, csn: int, now: int) -> None:
+        aggregate, pool = self._writes.execute(
+            "SELECT g.id, p.id FROM aggregate AS g, pool AS p WHERE g.uuid = ? AND p.name = ?",
+            (copy.aggregate.hex(), copy.pool),
+        ).fetchone()
+        self._writes.execute(
+            """DELETE FROM placement WHERE aggregate = ? AND pool = ?
+               AND volume = (SELECT id FROM volume WHERE uuid = ?)""",
+            (aggregate, pool, volume.hex()),
+        )
+        self._writes.execute(
+            "UPDATE copy SET present = ?, csn = ? WHERE aggregate = ? AND pool = ?",
+            (to_json(copy.present), csn, aggregate, pool),
+        )
+        # A copy that holds nothing and lies nowhere is none.
+        self._writes.execute(
+            """DELETE FROM copy WHERE aggregate = ? AND pool = ? AND present = '[]'
+               AND NOT EXISTS (SELECT 1 FROM placement AS l WHERE l.aggregate = copy.aggregate AND l.pool = copy.pool)""",
+            (aggregate, pool),
+        )
+        if copy.gap is not None:
+            self._writes.execute(
+                """INSERT INTO gap (aggregate, pool, missing, reason, errno, since, updated) VALUES (?, ?, ?, ?, ?, ?, ?)
+                   ON CONFLICT (aggregate, pool) DO UPDATE SET missing = excluded.missing, reason = excluded.reason,
+                       errno = excluded.errno, updated = excluded.updated""",
+                (
+                    aggregate,
+                    pool,
+                    to_json(copy.gap.missing),
+                    copy.gap.reason,
+                    copy.gap.errno,
+                    now,
+                    now,
+                ),
+            )
 
     def set_epochs(self, epochs: Mapping[bytes, tuple[int, int, int]]) -> None:
         """Record, durably and in one transaction, the epoch, device and inode with which volumes were opened.

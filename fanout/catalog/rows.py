@@ -84,6 +84,23 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrunk:
+    """What is left of a copy when one of its volumes is given up.
+
+    Attributes:
+        aggregate: id.
+        pool: name.
+        present: members that the pool still holds; None: every one.
+        gap: what it lacks from now on, and why; replaces an older gap of that pool, whose `since` stays. None: nothing new.
+    """
+
+    aggregate: bytes
+    pool: str
+    present: MemberSet | None
+    gap: NewGap | None
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What becomes visible together: a client's transaction, or a batch of repairs.
 
@@ -160,6 +177,31 @@ class CopyEntry:
     def holds(self, index: int) -> bool:
         """Whether member `index` is in this copy."""
         return self.present is None or index in self.present
+
+    def served(self, position: int) -> tuple[Place, int] | None:
+        """The span that serves a byte of the aggregate's data, and the byte at which its turn ends; None: no span has it.
+
+        Of spans that hold the same bytes the one with the highest number serves: it was written because the others are damaged.
+        """
+        limit: int | None = None
+        for place in reversed(self.places):
+            start, end = place.data_start, place.data_start + place.data_length
+            if start <= position < end:
+                return place, end if limit is None else min(limit, end)
+            if position < start:
+                limit = start if limit is None else min(limit, start)
+        return None
+
+    def servers(self, start: int, length: int) -> list[Place]:
+        """The spans that serve these bytes; of no bytes those that they may be counted to."""
+        if not length:
+            return [p for p in self.places if p.data_start <= start <= p.data_start + p.data_length]
+        found: list[Place] = []
+        at = start
+        while at < start + length and (next_one := self.served(at)) is not None:
+            place, at = next_one
+            found.append(place)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,12 @@ FACE: dict[str, dict[str, Entry]] = {
     "Close gaps": {
         "backup": Entry("reconcile:backup", "Copy to a copy pool what it lacks of a primary pool"),
         "copy": Entry("reconcile:copy", "Copy to an active-data pool what it lacks"),
+        "restore": Entry("reconcile:restore", "Copy back to a primary pool what it has lost"),
     },
     "Trust it": {
         "check": Entry("verify:check", "Verify catalog, volumes and every byte; change nothing"),
+        "audit": Entry("mend:audit", "Read all that a pool holds; make its damage gaps"),
+        "retire": Entry("mend:retire", "Give a lost volume up; what it held becomes gaps"),
         "rebuild": Entry("verify:rebuild", "Make the catalog anew from the volumes"),
     },
 }

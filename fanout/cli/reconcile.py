@@ -1,4 +1,4 @@
-"""``fanout backup stgpool`` and ``fanout copy activedata``: the commands that close gaps."""
+"""``fanout backup stgpool``, ``copy activedata`` and ``restore stgpool``: the commands that close gaps."""
 
 from __future__ import annotations
 
@@ -77,6 +77,35 @@ def activedata(
     _run(ctx, fanout.copy_activedata, primary, activepool, config, preview=preview, as_json=as_json)
 
 
+@click.group(short_help="Copy back to a primary pool what it has lost")
+def restore() -> None:
+    """Copy back what was lost."""
+
+
+@restore.command("stgpool", short_help="Copy back to PRIMARY what it has lost, from any good copy")
+@click.argument("primary")
+@click.option("--preview", is_flag=True, help="Say what would be copied, and copy nothing.")
+@config_option
+@json_option
+@click.pass_context
+def restore_stgpool(
+    ctx: click.Context, *, primary: str, preview: bool, config: Path, as_json: bool
+) -> None:
+    """Copy back to PRIMARY every object that it has lost.
+
+    That is what 'fanout audit stgpool PRIMARY --fix' found damaged, and what a
+    volume held that was retired. Data is read from any pool that holds a good
+    copy, and verified.
+
+    Exit codes: 0 nothing is missing any more; 7 something is.
+    """
+
+    def work(store: Store, pool: str, _: str, **options: Any) -> ReconcileReport:
+        return fanout.restore_stgpool(store, pool, **options)
+
+    _run(ctx, work, primary, primary, config, preview=preview, as_json=as_json)
+
+
 def _run(
     ctx: click.Context,
     work: Callable[..., ReconcileReport],
@@ -124,14 +153,15 @@ def _show(report: ReconcileReport, primary: str, pool: str, *, preview: bool) ->
     size = format_size(report.copied_bytes)
     there = f"{screen.count(report.skipped_objects, 'object')} there already"
     some = screen.count(report.copied_objects, "object")
+    of = f" of {primary}" if primary != pool else ""
     if not (report.copied_objects or report.failed):
-        screen.say(f"{pool} lacks nothing of {primary}; {there}.")
+        screen.say(f"{pool} lacks nothing{of}; {there}.")
     elif preview:
-        screen.say(f"{pool} lacks {some} of {primary} ({size}); {there}. Nothing was copied.")
+        screen.say(f"{pool} lacks {some}{of} ({size}); {there}. Nothing was copied.")
     else:
         rate = format_size(int(report.copied_bytes / report.seconds)) if report.seconds else "–"
         screen.say(
-            f"{some} of {primary} copied to {pool}, {size} in {format_seconds(report.seconds)} "
+            f"{some}{of} copied to {pool}, {size} in {format_seconds(report.seconds)} "
             f"({rate}/s); {there}."
         )
     for name, reason in report.failed[:20]:

@@ -338,6 +338,8 @@ def _show_put(
 
 def mend(primary: str, pool: str, *, active: bool) -> str:
     """The command that closes a gap; `active`: the pool is an active-data pool."""
+    if primary == pool:
+        return f"fanout restore stgpool {primary}"
     return f"fanout {'copy activedata' if active else 'backup stgpool'} {primary} {pool}"
 
 

@@ -1,0 +1,333 @@
+"""Turns damage into gaps: what a pool is said to hold and cannot give, so that a repair can close it from another copy.
+
+::
+
+    audit_stgpool    reads every copy of a pool ──> damaged members ──fix──> one commit: the copy shrinks, a gap says why
+    retire_volume    a volume that is lost      ──> all that it served ────> likewise; the catalog forgets the volume
+
+Then `backup_stgpool`, `copy_activedata` or `restore_stgpool` fill the pool again. The modelled system has the same three steps
+(AUDIT VOLUME, RESTORE VOLUME and RESTORE STGPOOL).
+
+What it promises:
+
+1. A copy shrinks only for what was read and is wrong, or what its medium refuses to give. A volume that is busy, not mounted or
+   gone for the moment costs nothing: what could not be asked is named, and stays. Good bytes in a span whose header or footer is
+   damaged are given up only if another pool has them as well.
+2. The copy shrinks and its gap appears in one commit.
+3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
+4. What no pool holds any more is named.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fanout import config as configuration
+from fanout.catalog import Catalog, Commit, MemberSet, NewCopy, NewGap, Repair, Shrunk
+from fanout.config import Config
+from fanout.copying import BadMember, bad_members
+from fanout.errors import FanoutError, InterfaceError, VolumeError
+from fanout.store import LOCK_WAIT, open_engine
+from fanout.types import PoolKind
+from fanout.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fanout.catalog import (
+        AggregateEntry,
+        CatalogReader,
+        CopyEntry,
+        GapEntry,
+        MemberEntry,
+        VolumeEntry,
+    )
+    from fanout.read import CopyReader
+    from fanout.store import Store
+
+    # Bytes done, and bytes in all.
+    Progress = Callable[[int, int], None]
+
+PAGE = 64  # aggregates looked up at once
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What an audit of a pool found.
+
+    Attributes:
+        objects: versions that were read.
+        object_bytes: of these.
+        damaged: name and reason of each that the pool cannot give, or that only its catalog still finds.
+        unasked: name and reason of each that could not be read for now: nothing is said of it.
+        marked: of the damaged ones, how many are a gap now; 0 without `fix`.
+        seconds: of the run.
+    """
+
+    objects: int
+    object_bytes: int
+    damaged: tuple[tuple[bytes, str], ...]
+    unasked: tuple[tuple[bytes, str], ...]
+    marked: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetireReport:
+    """What a volume took along.
+
+    Attributes:
+        pool: that it belonged to.
+        objects: versions that the pool lacks now.
+        object_bytes: of these.
+        lost: names of those that no pool holds any more.
+    """
+
+    pool: str
+    objects: int
+    object_bytes: int
+    lost: tuple[bytes, ...]
+
+
+# ---- audit -------------------------------------------------------------------------------------------
+
+
+def audit_stgpool(
+    store: Store, pool: str, *, fix: bool = False, on_progress: Progress | None = None
+) -> AuditReport:
+    """Read every object that a pool holds, from that pool alone, and compare its digest.
+
+    Args:
+        store: open; for writing, with `fix`.
+        pool: name of any pool.
+        fix: what is damaged is no longer held, and becomes a gap.
+        on_progress: called with bytes done and bytes in all.
+
+    Raises:
+        UnknownPool: there is no such pool; says which there are.
+        InterfaceError: `fix`, and the store is open read-only.
+        CatalogError: the gaps could not be recorded.
+        CommitUnknown: the catalog failed in the middle of a commit; open the store again.
+    """
+    name = store.config.pool(pool).name
+    if fix and store.read_only:
+        raise InterfaceError(f"{store.config.path}: the store is open read-only")
+    audit = _Audit(store, name, fix, on_progress)
+    if not fix:
+        return audit.run()
+    with store.reconciling(name):
+        return audit.run()
+
+
+@dataclass(slots=True)
+class _Audit:
+    """One run. Single use."""
+
+    store: Store
+    pool: str
+    fix: bool
+    on_progress: Progress | None
+    began: float = field(default_factory=time.monotonic)
+    objects: int = 0
+    object_bytes: int = 0
+    marked: int = 0
+    total: int = 0
+    damaged: list[tuple[bytes, str]] = field(default_factory=list)
+    unasked: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def run(self) -> AuditReport:
+        held = self.store.query_occupancy(pool=self.pool)
+        self.total = sum(entry.bytes for entry in held)
+        for entry in _aggregates(self.store.catalog):
+            for copy in self.store.catalog.copies(entry.aggregate):
+                if copy.pool == self.pool:
+                    self._read(entry, copy)
+        return AuditReport(
+            objects=self.objects,
+            object_bytes=self.object_bytes,
+            damaged=tuple(self.damaged),
+            unasked=tuple(self.unasked),
+            marked=self.marked,
+            seconds=time.monotonic() - self.began,
+        )
+
+    def _read(self, entry: AggregateEntry, copy: CopyEntry) -> None:
+        members = [m for m in self.store.catalog.members(entry.aggregate) if copy.holds(m.member)]
+        self.objects += len(members)
+        reader = self.store.reader(entry.aggregate, [copy])
+        bad = list(bad_members(members, reader, on_bytes=self._advance))
+        self.unasked += [(found.member.name, found.reason) for found in bad if not found.damage]
+        damaged = [found for found in bad if found.damage]
+        known = {found.member.member for found in bad}
+        frail = [f for f in _frail(copy, members, reader) if f.member.member not in known]
+        self.damaged += [(found.member.name, found.reason) for found in (*damaged, *frail)]
+        if self.fix:
+            damaged += self._replaceable(entry, frail)
+            if damaged:
+                self._mark(entry, copy, damaged)
+
+    def _replaceable(self, entry: AggregateEntry, frail: Sequence[BadMember]) -> list[BadMember]:
+        """Those that another pool holds as well: nobody gives up the last good bytes for a damaged frame."""
+        others = [c for c in self.store.catalog.copies(entry.aggregate) if c.pool != self.pool]
+        return [f for f in frail if any(other.holds(f.member.member) for other in others)]
+
+    def _mark(self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]) -> None:
+        """Promise 2."""
+        catalog = self.store.catalog
+        lost = {found.member.member for found in damaged}
+        left = _held(entry, copy) - MemberSet.of(lost)
+        gap = _gap(catalog, entry, copy.pool, lost, f"audit: {damaged[0].reason}")
+        repair = Repair(entry.aggregate, copy.pool, NewCopy(copy.pool, (), left), gap)
+        commit = Commit(secrets.token_bytes(16), 1, repairs=(repair,))
+        self.store.ledger.commit_repairs(commit, (), copy.pool)
+        self.marked += len(lost)
+
+    def _advance(self, size: int) -> None:
+        self.object_bytes += size
+        if self.on_progress is not None:
+            self.on_progress(min(self.object_bytes, self.total), self.total)
+
+
+# ---- retiring a volume -------------------------------------------------------------------------------
+
+
+def retire_volume(
+    config: Config | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    lock_wait: float = LOCK_WAIT,
+) -> RetireReport:
+    """Give a lost volume of a closed store up: what it served becomes gaps, and the catalog forgets it.
+
+    If its path stays in the configuration, `Store.extend` makes a new volume there.
+
+    Args:
+        config: a configuration, or the path of one.
+        path: of the volume, as the catalog knows it.
+        force: also a volume that can be opened and is what the catalog says.
+        lock_wait: seconds to wait for a writer that is on its way out.
+
+    Raises:
+        CatalogBusy: the store is open for writing.
+        CatalogError: there is no catalog, or it could not be changed: then nothing is.
+        VolumeError: the catalog knows no volume at that path; or (without `force`) it is well.
+    """
+    loaded = config if isinstance(config, Config) else configuration.load(config)
+    where = os.path.abspath(os.fspath(path))
+    with Catalog.open(loaded.store.catalog, lock_wait=lock_wait) as catalog:
+        known = {entry.path: entry for entry in catalog.volumes()}
+        if where not in known:
+            there = ", ".join(known) or "none"
+            raise VolumeError(where, f"the catalog knows no volume at this path; it knows: {there}")
+        entry = known[where]
+        if not force and _is_well(loaded, catalog, entry):
+            raise VolumeError(where, "it is well; say force to give up what it holds all the same")
+        objects, size, lost, shrunk = _losses(catalog, entry)
+        catalog.retire(entry.volume, shrunk)
+    return RetireReport(entry.pool, objects, size, tuple(lost))
+
+
+def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry) -> bool:
+    """Whether the volume can be opened and is what the catalog knows. Writes nothing."""
+    with open_engine(config) as engine:
+        try:
+            Volume.open(
+                engine,
+                entry.path,
+                store=catalog.store_id,
+                pool=entry.pool,
+                volume=entry.volume,
+                catalog_epoch=entry.epoch,
+                size=entry.size,
+                claim=False,
+            ).close()
+        except FanoutError:
+            return False
+        return True
+
+
+def _losses(catalog: Catalog, volume: VolumeEntry) -> tuple[int, int, list[bytes], list[Shrunk]]:
+    """What the volume serves: objects, bytes, names of what nobody else has, and how each copy shrinks."""
+    count = size = 0
+    gone: list[bytes] = []
+    shrunk: list[Shrunk] = []
+    reason = f"volume {volume.path} was lost"
+    for identity in catalog.held_csns(volume.volume):
+        entry = catalog.aggregate(identity)
+        assert entry is not None, "a placement without its aggregate"
+        copies = catalog.copies(identity)
+        members = catalog.members(identity)
+        for copy in copies:
+            if copy.pool != volume.pool:
+                continue
+            served = _served_by(volume.volume, copy, members)
+            lost = {member.member for member in served}
+            left = _held(entry, copy) - MemberSet.of(lost) if lost else copy.present
+            gap = _gap(catalog, entry, copy.pool, lost, reason) if lost else None
+            shrunk.append(Shrunk(identity, copy.pool, left, gap))
+            count, size = count + len(served), size + sum(member.length for member in served)
+            others = [other for other in copies if other is not copy]
+            gone += [m.name for m in served if not any(o.holds(m.member) for o in others)]
+    return count, size, gone, shrunk
+
+
+def _served_by(volume: bytes, copy: CopyEntry, members: Sequence[MemberEntry]) -> list[MemberEntry]:
+    """The members that a copy gives from a volume, all of them or a part."""
+    return [
+        member
+        for member in members
+        if copy.holds(member.member)
+        and any(place.volume == volume for place in copy.servers(member.start, member.length))
+    ]
+
+
+# ---- shared ------------------------------------------------------------------------------------------
+
+
+def _aggregates(catalog: CatalogReader) -> Iterator[AggregateEntry]:
+    """All, in order of commit, page by page."""
+    after = 0
+    while page := catalog.aggregates(after=after, limit=PAGE):
+        yield from (entry for _, entry in page)
+        after = page[-1][0]
+
+
+def _frail(
+    copy: CopyEntry, members: Sequence[MemberEntry], reader: CopyReader
+) -> Iterator[BadMember]:
+    """Members that a span with a damaged header or footer serves: a catalog made from the volumes would not find them."""
+    for place in copy.places:
+        fault = reader.frame(copy, place)
+        if fault is not None and fault.damage:
+            for member in members:
+                if place in copy.servers(member.start, member.length):
+                    yield BadMember(member, fault.reason)
+
+
+def _held(entry: AggregateEntry, copy: CopyEntry) -> MemberSet:
+    return MemberSet.all_of(entry.objects) if copy.present is None else copy.present
+
+
+def _gap(
+    catalog: CatalogReader, entry: AggregateEntry, pool: str, lost: set[int], reason: str
+) -> NewGap | None:
+    """The gap of a pool that lacks `lost`, and what an older gap of it says.
+
+    Nobody asks an active-data pool for what a newer version has replaced: of that there is no gap.
+    """
+    rows: list[GapEntry] = catalog.gaps(aggregate=entry.aggregate, pool=pool, include_empty=True)
+    kinds = {known.name: known.kind for known in catalog.pools()}
+    lacking = set(lost)
+    if kinds[pool] is PoolKind.ACTIVE_DATA:
+        lacking &= {m.member for m in catalog.members(entry.aggregate) if m.active}
+    for row in rows:
+        lacking.update(range(entry.objects) if row.missing is None else row.missing)
+    if not lacking:
+        return None
+    missing = None if len(lacking) == entry.objects else MemberSet.of(lacking)
+    return NewGap(pool, reason, 0, missing)

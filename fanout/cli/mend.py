@@ -1,0 +1,153 @@
+"""``fanout audit stgpool`` and ``fanout retire volume``: the commands that turn damage into gaps."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.audit import audit_stgpool, retire_volume
+from fanout.cli import screen
+from fanout.cli.exits import Exit
+from fanout.cli.params import config_option, force_option, json_option
+from fanout.store import Store
+from fanout.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from fanout.audit import AuditReport, RetireReport
+
+LISTED = 20  # of a long list, on a screen; --json has all
+CLOSE = "'fanout backup stgpool', 'copy activedata' or 'restore stgpool' closes the gaps"
+
+
+@click.group(short_help="Read all that a pool holds; make its damage gaps")
+def audit() -> None:
+    """Read all that a pool holds, and compare."""
+
+
+@audit.command("stgpool", short_help="Read every object from POOL alone, and compare its digest")
+@click.argument("pool")
+@click.option("--fix", is_flag=True, help="What is damaged is no longer held, and becomes a gap.")
+@config_option
+@json_option
+@click.pass_context
+def audit_stgpool_command(
+    ctx: click.Context, *, pool: str, fix: bool, config: Path, as_json: bool
+) -> None:
+    """Read every object that POOL holds, from POOL alone, and compare its digest.
+
+    With --fix what is damaged becomes a gap, which a repair closes from another
+    copy. What cannot be asked for now (a volume that is busy or not mounted) is
+    named, and nothing is said of it.
+
+    Exit codes: 0 all is good; 7 damage is a gap now; 9 damage was found and left.
+    """
+    with (
+        Store.open(config, read_only=not fix) as store,
+        screen.progress("reading", None, quiet=as_json) as bar,
+    ):
+        pool = store.config.pool(pool).name
+        report = audit_stgpool(store, pool, fix=fix, on_progress=bar.reach)
+    if as_json:
+        screen.emit(_audit_values(report, pool, fix=fix))
+    else:
+        _show_audit(report, pool, fix=fix)
+    if report.damaged and not fix:
+        ctx.exit(Exit.INTEGRITY)
+    if report.damaged or report.unasked:
+        ctx.exit(Exit.GAPS)
+
+
+def _audit_values(report: AuditReport, pool: str, *, fix: bool) -> dict[str, Any]:
+    return {
+        "ok": not (report.damaged or report.unasked),
+        "pool": pool,
+        "fix": fix,
+        "objects": report.objects,
+        "bytes": report.object_bytes,
+        "damaged": _named(report.damaged),
+        "unasked": _named(report.unasked),
+        "marked": report.marked,
+        "seconds": round(report.seconds, 6),
+    }
+
+
+def _named(found: Sequence[tuple[bytes, str]]) -> list[dict[str, str]]:
+    return [{"name": os.fsdecode(name), "reason": reason} for name, reason in found]
+
+
+def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
+    screen.say(
+        f"{screen.count(report.objects, 'object')} of {pool}, {format_size(report.object_bytes)} "
+        f"read and compared in {format_seconds(report.seconds)}."
+    )
+    for label, found in (("damaged", report.damaged), ("not asked", report.unasked)):
+        for name, reason in found[:LISTED]:
+            screen.warn(f"{label}: {os.fsdecode(name)}: {reason}")
+        if len(found) > LISTED:
+            screen.warn(f"{len(found) - LISTED} more; --json lists them.")
+    if report.marked:
+        screen.say(f"{screen.count(report.marked, 'object')} of {pool} are gaps now; {CLOSE}.")
+    elif report.damaged and not fix:
+        screen.say("Nothing was changed; --fix makes the damage gaps.")
+    elif not report.unasked:
+        screen.say("Nothing is wrong.")
+
+
+@click.group(short_help="Give a lost volume up; what it held becomes gaps")
+def retire() -> None:
+    """Give up what is lost."""
+
+
+@retire.command("volume", short_help="Give the volume at PATH up; what it held becomes gaps")
+@click.argument("path", type=click.Path())
+@force_option("Also a volume that can be opened and is well.")
+@config_option
+@json_option
+@click.pass_context
+def retire_volume_command(
+    ctx: click.Context, *, path: str, force: bool, config: Path, as_json: bool
+) -> None:
+    """Give a lost volume up: what it held becomes gaps, and the catalog forgets it.
+
+    The store must be closed. If PATH stays in fanout.toml, 'fanout init --add'
+    makes a new volume there; then close the gaps.
+
+    Exit codes: 0 it held nothing; 7 what it held is a gap now; 9 some objects
+    were nowhere else.
+    """
+    report = retire_volume(config, path, force=force)
+    if as_json:
+        screen.emit(_retire_values(report, path))
+    else:
+        _show_retired(report, path)
+    if report.lost:
+        ctx.exit(Exit.INTEGRITY)
+    if report.objects:
+        ctx.exit(Exit.GAPS)
+
+
+def _retire_values(report: RetireReport, path: str) -> dict[str, Any]:
+    return {
+        "ok": not report.objects,
+        "path": path,
+        "pool": report.pool,
+        "objects": report.objects,
+        "bytes": report.object_bytes,
+        "lost": [os.fsdecode(name) for name in report.lost],
+    }
+
+
+def _show_retired(report: RetireReport, path: str) -> None:
+    held = f"{screen.count(report.objects, 'object')}, {format_size(report.object_bytes)}"
+    screen.say(f"{path} of {report.pool} is given up; it held {held}.")
+    for name in report.lost[:LISTED]:
+        screen.warn(f"in no pool any more: {os.fsdecode(name)}")
+    if len(report.lost) > LISTED:
+        screen.warn(f"{len(report.lost) - LISTED} more; --json lists them.")
+    if report.objects:
+        screen.say(f"'fanout init --add' makes a new volume; {CLOSE}.")

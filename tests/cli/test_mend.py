@@ -1,0 +1,80 @@
+"""``fanout audit``, ``retire`` and ``restore`` through the shell: from damage to a gap to none.
+
+What could break: an exit code that says "fine" while something is damaged, and a gap that names a command that does not close it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout.cli.exits import Exit
+from tests.cli.test_verify import volume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Shell
+
+
+@pytest.fixture
+def stored(shell: Shell, tmp_path: Path) -> bytes:
+    """The bytes of an object that is stored in every pool."""
+    path = tmp_path / "one"
+    path.write_bytes(b"0123456789" * 10_000)
+    shell("put", "N1", path, "--as", "one")
+    return path.read_bytes()
+
+
+def flip(path: Path, data: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.find(data) + 50_000] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("pool", ["DISKPOOL", "COPYPOOL1", "ACTIVEDATAPOOL"])
+def test_from_damage_to_a_gap_to_none(shell: Shell, stored: bytes, pool: str) -> None:
+    """9 while damage is left, 7 when it is a gap, 0 when the command that the gap names has closed it."""
+    said = shell("audit", "stgpool", pool.lower(), "--json").json
+    assert (said["ok"], said["pool"], said["objects"], said["bytes"]) == (True, pool, 1, 100_000)
+    flip(volume(shell, pool), stored)
+    shown = shell("audit", "stgpool", pool, code=Exit.INTEGRITY)
+    assert "damaged: one" in shown.err
+    assert "--fix" in shown.out
+    said = shell("audit", "stgpool", pool, "--fix", "--json", code=Exit.GAPS).json
+    assert (said["ok"], said["marked"], said["unasked"]) == (False, 1, [])
+    (gap,) = shell("query", "gap", "--json", code=Exit.GAPS).json["gaps"]
+    assert (gap["pool"], gap["objects"]) == (pool, 1)
+    program, *command = gap["mend"].split()
+    assert program == "fanout"
+    assert shell(*command, "--json").json["copied_objects"] == 1
+    shell("query", "gap")
+    assert "Nothing is wrong" in shell("audit", "stgpool", pool, "--fix").out
+    assert "Nothing is wrong" in shell("check").out
+    assert shell("get", "N1", "one", "--pool", pool, "--output", "-").out.encode() == stored
+
+
+def test_a_lost_volume(shell: Shell, stored: bytes) -> None:
+    """Refused while it is well; then 7, a new volume at the same path, and the primary is restored."""
+    path = volume(shell, "DISKPOOL")
+    assert "well" in shell("retire", "volume", path, code=Exit.TARGET).err
+    path.unlink()
+    said = shell("retire", "volume", path, "--json", code=Exit.GAPS).json
+    assert (said["pool"], said["objects"], said["lost"]) == ("DISKPOOL", 1, [])
+    assert "knows no volume" in shell("retire", "volume", path, code=Exit.TARGET).err
+    shell("init", "--add")
+    preview = shell("restore", "stgpool", "diskpool", "--preview", code=Exit.GAPS)
+    assert "lacks 1 object" in preview.out
+    assert "copied to DISKPOOL" in shell("restore", "stgpool", "diskpool").out
+    assert "lacks nothing" in shell("restore", "stgpool", "diskpool").out
+    shell("check")
+
+
+def test_the_last_copy(shell: Shell, stored: bytes) -> None:
+    """9, and the object by name, when the last pool that held it is given up."""
+    codes = {"COPYPOOL1": Exit.GAPS, "COPYPOOL2": Exit.GAPS, "ACTIVEDATAPOOL": Exit.GAPS}
+    for pool, code in codes.items():
+        shell("retire", "volume", volume(shell, pool), "--force", code=code)
+    shown = shell("retire", "volume", volume(shell, "DISKPOOL"), "--force", code=Exit.INTEGRITY)
+    assert "in no pool any more: one" in shown.err

@@ -1,0 +1,277 @@
+"""Damage becomes a gap, a lost volume becomes gaps, and both are closed: audit, retire, restore.
+
+What could break: damage that stays on the books as a good copy, a pool that is emptied because its disk was away for a moment, a
+repair that is read from the damaged place again, a whole copy that a later check or rebuild does not believe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout import (
+    audit_stgpool,
+    backup_stgpool,
+    check_store,
+    copy_activedata,
+    rebuild_catalog,
+    restore_stgpool,
+    retire_volume,
+)
+from fanout.catalog import CopyEntry, MemberSet, Place
+from fanout.errors import CatalogBusy, InterfaceError, UnknownPool, VolumeError
+from fanout.store import Store
+from tests.store.conftest import MIB
+from tests.store.test_reconcile import put
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Site
+
+WHOLE = {
+    "DISKPOOL": "ABCD",
+    "TAPEPOOL": "E",
+    "COPYPOOL1": "ABCDE",
+    "COPYPOOL2": "ABCDE",
+    "ACTIVEDATAPOOL": "AB",
+}
+
+
+def stored(site: Site) -> None:
+    """A store in which every pool holds what it should."""
+    site.create()
+    with site.open() as store:
+        site.put_all(store)
+
+
+def repair(store: Store, pool: str) -> int:
+    """Fill a pool from all that belongs in it; returns how many objects were copied."""
+    if pool in ("DISKPOOL", "TAPEPOOL"):
+        reports = [restore_stgpool(store, pool)]
+    elif pool == "ACTIVEDATAPOOL":
+        reports = [copy_activedata(store, primary, pool) for primary in ("DISKPOOL", "TAPEPOOL")]
+    else:
+        reports = [backup_stgpool(store, primary, pool) for primary in ("DISKPOOL", "TAPEPOOL")]
+    assert all(report.failed == () and report.gaps_left == 0 for report in reports)
+    return sum(report.copied_objects for report in reports)
+
+
+def all_is_well(site: Site) -> None:
+    """Exact contents, no gaps, and neither the check nor a catalog made from the volumes alone says otherwise."""
+    with site.open() as store:
+        assert site.contents(store) == WHOLE
+        assert store.query_gaps() == []
+    assert check_store(site.path).problems == ()
+    rebuild_catalog(site.path, force=True)
+    with site.open() as store:
+        assert site.contents(store) == WHOLE
+        assert store.query_gaps() == []
+    assert check_store(site.path).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("pool", "node", "name"),
+    [
+        ("DISKPOOL", "N1", b"A"),
+        ("TAPEPOOL", "N2", b"E"),
+        ("COPYPOOL1", "N2", b"C \xff\xfe"),
+        ("COPYPOOL2", "N2", b"E"),
+        ("ACTIVEDATAPOOL", "N1", b"A"),
+    ],
+)
+def test_damage_becomes_a_gap_and_is_closed(site: Site, pool: str, node: str, name: bytes) -> None:
+    """One object is wrong in one pool: found, named, marked with a gap, copied from another pool, and good again."""
+    stored(site)
+    assert site.flip(pool, site.objects[node, name][-4096:]) == 1
+    with site.open(read_only=True) as store:
+        report = audit_stgpool(store, pool)
+        assert [found for found, _ in report.damaged] == [name]
+        assert (report.marked, report.unasked) == (0, ())
+        assert store.query_gaps() == []
+    with site.open() as store:
+        before = set(WHOLE[pool])
+        report = audit_stgpool(store, pool, fix=True)
+        # Not its neighbours in the same block: they are good by their own digests.
+        assert (report.marked, len(report.damaged)) == (1, 1)
+        (gap,) = store.query_gaps()
+        assert (gap.pool, gap.objects) == (pool, report.marked)
+        assert gap.reason.startswith("audit: ")
+        held = {entry.name[:1].decode() for entry in store.query_objects(pool=pool)}
+        assert held == before - {found[:1].decode() for found, _ in report.damaged}
+        site.check(store, node, name, None)  # the other pools still have it
+        assert repair(store, pool) == report.marked
+        assert audit_stgpool(store, pool, fix=True).damaged == ()
+    all_is_well(site)
+
+
+def test_a_destroyed_pool_is_filled_again(site: Site) -> None:
+    """Noise all over a primary volume: headers, footers and data; what was there is found lost and comes back."""
+    stored(site)
+    site.destroy("DISKPOOL")
+    with site.open() as store:
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert b"C \xff\xfe" in {name for name, _ in report.damaged}
+        assert repair(store, "DISKPOOL") == report.marked == len(report.damaged)
+    all_is_well(site)
+
+
+def test_a_damaged_frame_never_costs_the_last_good_bytes(site: Site) -> None:
+    """A header is overwritten: with another copy its objects move to a new place; without one they stay where they are."""
+    stored(site)
+    with site.open() as store:
+        entry = store.catalog.find("N2", b"E")
+        assert entry is not None
+        (tape,) = (c for c in store.catalog.copies(entry.aggregate) if c.pool == "TAPEPOOL")
+    with open(site.volume("TAPEPOOL"), "r+b") as file:
+        file.seek(tape.places[0].offset)
+        file.write(bytes(4096))
+    with site.open() as store:
+        report = audit_stgpool(store, "TAPEPOOL", fix=True)
+        assert [name for name, _ in report.damaged] == [b"E"]
+        assert repair(store, "TAPEPOOL") == report.marked == 1
+    all_is_well(site)
+    for pool in ("COPYPOOL1", "COPYPOOL2"):
+        retire_volume(site.path, site.volume(pool), force=True)
+    with site.open() as store:
+        (tape,) = (c for c in store.catalog.copies(entry.aggregate) if c.pool == "TAPEPOOL")
+    with open(site.volume("TAPEPOOL"), "r+b") as file:
+        file.seek(tape.places[-1].offset)
+        file.write(bytes(4096))
+    with site.open() as store:
+        report = audit_stgpool(store, "TAPEPOOL", fix=True)
+        assert ([name for name, _ in report.damaged], report.marked) == ([b"E"], 0)
+        site.check(store, "N2", b"E", "TAPEPOOL")
+
+
+def test_what_cannot_be_asked_is_not_called_damaged(site: Site) -> None:
+    """Breaks if a disk that is away for a moment empties its pool."""
+    stored(site)
+    volume = Path(site.volume("COPYPOOL1"))
+    volume.rename(volume.with_suffix(".away"))
+    with site.open(lock_wait=0) as store:
+        report = audit_stgpool(store, "COPYPOOL1", fix=True)
+        assert (report.damaged, report.marked) == ((), 0)
+        assert {name[:1] for name, _ in report.unasked} == {b"A", b"B", b"C", b"E"}
+        assert store.query_gaps() == []
+    volume.with_suffix(".away").rename(volume)
+    all_is_well(site)
+
+
+def test_damage_twice_in_one_place(site: Site) -> None:
+    """The copy that replaced a damaged one is damaged, too: the newest span serves, and is audited."""
+    stored(site)
+    data = site.objects["N1", b"A"]
+    for round_number in range(3):
+        assert site.flip("DISKPOOL", data[-4096:]) == 1
+        with site.open() as store:
+            report = audit_stgpool(store, "DISKPOOL", fix=True)
+            assert b"A" in {name for name, _ in report.damaged}, round_number
+            assert repair(store, "DISKPOOL") == report.marked
+    all_is_well(site)
+
+
+def test_every_copy_was_damaged_once(site: Site) -> None:
+    """Each pool in turn, so that no copy of the aggregate is as it was first written: a rebuild must sort all of it out."""
+    stored(site)
+    for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL"):
+        assert site.flip(pool, site.objects["N1", b"A"][-4096:]) == 1
+        with site.open() as store:
+            assert audit_stgpool(store, pool, fix=True).marked == repair(store, pool) == 1
+    all_is_well(site)
+
+
+def test_what_a_newer_version_replaced_is_no_gap_of_an_active_data_pool(site: Site) -> None:
+    """Damage in a replaced version: nobody asks the pool for it, so nothing is missing."""
+    stored(site)
+    assert site.flip("ACTIVEDATAPOOL", site.objects["N1", b"A"][-4096:]) == 1
+    with site.open() as store:
+        old = site.objects["N1", b"A"]
+        site.objects["N1", b"A"] = site.rng.randbytes(50_000)
+        put(store, {b"A": site.objects["N1", b"A"]})
+        report = audit_stgpool(store, "ACTIVEDATAPOOL", fix=True)
+        assert b"A" in {name for name, _ in report.damaged}
+        assert b"A" not in {
+            member.name
+            for gap in store.query_gaps()
+            for member in store.catalog.members(gap.aggregate)
+            if member.active and (gap.missing is None or member.member in gap.missing)
+        }
+        repair(store, "ACTIVEDATAPOOL")
+        site.check(store, "N1", b"A", "ACTIVEDATAPOOL")
+        assert old != site.objects["N1", b"A"]
+
+
+@pytest.mark.parametrize("pool", ["DISKPOOL", "COPYPOOL2", "ACTIVEDATAPOOL"])
+def test_a_lost_volume_becomes_gaps_and_a_new_one_is_filled(site: Site, pool: str) -> None:
+    """The disk is gone for good: it is given up, a new one takes its path, and everything is there again."""
+    stored(site)
+    Path(site.volume(pool)).unlink()
+    report = retire_volume(site.path, site.volume(pool))
+    assert (report.pool, report.objects, report.lost) == (pool, len(WHOLE[pool]), ())
+    with site.open() as store:
+        assert {gap.pool for gap in store.query_gaps()} == {pool}
+        assert sum(gap.objects for gap in store.query_gaps()) == len(WHOLE[pool])
+        assert site.contents(store) == WHOLE | {pool: ""}
+    (made,) = Store.extend(site.path)
+    assert made.path == site.volume(pool)
+    with site.open() as store:
+        assert repair(store, pool) == len(WHOLE[pool])
+    all_is_well(site)
+
+
+def test_retiring_says_what_is_nowhere_else(site: Site) -> None:
+    """The scenario's warning: COPYPOOL1's gap is open when the primary and the other copy pool are lost."""
+    site.create()
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        site.put_all(store)
+    for pool in ("DISKPOOL", "TAPEPOOL"):
+        Path(site.volume(pool)).unlink()
+        assert retire_volume(site.path, site.volume(pool)).lost == ()
+    Path(site.volume("COPYPOOL2")).unlink()
+    report = retire_volume(site.path, site.volume("COPYPOOL2"))
+    assert {name[:1] for name in report.lost} == {b"C", b"D", b"E"}  # A and B: ACTIVEDATAPOOL
+    with site.open() as store:
+        site.check(store, "N1", b"A", None)
+
+
+def test_retiring_is_refused_where_it_would_harm(site: Site) -> None:
+    """A volume that is well, one that nobody knows, and a store that is open: each is refused by name, and nothing changes."""
+    stored(site)
+    with pytest.raises(VolumeError, match="it is well; say force"):
+        retire_volume(site.path, site.volume("COPYPOOL1"))
+    with pytest.raises(VolumeError, match=r"knows no volume at this path; it knows: .*DISKPOOL"):
+        retire_volume(site.path, site.base / "nowhere.vol")
+    with site.open(), pytest.raises(CatalogBusy):
+        retire_volume(site.path, site.volume("COPYPOOL1"), lock_wait=0)
+    all_is_well(site)
+    assert retire_volume(site.path, site.volume("COPYPOOL1"), force=True).objects == 5
+
+
+def test_audit_refuses_what_it_cannot_do(site: Site) -> None:
+    """An unknown pool is named with those that there are; a read-only store cannot be fixed."""
+    stored(site)
+    with site.open(read_only=True) as store:
+        with pytest.raises(UnknownPool, match="COPYPOOL1"):
+            audit_stgpool(store, "COPYPOOL9")
+        with pytest.raises(InterfaceError, match="read-only"):
+            audit_stgpool(store, "COPYPOOL1", fix=True)
+
+
+def test_the_newest_span_serves_and_the_others_what_it_leaves() -> None:
+    """Breaks if a read runs from an old span into bytes that a newer one has replaced."""
+
+    def span(number: int, start: int, length: int) -> Place:
+        return Place(number, bytes(16), MIB * number + MIB, MIB, MIB, start, length)
+
+    whole, middle, again = span(0, 0, 100), span(1, 40, 20), span(2, 45, 5)
+    copy = CopyEntry("P", MemberSet(), (whole, middle, again))
+    assert copy.served(0) == (whole, 40)
+    assert copy.served(39) == (whole, 40)
+    assert copy.served(40) == (middle, 45)
+    assert copy.served(45) == (again, 50)
+    assert copy.served(50) == (middle, 60)
+    assert copy.served(60) == (whole, 100)
+    assert copy.served(100) is None
+    assert copy.servers(30, 40) == [whole, middle, again, middle, whole]
+    assert copy.servers(100, 0) == [whole]
