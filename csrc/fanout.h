@@ -187,6 +187,8 @@ int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out);
  * -ETIMEDOUT says that something was still in flight (the kernel ends it in the background). */
 int fo_engine_close(fo_engine *e, uint64_t timeout_ns);
 void fo_engine_info(fo_engine *e, fo_info *out);
+/* 1: this is a forked child, and everything but closing answers -EOWNERDEAD.  Looks at nothing that a lock guards. */
+int fo_engine_dead(const fo_engine *e);
 /* Up to max events, oldest first; returns how many.  timeout 0 does not wait. */
 int fo_events(fo_engine *e, fo_event *out, uint32_t max, uint64_t timeout_ns);
 /* Readable while events are pending, and once when a leg is synced or fails; fo_events, once it has taken all, makes it

@@ -104,6 +104,14 @@ static void register_buffers(fo_engine *e, uring *u) {
     }
 }
 
+static void leave_ring(fo_engine *e, uring *u) {
+    fo_fork_hold();
+    atomic_store(&e->fork_fds[FO_FORK_RING], -1);
+    io_uring_queue_exit(&u->ring); /* what is in flight ends in the background */
+    fo_fork_go();
+    free(u);
+}
+
 static void arm_wake(fo_engine *e, uring *u);
 
 static int uring_start(fo_engine *e, char reason[160]) {
@@ -112,19 +120,22 @@ static int uring_start(fo_engine *e, char reason[160]) {
     if (u == NULL) {
         return -ENOMEM;
     }
+    fo_fork_hold(); /* a child that kept the ring would keep the files that are registered with it, and their locks */
     rc = setup_ring(e, u, reason);
+    if (rc == 0) {
+        atomic_store(&e->fork_fds[FO_FORK_RING], u->ring.ring_fd);
+    }
+    fo_fork_go();
     if (rc != 0) {
         free(u);
         return rc;
     }
     rc = check_opcodes(u, reason);
     if (rc != 0) {
-        io_uring_queue_exit(&u->ring);
-        free(u);
+        leave_ring(e, u);
         return rc;
     }
     (void)io_uring_ring_dontfork(&u->ring);
-    atomic_store(&e->fork_fds[FO_FORK_RING], u->ring.ring_fd);
     register_buffers(e, u);
     u->fixed_files = io_uring_register_files_sparse(&u->ring, FO_MAX_TARGETS) == 0;
     e->backend_state = u;
@@ -256,10 +267,7 @@ static void uring_forget(fo_engine *e, uint16_t target) {
 }
 
 static void uring_stop(fo_engine *e) {
-    uring *u = e->backend_state;
-    atomic_store(&e->fork_fds[FO_FORK_RING], -1);
-    io_uring_queue_exit(&u->ring); /* what is in flight ends in the background */
-    free(u);
+    leave_ring(e, e->backend_state);
     e->backend_state = NULL;
 }
 

@@ -33,38 +33,34 @@ static uint64_t monotonic_ns(void) {
 
 /* ---- open ---- */
 
-static int keep_fd(fo_block *b, int fd) {
-    atomic_store(&b->fd, fd);
-    atomic_store(&b->engine->fork_fds[b->target], fd);
-    return 0;
-}
+static atomic_int *file_entry(const fo_block *b) { return &b->engine->fork_fds[b->target]; }
+static atomic_int *dir_entry(const fo_block *b) { return &b->engine->fork_fds[FO_MAX_TARGETS + b->target]; }
 
 /* A new file's name is durable only when its directory is.  The directory is opened now: later the path may lead elsewhere. */
 static int open_directory(fo_block *b) {
     char *copy = strdup(b->path);
-    int fd;
+    int fd, rc;
     if (copy == NULL) {
         return -ENOMEM;
     }
-    fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    fd = fo_fork_open(dir_entry(b), dirname(copy), O_RDONLY | O_DIRECTORY, 0);
+    rc = fd < 0 ? -errno : 0;
     free(copy);
-    if (fd < 0) {
-        return -errno;
+    if (rc == 0) {
+        atomic_store(&b->dir_fd, fd);
     }
-    atomic_store(&b->dir_fd, fd);
-    atomic_store(&b->engine->fork_fds[FO_MAX_TARGETS + b->target], fd);
-    return 0;
+    return rc;
 }
 
 /* O_DIRECT is set afterwards: a file system without it would create the file and then refuse the open. */
 static int create_file(fo_block *b, int flags) {
-    int fd = open(b->path, flags | O_CREAT | O_EXCL, 0600);
+    int fd = fo_fork_open(file_entry(b), b->path, flags | O_CREAT | O_EXCL, 0600);
     if (fd < 0) {
         return -errno;
     }
     b->geometry.created = 1;
     atomic_store(&b->changed, true);
-    (void)keep_fd(b, fd);
+    atomic_store(&b->fd, fd);
     if (!(b->opt.flags & FO_OPEN_BUFFERED)) {
         int now = fcntl(fd, F_GETFL);
         b->geometry.direct = now >= 0 && fcntl(fd, F_SETFL, now | O_DIRECT) == 0;
@@ -79,21 +75,22 @@ static int open_existing(fo_block *b, int flags) {
         flags |= O_EXCL; /* refuses a device that is mounted, or that another holds */
     }
     if (!(b->opt.flags & FO_OPEN_BUFFERED)) {
-        fd = open(b->path, flags | O_DIRECT);
+        fd = fo_fork_open(file_entry(b), b->path, flags | O_DIRECT, 0);
         b->geometry.direct = fd >= 0;
     }
     if (fd < 0 && ((b->opt.flags & FO_OPEN_BUFFERED) || errno == EINVAL)) {
-        fd = open(b->path, flags);
+        fd = fo_fork_open(file_entry(b), b->path, flags, 0);
     }
     if (fd < 0) {
         return -errno;
     }
-    return keep_fd(b, fd);
+    atomic_store(&b->fd, fd);
+    return 0;
 }
 
 static int open_path(fo_block *b) {
     bool readonly = (b->opt.flags & FO_OPEN_READONLY) != 0;
-    int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY;
+    int flags = (readonly ? O_RDONLY : O_RDWR) | O_NOCTTY;
     int rc;
     if (b->opt.flags & FO_OPEN_NOFOLLOW) {
         flags |= O_NOFOLLOW;
@@ -123,13 +120,11 @@ static int lock(fo_block *b) {
 static void close_fds(fo_block *b) {
     int fd = atomic_exchange(&b->fd, -1);
     int dir = atomic_exchange(&b->dir_fd, -1);
-    atomic_store(&b->engine->fork_fds[b->target], -1);
-    atomic_store(&b->engine->fork_fds[FO_MAX_TARGETS + b->target], -1);
     if (fd >= 0) {
-        (void)close(fd);
+        (void)fo_fork_close(file_entry(b), fd);
     }
     if (dir >= 0) {
-        (void)close(dir);
+        (void)fo_fork_close(dir_entry(b), dir);
     }
 }
 
@@ -229,9 +224,8 @@ static int64_t run_close(fo_block *b) {
     if (b->opt.flags & FO_OPEN_LOCK) {
         (void)flock(fd, LOCK_UN);
     }
-    atomic_store(&b->engine->fork_fds[b->target], -1);
     atomic_store(&b->fd, -1);
-    if (close(fd) != 0) {
+    if (fo_fork_close(file_entry(b), fd) != 0) {
         rc = -errno; /* delayed errors of some file systems; the descriptor is gone all the same */
     }
     close_fds(b);

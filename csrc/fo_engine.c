@@ -261,6 +261,8 @@ void *fo_engine_main(void *arg) {
 
 /* ---- looking ---- */
 
+int fo_engine_dead(const fo_engine *e) { return atomic_load(&e->dead) ? 1 : 0; }
+
 void fo_engine_info(fo_engine *e, fo_info *out) {
     const fo_machine *m = &e->machine;
     memset(out, 0, sizeof *out);

@@ -17,6 +17,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "fo_arena.h"
 #include "fo_assert.h"
@@ -143,12 +144,21 @@ void fo_engine_add_reason(fo_engine *e, const char *sentence);
 
 void fo_fork_register(fo_engine *e);
 void fo_fork_unregister(fo_engine *e);
+/* Round what makes or removes a descriptor that a child must not keep, and its entry in fork_fds. */
+void fo_fork_hold(void);
+void fo_fork_go(void);
+/* open(2) and close(2) with their entry in fork_fds. */
+int fo_fork_open(atomic_int *entry, const char *path, int flags, mode_t mode);
+int fo_fork_close(atomic_int *entry, int fd);
 /* Index into fork_fds: target's descriptor, target's directory, then the engine's own. */
 enum { FO_FORK_WAKE = FO_MAX_TARGETS * 2, FO_FORK_EVENT, FO_FORK_RING };
 
 /* ---- fo_pool.c (under the mutex) ---- */
 
 fo_block *fo_block_new(fo_engine *e, uint16_t target, const char *path, const fo_open *opt);
+/* For a caller who waits inside: the target may be gone when it comes back, its block is not.  Both keep the mutex. */
+void fo_block_ref(fo_block *b);
+void fo_block_unref(fo_block *b);
 /* The target is gone: workers end when they come back. */
 void fo_block_retire(fo_block *b);
 /* 0, or -ENOMEM when no thread could be had. */

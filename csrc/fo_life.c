@@ -173,13 +173,16 @@ int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out) {
         rc = engine_memory(e, cfg, reason);
     }
     if (rc == 0) {
+        fo_fork_register(e); /* before the backend has anything that a child must not keep */
         rc = start_backend(e, cfg->backend, reason);
+        if (rc != 0) {
+            fo_fork_unregister(e);
+        }
     }
     if (rc != 0) {
         engine_free(e);
         return rc;
     }
-    fo_fork_register(e);
     *out = e;
     return 0;
 }

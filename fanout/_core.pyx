@@ -51,6 +51,9 @@ cdef enum:
     EVENT_BYTES = 96
     STASH_BATCHES = 512      # 65,536 events, 6 MiB: what is kept when nobody reads events
 
+cdef extern from "errno.h":
+    int EOWNERDEAD  # which Cython's own list lacks
+
 cdef uint64_t SLICE_NS = 100_000_000
 
 FOREVER = c.FO_FOREVER
@@ -144,8 +147,14 @@ cdef class Engine:
     cdef int enter(self) noexcept:
         if self._engine is NULL or self._closing:
             return -EBADF
+        if self.dead():
+            return -EOWNERDEAD
         self._calls += 1
         return 0
+
+    cdef bint dead(self) noexcept:
+        """A forked child: the counters are those of the parent's threads, which are not here."""
+        return self._engine is not NULL and c.fo_engine_dead(self._engine) != 0
 
     cdef int leave(self, int status) noexcept:
         self._calls -= 1
@@ -195,21 +204,25 @@ cdef class Engine:
         if not self._closing:
             self._closing = True
             c.fo_unwatch(engine, -1)  # those who wait look again; nobody can watch any more
-        if self._calls or self._streams:
+        if (self._calls or self._streams) and not self.dead():
             return -EBUSY
         self._engine = NULL
+        if c.fo_engine_dead(engine):
+            return 0  # the child has nothing to give back
         with nogil:
             status = c.fo_engine_close(engine, timeout_ns)
         return status
 
     def info(self):
-        """The whole snapshot by name, or None when closed."""
+        """The whole snapshot by name, or None when closed. In a forked child it says so."""
         cdef c.fo_info info
         cdef dict snapshot
-        if self.enter() < 0:
+        cdef int status = self.enter()
+        if status == -EBADF:
             return None
         c.fo_engine_info(self._engine, &info)
-        self.leave(0)
+        if status == 0:
+            self.leave(0)
         snapshot = info
         snapshot["reason"] = (<bytes>(<char *>info.reason)).decode("utf-8", "replace")
         return snapshot
@@ -235,15 +248,13 @@ cdef class Engine:
 
     def event_fd(self):
         """A descriptor to poll, or a negative errno."""
-        if self.enter() < 0:
-            return -EBADF
-        return self.leave(c.fo_event_fd(self._engine))
+        cdef int status = self.enter()
+        return status if status < 0 else self.leave(c.fo_event_fd(self._engine))
 
     def watch(self, int fd):
         """Write to an eventfd at the next change, once; 0 or a negative errno."""
-        if self.enter() < 0:
-            return -EBADF
-        return self.leave(c.fo_watch(self._engine, fd))
+        cdef int status = self.enter()
+        return status if status < 0 else self.leave(c.fo_watch(self._engine, fd))
 
     def unwatch(self, int fd):
         """Before the eventfd is closed. A closing engine has forgotten it already."""
@@ -252,8 +263,9 @@ cdef class Engine:
 
     def now(self):
         """Nanoseconds on the engine's clock, or a negative errno."""
-        if self.enter() < 0:
-            return -EBADF
+        cdef int status = self.enter()
+        if status < 0:
+            return status
         now = c.fo_now(self._engine)
         self.leave(0)
         return now
@@ -495,7 +507,7 @@ cdef class Stream:
 
     def close(self):
         """Ends the handle; what is not synced is aborted. -EBUSY: another thread is inside."""
-        if self._calls:
+        if self._calls and not self._engine.dead():
             return -EBUSY
         self.drop()
         return 0
