@@ -260,10 +260,11 @@ typedef struct fo_geometry {
 int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t timeout_ns, uint16_t *id, fo_outcome *why);
 int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out);
 /* Bare targets: drain -> truncate (length >= 0, files) -> flush -> parent directory when created -> close.  Closes whatever
- * went wrong before (the first failure is the one reported), except after -ETIMEDOUT: then it can be called again, or
- * fo_target_close.  -EBUSY: a stream uses it, or another caller is finishing it. */
+ * went wrong before (the first failure is the one reported); when the time runs out it closes itself, as with fo_target_close.
+ * -EBUSY: a stream uses it, or another caller is finishing or closing it. */
 int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout_ns, fo_outcome *why);
-/* Closes without any flush.  A detached target stays in the books until its last completion.  -EBUSY: a stream uses it. */
+/* Closes without any flush.  -EBUSY: a stream uses it, or another caller is finishing or closing it.  -ETIMEDOUT: something is
+ * in flight yet; the target takes nothing new, stays in the books, and closes itself after the last completion. */
 int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns);
 
 /* ---- requests: everything that is not a stream ------------------------------------------------------------------ */

@@ -222,8 +222,8 @@ static int check_targets(const fo_machine *m, const uint16_t *targets, uint32_t 
         return -EINVAL;
     }
     for (uint32_t i = 0; i < count; i++) {
-        if (targets[i] >= FO_MAX_TARGETS || m->targets[targets[i]].state != FO_TARGET_ACTIVE ||
-            m->targets[targets[i]].readonly) {
+        const fo_target *t = &m->targets[targets[i] % FO_MAX_TARGETS];
+        if (targets[i] >= FO_MAX_TARGETS || t->state != FO_TARGET_ACTIVE || t->readonly || t->close_wanted) {
             return -EINVAL;
         }
         for (uint32_t j = 0; j < i; j++) {

@@ -107,14 +107,15 @@ void fo_machine_target_abandon(fo_machine *m, uint16_t target) {
             fo_op_move(m, life, FO_OP_IDLE);
         }
     }
-    if (t->state == FO_TARGET_DETACHED) {
-        fo_target_settle(m, target);
-    }
+    fo_target_settle(m, target);
 }
 
 void fo_target_settle(fo_machine *m, uint16_t target) {
-    fo_target *t = &m->targets[target];
-    if (t->state == FO_TARGET_DETACHED && t->orphans == 0 && t->close_wanted) {
+    const fo_target *t = &m->targets[target];
+    bool over = t->state == FO_TARGET_DETACHED ? t->orphans == 0
+                                               : (t->state == FO_TARGET_ACTIVE || t->state == FO_TARGET_FAILED) &&
+                                                     fo_machine_target_idle(m, target);
+    if (t->close_wanted && over) {
         fo_machine_life(m, target, FO_OP_CLOSE, 0, 0);
         m->tickets[fo_machine_life_ticket(m, target)].busy = false; /* nobody waits for it */
     }
@@ -177,7 +178,7 @@ static int check_request(const fo_machine *m, const fo_request *r) {
     if (t->state == FO_TARGET_FAILED || t->state == FO_TARGET_DETACHED) {
         return t->state == FO_TARGET_FAILED && r->kind == FO_OP_READ ? 0 : t->fault;
     }
-    if (t->state != FO_TARGET_ACTIVE) {
+    if (t->state != FO_TARGET_ACTIVE || t->close_wanted) {
         return EBADF;
     }
     if (t->readonly && r->kind != FO_OP_READ) {

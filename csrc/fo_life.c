@@ -211,7 +211,10 @@ static void abort_all(fo_machine *m) {
 static void close_all(fo_engine *e) {
     fo_machine *m = &e->machine;
     for (uint16_t i = 0; i < FO_MAX_TARGETS; i++) {
-        fo_target *t = &m->targets[i];
+        const fo_target *t = &m->targets[i];
+        if (e->blocks[i] != NULL && e->blocks[i]->taken) {
+            continue; /* whoever is finishing or closing it goes on to do so */
+        }
         if (t->state == FO_TARGET_OPENING || t->state == FO_TARGET_DETACHED) {
             fo_machine_target_abandon(m, i);
         } else if ((t->state == FO_TARGET_ACTIVE || t->state == FO_TARGET_FAILED) && fo_machine_target_idle(m, i)) {

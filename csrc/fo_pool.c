@@ -144,16 +144,20 @@ void fo_pool_cancel(fo_pool *p) {
     }
 }
 
+void fo_block_ref(fo_block *b) { b->refs++; }
+
+void fo_block_unref(fo_block *b) {
+    fo_engine *e = b->engine;
+    fo_engine_ref(e); /* the caller keeps the mutex */
+    block_unlock_unref(b);
+    (void)pthread_mutex_lock(&e->mutex);
+    FO_ASSERT(e->refs > 1);
+    e->refs--;
+}
+
 void fo_block_retire(fo_block *b) {
     b->helper.stop = b->lane.stop = true;
     (void)pthread_cond_broadcast(&b->helper.cond);
     (void)pthread_cond_broadcast(&b->lane.cond);
-    {
-        fo_engine *e = b->engine;
-        fo_engine_ref(e); /* the caller keeps the mutex */
-        block_unlock_unref(b);
-        (void)pthread_mutex_lock(&e->mutex);
-        FO_ASSERT(e->refs > 1);
-        e->refs--;
-    }
+    fo_block_unref(b);
 }

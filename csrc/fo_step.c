@@ -297,6 +297,9 @@ void fo_step(fo_machine *m, uint64_t now, const fo_completion *done, uint32_t co
         if (m->now >= t->check_ns && t->state != FO_TARGET_OPENING) {
             check_deadlines(m, i);
         }
+        if (t->close_wanted) {
+            fo_target_settle(m, i);
+        }
         serve(m, i, &sink);
     }
     fo_flow_sweep(m);

@@ -34,7 +34,7 @@ static void timed_out(fo_outcome *why, uint8_t phase) {
     why->cls = (uint8_t)fo_classify(ETIMEDOUT);
 }
 
-/* Runs one lifecycle operation to its end.  -ETIMEDOUT: it is still running, and the ticket is still taken. */
+/* Runs one lifecycle operation to its end.  -ETIMEDOUT: it may be running still, and nobody waits for its ticket any more. */
 static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, uint64_t length, uint64_t deadline,
                     fo_outcome *why) {
     uint32_t ticket = fo_machine_life_ticket(&e->machine, id);
@@ -43,6 +43,7 @@ static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, ui
     fo_engine_kick(e);
     while (!t->done) {
         if (fo_engine_wait_state(e, deadline) != 0 && !t->done) {
+            t->busy = false;
             timed_out(why, kind);
             return -ETIMEDOUT;
         }
@@ -83,9 +84,9 @@ static int open_steps(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *
 }
 
 /* After a failure in the middle the descriptor may be open: closed in the helper too, and not waited for longer than asked. */
-static void open_failed(fo_engine *e, uint16_t id, int rc, uint64_t deadline) {
+static void open_failed(fo_engine *e, uint16_t id, uint64_t deadline) {
     fo_outcome ignored; /* the first failure is the one to report */
-    if (rc == -ETIMEDOUT && e->machine.tickets[fo_machine_life_ticket(&e->machine, id)].busy) {
+    if (!fo_machine_target_idle(&e->machine, id)) { /* it is running still */
         fo_machine_target_abandon(&e->machine, id);
         fo_engine_kick(e);
     } else if (run_life(e, id, FO_OP_CLOSE, 0, 0, deadline, &ignored) == -ETIMEDOUT) {
@@ -128,7 +129,7 @@ int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t 
         if (rc == 0) {
             fo_machine_target_ready(&e->machine, *id, &e->blocks[*id]->geometry, &o);
         } else {
-            open_failed(e, *id, rc, deadline);
+            open_failed(e, *id, deadline);
         }
     }
     fo_engine_leave(e);
@@ -162,70 +163,76 @@ int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out) {
 
 /* ---- close ---- */
 
-static int check_closable(const fo_machine *m, uint16_t id) {
-    if (id >= FO_MAX_TARGETS || m->targets[id].state == FO_TARGET_NONE || m->targets[id].state == FO_TARGET_OPENING) {
+/* To finish or to close it, one caller at a time: two would run its steps into each other. */
+static int take(fo_engine *e, uint16_t id, fo_block **out) {
+    const fo_machine *m = &e->machine;
+    fo_block *b = id < FO_MAX_TARGETS ? e->blocks[id] : NULL;
+    if (b == NULL || m->targets[id].state == FO_TARGET_NONE || m->targets[id].state == FO_TARGET_OPENING) {
         return -EBADF;
     }
-    if (fo_machine_target_used(m, id)) {
+    if (b->taken || fo_machine_target_used(m, id)) {
         return -EBUSY;
     }
+    b->taken = true;
+    fo_block_ref(b);
+    *out = b;
     return 0;
+}
+
+static void let_others(fo_block *b) {
+    b->taken = false;
+    fo_block_unref(b);
+}
+
+/* The id may be another's by now; the block is ours to compare with. */
+static uint8_t state_of(const fo_engine *e, const fo_block *b) {
+    return e->blocks[b->target] == b ? e->machine.targets[b->target].state : (uint8_t)FO_TARGET_NONE;
+}
+
+static bool usable(const fo_engine *e, const fo_block *b) {
+    return state_of(e, b) == FO_TARGET_ACTIVE || state_of(e, b) == FO_TARGET_FAILED;
 }
 
 /* Waits until nothing is in flight: 0, or -ETIMEDOUT.  A target that is let go meanwhile counts as drained. */
-static int drain(fo_engine *e, uint16_t id, uint64_t deadline) {
-    const fo_machine *m = &e->machine;
-    while (m->targets[id].state != FO_TARGET_DETACHED && m->targets[id].state != FO_TARGET_NONE &&
-           !fo_machine_target_idle(m, id)) {
-        int rc = fo_engine_wait_state(e, deadline);
-        if (rc != 0) {
-            return rc;
-        }
+static int drain(fo_engine *e, const fo_block *b, uint64_t deadline) {
+    int rc = 0;
+    while (rc == 0 && usable(e, b) && !fo_machine_target_idle(&e->machine, b->target)) {
+        rc = fo_engine_wait_state(e, deadline);
     }
-    return 0;
+    return rc;
 }
 
-static int wait_until_gone(fo_engine *e, uint16_t id, uint64_t deadline) {
-    while (e->machine.targets[id].state == FO_TARGET_DETACHED || e->machine.targets[id].state == FO_TARGET_CLOSING) {
-        int rc = fo_engine_wait_state(e, deadline);
-        if (rc != 0) {
-            return rc;
-        }
-    }
-    return 0;
-}
-
-static int close_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *why) {
-    fo_machine *m = &e->machine;
+static int close_target(fo_engine *e, const fo_block *b, uint64_t deadline, fo_outcome *why) {
+    int rc = drain(e, b, deadline);
     clear_outcome(why, FO_OP_CLOSE);
-    if (m->targets[id].state == FO_TARGET_ACTIVE || m->targets[id].state == FO_TARGET_FAILED) {
-        if (drain(e, id, deadline) != 0) {
-            timed_out(why, FO_OP_CLOSE);
-            return -ETIMEDOUT;
-        }
+    if (rc == 0 && usable(e, b)) {
+        return run_life(e, b->target, FO_OP_CLOSE, 0, 0, deadline, why);
     }
-    if (m->targets[id].state == FO_TARGET_ACTIVE || m->targets[id].state == FO_TARGET_FAILED) {
-        return run_life(e, id, FO_OP_CLOSE, 0, 0, deadline, why);
+    /* It closes itself after the last completion, whether anybody still waits or not. */
+    if (state_of(e, b) != FO_TARGET_NONE) {
+        fo_machine_target_abandon(&e->machine, b->target);
+        fo_engine_kick(e);
     }
-    /* Let go: it closes itself after the last completion, whether anybody still waits or not. */
-    fo_machine_target_abandon(m, id);
-    fo_engine_kick(e);
-    if (wait_until_gone(e, id, deadline) != 0) {
+    while (rc == 0 && state_of(e, b) != FO_TARGET_NONE) {
+        rc = fo_engine_wait_state(e, deadline);
+    }
+    if (rc != 0) {
         timed_out(why, FO_OP_CLOSE);
-        return -ETIMEDOUT;
     }
-    return 0;
+    return rc;
 }
 
 int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) {
+    fo_block *b = NULL;
     fo_outcome why;
     int rc = fo_engine_enter(e);
     if (rc != 0) {
         return rc;
     }
-    rc = check_closable(&e->machine, id);
+    rc = take(e, id, &b);
     if (rc == 0) {
-        rc = close_target(e, id, fo_engine_after(e, timeout_ns), &why);
+        rc = close_target(e, b, fo_engine_after(e, timeout_ns), &why);
+        let_others(b);
     }
     fo_engine_leave(e);
     return rc;
@@ -259,9 +266,9 @@ static int flush_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome
     return status_of(why);
 }
 
-static int finish_steps(fo_engine *e, uint16_t id, int64_t length, uint64_t deadline, fo_outcome *why) {
-    fo_block *b = e->blocks[id];
-    int rc = drain(e, id, deadline);
+static int finish_steps(fo_engine *e, const fo_block *b, int64_t length, uint64_t deadline, fo_outcome *why) {
+    uint16_t id = b->target;
+    int rc = drain(e, b, deadline);
     if (rc != 0) {
         timed_out(why, FO_OP_WRITE);
         return rc;
@@ -285,6 +292,7 @@ static int finish_steps(fo_engine *e, uint16_t id, int64_t length, uint64_t dead
 
 int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout_ns, fo_outcome *why) {
     fo_outcome unused, closing;
+    fo_block *b = NULL;
     uint64_t deadline;
     int rc = fo_engine_enter(e);
     why = why != NULL ? why : &unused;
@@ -293,21 +301,20 @@ int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout
         return rc;
     }
     deadline = fo_engine_after(e, timeout_ns);
-    rc = check_closable(&e->machine, id);
-    if (rc == 0 && (e->machine.targets[id].state == FO_TARGET_CLOSING ||
-                    e->machine.tickets[fo_machine_life_ticket(&e->machine, id)].busy)) {
-        rc = -EBUSY;
+    rc = take(e, id, &b);
+    if (rc == 0 && (e->machine.targets[id].state == FO_TARGET_CLOSING || e->machine.targets[id].close_wanted)) {
+        let_others(b);
+        rc = -EBADF; /* a close that was not waited for has the last word */
     }
     if (rc == 0) {
-        int closed = 0;
-        rc = finish_steps(e, id, length, deadline, why);
-        if (rc != -ETIMEDOUT || e->machine.targets[id].state == FO_TARGET_DETACHED) {
-            closed = close_target(e, id, deadline, &closing);
-        }
+        int closed;
+        rc = finish_steps(e, b, length, deadline, why);
+        closed = close_target(e, b, deadline, &closing);
         if (rc == 0 && closed != 0) {
             *why = closing;
             rc = closed;
         }
+        let_others(b);
     }
     fo_engine_leave(e);
     return rc;

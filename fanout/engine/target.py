@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 from fanout.engine.status import (
@@ -70,19 +71,21 @@ class Target:
             timeout: seconds for the whole of it.
 
         Returns:
-            Ok, or the first step that failed. The target is closed either way.
+            Ok, or the first step that failed. The target is closed either way; where time ran out, after its last operation.
 
         Raises:
-            InterfaceError: closed, or a stream still uses it.
+            InterfaceError: closed, a stream still uses it, or another thread is finishing or closing it.
         """
-        status, why = self.engine._core.target_finish(
-            self._live_id(), -1 if length is None else length, nanoseconds(timeout)
+        number = self._live_id()
+        self._open = (
+            False  # first: if a signal interrupts us here, the number may be another's already
         )
-        failed = why is not None and why[0]
-        if status < 0 and not failed:
+        status, why = self.engine._core.target_finish(
+            number, -1 if length is None else length, nanoseconds(timeout)
+        )
+        if why is None or (status < 0 and not why[0]):
+            self._open = True
             fail(status, self.path)
-        self._open = False
-        assert why is not None
         return outcome_of(why)
 
     def close(self, *, timeout: float = 5.0) -> None:
@@ -90,17 +93,18 @@ class Target:
 
         Waits at most `timeout` seconds for what is in flight; a hung target is forgotten and ends in the kernel without us. What
         the kernel says to the closing itself is an event: the descriptor is gone whatever it says, and nothing that was
-        durable depends on it.
+        durable depends on it. In a forked child there is nothing to close.
 
         Raises:
-            InterfaceError: a stream still uses it.
+            InterfaceError: a stream still uses it, or another thread is finishing or closing it.
         """
         if not self._open or self.engine.closed:
             return
+        self._open = False  # first, as in `finish`
         status = self.engine._core.target_close(self.id, nanoseconds(timeout))
-        if -status in STATUSES:
+        if -status in STATUSES and status != -errno.EOWNERDEAD:
+            self._open = True
             fail(status, self.path)
-        self._open = False
 
     def _live_id(self) -> int:
         if not self._open:
