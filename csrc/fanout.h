@@ -266,6 +266,8 @@ int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout
 /* Closes without any flush.  -EBUSY: a stream uses it, or another caller is finishing or closing it.  -ETIMEDOUT: something is
  * in flight yet; the target takes nothing new, stays in the books, and closes itself after the last completion. */
 int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns);
+/* For an owner that is itself being taken down: does not wait.  Closes itself when no stream uses it and nothing is in flight. */
+void fo_target_forget(fo_engine *e, uint16_t id);
 
 /* ---- requests: everything that is not a stream ------------------------------------------------------------------ */
 

@@ -354,6 +354,9 @@ void fo_machine_stream_close(fo_machine *m, uint32_t flow) {
     }
     m->flows[flow].closed = true;
     m->sweep = true;
+    for (uint32_t leg = 0; leg < m->flows[flow].count; leg++) { /* one that only waited for this closes itself now */
+        m->want_step = m->want_step || m->targets[m->flows[flow].legs[leg].target].close_wanted;
+    }
     fo_flow_sweep(m);
 }
 

@@ -112,9 +112,10 @@ void fo_machine_target_abandon(fo_machine *m, uint16_t target) {
 
 void fo_target_settle(fo_machine *m, uint16_t target) {
     const fo_target *t = &m->targets[target];
+    bool usable = t->state == FO_TARGET_ACTIVE || t->state == FO_TARGET_FAILED;
     bool over = t->state == FO_TARGET_DETACHED ? t->orphans == 0
-                                               : (t->state == FO_TARGET_ACTIVE || t->state == FO_TARGET_FAILED) &&
-                                                     fo_machine_target_idle(m, target);
+                                               : usable && fo_machine_target_idle(m, target) &&
+                                                     !fo_machine_target_used(m, target);
     if (t->close_wanted && over) {
         fo_machine_life(m, target, FO_OP_CLOSE, 0, 0);
         m->tickets[fo_machine_life_ticket(m, target)].busy = false; /* nobody waits for it */

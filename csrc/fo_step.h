@@ -228,7 +228,8 @@ int fo_machine_target_new(fo_machine *m, uint16_t *id);
 void fo_machine_life(fo_machine *m, uint16_t target, uint8_t kind, uint64_t offset, uint64_t length);
 uint32_t fo_machine_life_ticket(const fo_machine *m, uint16_t target);
 void fo_machine_target_ready(fo_machine *m, uint16_t target, const fo_geometry *geometry, const fo_open *opt);
-/* Nobody waits for this target any more: it takes nothing new, and closes itself after the last completion. */
+/* Nobody waits for this target any more: it takes nothing new, and closes itself after the last completion, when no stream
+ * uses it. */
 void fo_machine_target_abandon(fo_machine *m, uint16_t target);
 /* A target that could not be opened: back to NONE without any operation. */
 void fo_machine_target_forget(fo_machine *m, uint16_t target);

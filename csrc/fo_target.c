@@ -238,6 +238,19 @@ int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) {
     return rc;
 }
 
+void fo_target_forget(fo_engine *e, uint16_t id) {
+    fo_block *b = NULL;
+    if (fo_engine_enter(e) != 0) {
+        return;
+    }
+    b = id < FO_MAX_TARGETS ? e->blocks[id] : NULL;
+    if (b != NULL && !b->taken && state_of(e, b) != FO_TARGET_NONE) {
+        fo_machine_target_abandon(&e->machine, id);
+        fo_engine_kick(e);
+    }
+    fo_engine_leave(e);
+}
+
 /* ---- finish ---- */
 
 /* A flush of the target's own queue, so that it keeps the books that every flush keeps. */

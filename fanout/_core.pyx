@@ -109,6 +109,7 @@ cdef class Engine:
     cdef int _streams  # handles that are not closed
     cdef bint _closing
     cdef object _stash
+    cdef dict _open_streams  # handle: weak reference, without a callback for a signal to end in
     cdef readonly int lost_batches
 
     def __cinit__(self, *, uint32_t slot_size, uint32_t slot_count, uint32_t max_streams,
@@ -129,6 +130,7 @@ cdef class Engine:
         cfg.hard_ns = hard_ns
         cfg.seed = seed
         self._stash = deque()
+        self._open_streams = {}
         with nogil:
             status = c.fo_engine_open(&cfg, reason, &self._engine)
         if status < 0:
@@ -212,6 +214,11 @@ cdef class Engine:
         with nogil:
             status = c.fo_engine_close(engine, timeout_ns)
         return status
+
+    def streams(self):
+        """All that somebody has, also those whose maker was interrupted before it had them."""
+        found = [reference() for reference in list(self._open_streams.values())]
+        return [stream for stream in found if stream is not None]
 
     def info(self):
         """The whole snapshot by name, or None when closed. In a forked child it says so."""
@@ -318,14 +325,15 @@ cdef class Engine:
     def target_open(self, bytes path, *, uint32_t flags, uint32_t depth, uint64_t size,
                     uint64_t lock_wait_ns, uint32_t granule, uint64_t soft_ns, uint64_t hard_ns,
                     uint64_t timeout_ns):
-        """(status, id, outcome)."""
+        """(status, `Target` or None, outcome)."""
         cdef c.fo_open options
         cdef c.fo_outcome why
-        cdef uint16_t target = 0
+        cdef uint16_t number = 0
+        cdef Target target = Target.__new__(Target)
         cdef int status = self.enter()
         cdef const char *name = path
         if status < 0:
-            return status, 0, None
+            return status, None, None
         memset(&options, 0, sizeof(options))
         memset(&why, 0, sizeof(why))
         options.flags = flags
@@ -337,42 +345,15 @@ cdef class Engine:
         options.hard_ns = hard_ns
         with nogil:
             status = c.fo_target_open(
-                self._engine, name, &options, timeout_ns, &target, &why
+                self._engine, name, &options, timeout_ns, &number, &why
             )
         self.leave(0)
+        if status < 0:
+            return status, None, outcome_tuple(&why)
+        target._engine = self
+        target._number = number
+        target._open = True
         return status, target, outcome_tuple(&why)
-
-    def target_geometry(self, uint16_t target):
-        """The geometry by name, or a negative errno."""
-        cdef c.fo_geometry geometry
-        cdef int status = self.enter()
-        if status < 0:
-            return status
-        status = self.leave(c.fo_target_geometry(self._engine, target, &geometry))
-        if status < 0:
-            return status
-        return geometry
-
-    def target_finish(self, uint16_t target, int64_t length, uint64_t timeout_ns):
-        """(status, outcome)."""
-        cdef c.fo_outcome why
-        cdef int status = self.enter()
-        if status < 0:
-            return status, None
-        memset(&why, 0, sizeof(why))
-        with nogil:
-            status = c.fo_target_finish(self._engine, target, length, timeout_ns, &why)
-        self.leave(0)
-        return status, outcome_tuple(&why)
-
-    def target_close(self, uint16_t target, uint64_t timeout_ns):
-        """Close without a flush."""
-        cdef int status = self.enter()
-        if status < 0:
-            return status
-        with nogil:
-            status = c.fo_target_close(self._engine, target, timeout_ns)
-        return self.leave(status)
 
     def run(self, requests, uint64_t timeout_ns):
         """Requests are tuples of (target, kind, offset, length, data or None).
@@ -451,6 +432,7 @@ cdef class Engine:
             stream._engine = self
             stream._stream = handle
             stream._legs = count
+            self._open_streams[<size_t>handle] = PyWeakref_NewRef(stream, None)
             return stream
         finally:
             self.leave(0)
@@ -458,9 +440,82 @@ cdef class Engine:
 
 @cython.final
 @cython.no_gc_clear  # the engine must still be there when the handle is given back
+cdef class Target:
+    """One open file or device; made by `Engine.target_open`.
+
+    The number can be another's as soon as it is closed, so what is open is kept here, where no
+    signal handler gets in between. What is forgotten is closed without waiting.
+    """
+
+    cdef Engine _engine
+    cdef uint16_t _number
+    cdef bint _open
+
+    def __dealloc__(self):
+        if self._open and self._engine.enter() == 0:
+            with nogil:
+                c.fo_target_forget(self._engine._engine, self._number)
+            self._engine.leave(0)
+
+    cdef int enter(self) noexcept:
+        return self._engine.enter() if self._open else -EBADF
+
+    @property
+    def open(self):
+        """Whether it has not been closed or finished."""
+        return self._open
+
+    @property
+    def number(self):
+        """What events carry; used again after closing."""
+        return self._number
+
+    def geometry(self):
+        """The geometry by name, or a negative errno."""
+        cdef c.fo_geometry geometry
+        cdef int status = self.enter()
+        if status < 0:
+            return status
+        status = c.fo_target_geometry(self._engine._engine, self._number, &geometry)
+        self._engine.leave(0)
+        if status < 0:
+            return status
+        return geometry
+
+    def finish(self, int64_t length, uint64_t timeout_ns):
+        """(status, outcome). Closed in the end, except after -EBUSY."""
+        cdef c.fo_outcome why
+        cdef int status = self.enter()
+        if status < 0:
+            return status, None
+        self._open = False
+        memset(&why, 0, sizeof(why))
+        with nogil:
+            status = c.fo_target_finish(
+                self._engine._engine, self._number, length, timeout_ns, &why
+            )
+        self._open = status == -EBUSY and why.code == 0  # else EBUSY is what a step met with
+        self._engine.leave(0)
+        return status, outcome_tuple(&why)
+
+    def close(self, uint64_t timeout_ns):
+        """Close without a flush. Closed in the end, except after -EBUSY."""
+        cdef int status = self.enter()
+        if status < 0:
+            return status
+        self._open = False
+        with nogil:
+            status = c.fo_target_close(self._engine._engine, self._number, timeout_ns)
+        self._open = status == -EBUSY
+        return self._engine.leave(status)
+
+
+@cython.final
+@cython.no_gc_clear  # the engine must still be there when the handle is given back
 cdef class Stream:
     """One stream; made by `Engine.stream` (one made otherwise is closed from the start)."""
 
+    cdef object __weakref__
     cdef Engine _engine
     cdef c.fo_stream *_stream
     cdef int _calls
@@ -475,6 +530,7 @@ cdef class Stream:
         if handle is NULL:
             return
         self._stream = NULL
+        self._engine._open_streams.pop(<size_t>handle, None)
         with nogil:
             c.fo_stream_close(handle)
         self._engine._streams -= 1

@@ -165,6 +165,7 @@ cdef extern from "fanout.h" nogil:
     int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout_ns,
                          fo_outcome *why) noexcept
     int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) noexcept
+    void fo_target_forget(fo_engine *e, uint16_t id) noexcept
     int fo_run(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t timeout_ns) noexcept
 
     int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64_t timeout_ns,

@@ -7,7 +7,6 @@ import os
 import struct
 import time
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from fanout import _core
@@ -96,7 +95,6 @@ class Engine:
         faults: Sequence[Fault] = (),
     ) -> None:
         self._closed = True  # until there is something to close
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._core = _open_core(
             memory_bytes, slot_size_bytes, max_streams, backend, soft_deadline, hard_deadline, seed
         )
@@ -118,11 +116,11 @@ class Engine:
         if self._closed:
             return
         deadline = time.monotonic() + timeout
-        streams = list(self._streams)
+        streams = self._core.streams()
         for stream in streams:
-            stream._core.abort()
+            stream.abort()
         while True:
-            busy = [stream for stream in streams if stream._core.close() == -errno.EBUSY]
+            busy = [stream for stream in streams if stream.close() == -errno.EBUSY]
             left = max(0.0, deadline - time.monotonic())
             status = self._core.close(nanoseconds(left))
             if status != -errno.EBUSY:
@@ -146,11 +144,16 @@ class Engine:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed:
+        if (
+            not self._closed and self._core.info() is not None
+        ):  # else its close was interrupted at the end
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
-        return f"<fanout.Engine {'closed' if self._closed else self.info.backend}>"
+        found = None if self._closed else self._core.info()
+        return (
+            f"<fanout.Engine {'closed' if found is None else _core.backend_name(found['backend'])}>"
+        )
 
     # -- looking
 
@@ -253,7 +256,7 @@ class Engine:
             | (_core.OPEN_LOCK if lock else 0)
             | (0 if direct else _core.OPEN_BUFFERED)
         )
-        status, number, why = self._core.target_open(
+        status, core, why = self._core.target_open(
             name,
             flags=flags,
             depth=depth,
@@ -265,11 +268,11 @@ class Engine:
             timeout_ns=nanoseconds(timeout),
         )
         text = os.fsdecode(path)
-        if status < 0:
+        if core is None:
             if why is not None and why[0]:
                 raise TargetError(text, outcome_of(why))
             fail(status, text)
-        return Target(self, number, text)
+        return Target(self, core, text)
 
     def stream(self, targets: Sequence[Target], *, timeout: float | None = 30.0) -> Stream:
         """Begin a stream to 1 to 16 targets.
@@ -286,9 +289,7 @@ class Engine:
         core = self._core.stream([self._id(target) for target in targets], wait)
         if isinstance(core, int):
             fail(core, "stream")
-        stream = Stream(core, tuple(targets), wait)
-        self._streams.add(stream)
-        return stream
+        return Stream(core, tuple(targets), wait)
 
     # -- requests
 

@@ -15,6 +15,7 @@ from fanout.engine.values import Geometry
 from fanout.errors import InterfaceError
 
 if TYPE_CHECKING:
+    from fanout import _core
     from fanout.engine.engine import Engine
     from fanout.types import Outcome
 
@@ -23,6 +24,8 @@ _TARGET_STATES = ("none", "opening", "active", "failed", "detached", "closing")
 
 class Target:
     """An open file or device; made by `Engine.open`. Hashable by identity. Keeps its engine alive.
+
+    Close or finish it. One that is forgotten closes itself, without a flush and without a wait.
 
     Attributes:
         engine: the engine that opened it.
@@ -33,14 +36,13 @@ class Target:
         direct: whether writes bypass the page cache.
     """
 
-    def __init__(self, engine: Engine, number: int, path: str) -> None:
-        self.engine, self.id, self.path = engine, number, path
-        self._open = True
+    def __init__(self, engine: Engine, core: _core.Target, path: str) -> None:
+        self.engine, self.id, self.path, self._core = engine, core.number, path, core
         geometry = self.geometry
         self.granule, self.size, self.direct = geometry.granule, geometry.size, geometry.direct
 
     def __repr__(self) -> str:
-        return f"<fanout.Target {self.id} {self.path!r}{'' if self._open else ' closed'}>"
+        return f"<fanout.Target {self.id} {self.path!r}{'' if self._core.open else ' closed'}>"
 
     @property
     def geometry(self) -> Geometry:
@@ -49,7 +51,7 @@ class Target:
         Raises:
             InterfaceError: closed.
         """
-        found = self.engine._core.target_geometry(self._live_id())
+        found = self._core.geometry()
         if isinstance(found, int):
             fail(found, self.path)
         values: dict[str, Any] = dict(found)
@@ -61,7 +63,7 @@ class Target:
     @property
     def state(self) -> str:
         """``active``, ``failed``, ``detached`` …; ``closed`` after closing."""
-        return self.geometry.state if self._open and not self.engine.closed else "closed"
+        return self.geometry.state if self._core.open and not self.engine.closed else "closed"
 
     def finish(self, length: int | None = None, *, timeout: float | None = 60.0) -> Outcome:
         """End a bare file in the safe order: drain, truncate to `length`, flush, parent directory if it is new, close.
@@ -76,15 +78,8 @@ class Target:
         Raises:
             InterfaceError: closed, a stream still uses it, or another thread is finishing or closing it.
         """
-        number = self._live_id()
-        self._open = (
-            False  # first: if a signal interrupts us here, the number may be another's already
-        )
-        status, why = self.engine._core.target_finish(
-            number, -1 if length is None else length, nanoseconds(timeout)
-        )
+        status, why = self._core.finish(-1 if length is None else length, nanoseconds(timeout))
         if why is None or (status < 0 and not why[0]):
-            self._open = True
             fail(status, self.path)
         return outcome_of(why)
 
@@ -98,15 +93,13 @@ class Target:
         Raises:
             InterfaceError: a stream still uses it, or another thread is finishing or closing it.
         """
-        if not self._open or self.engine.closed:
+        if not self._core.open or self.engine.closed:
             return
-        self._open = False  # first, as in `finish`
-        status = self.engine._core.target_close(self.id, nanoseconds(timeout))
-        if -status in STATUSES and status != -errno.EOWNERDEAD:
-            self._open = True
+        status = self._core.close(nanoseconds(timeout))
+        if -status in STATUSES and status not in (-errno.EOWNERDEAD, -errno.EBADF):
             fail(status, self.path)
 
     def _live_id(self) -> int:
-        if not self._open:
+        if not self._core.open:
             raise InterfaceError(f"{self.path}: is closed")
         return self.id

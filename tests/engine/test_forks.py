@@ -250,7 +250,7 @@ def test_a_started_program_inherits_nothing(
 def test_a_grandchild_and_a_second_engine(tmp_path: Path) -> None:
     """Breaks if the list of engines, which the child throws away, is needed again."""
     with Engine(memory_bytes=SLOTS * SLOT, slot_size_bytes=SLOT) as first:
-        first.open(tmp_path / "first", create=True, lock=True)
+        kept = first.open(tmp_path / "first", create=True, lock=True)
 
         def child() -> None:
             with Engine(memory_bytes=SLOTS * SLOT, slot_size_bytes=SLOT) as second:
@@ -268,6 +268,7 @@ def test_a_grandchild_and_a_second_engine(tmp_path: Path) -> None:
                 assert caught.value.errno == errno.EBUSY
 
         in_child(child)
+        kept.close()
 
 
 def test_the_simulated_engine_is_dead_in_a_child_too(faulty: Engine, tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_a_hung_target_does_not_hold_up_close(tmp_path: Path) -> None:
 
 def test_a_target_that_is_slow_to_close_closes_itself(faulty: Engine, tmp_path: Path) -> None:
     """Breaks if a close or a finish that did not wait leaves the file open, and its lock taken, for as long as the engine lives."""
-    for number, end in enumerate((Target.close, Target.finish)):
+    ends: list[Callable[..., object]] = [Target.close, Target.finish]
+    for number, end in enumerate(ends):
         target = faulty.open(tmp_path / f"t{number}", create=True, lock=True)
         faulty.set_faults([Fault.delay(60.0, kind=Phase.WRITE)])
         with faulty.stream([target]) as stream:

@@ -1,0 +1,131 @@
+"""Ctrl-C at any moment: what was interrupted is left in order, and nothing stays taken."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout.engine import Engine, Fault
+from fanout.types import Phase
+
+from .conftest import SLOT, SLOTS, runs
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+INTERRUPTS = 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["io_uring", "threads"])
+def test_a_thousand_interrupts(tmp_path: Path, backend: str, rng: random.Random) -> None:
+    """Breaks if an interrupt loses a target, a stream, a slot, a descriptor or a byte, or makes the next call fail."""
+    if not runs(backend):
+        pytest.skip(f"{backend} cannot run here")
+    program = Path(__file__).parent / "interrupted.py"
+    seed = str(rng.getrandbits(32))
+    result = subprocess.run(
+        [sys.executable, str(program), backend, str(tmp_path), str(INTERRUPTS), seed],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, f"seed {seed}: {result.stderr}"
+    told = json.loads(result.stdout)
+    assert told["interrupts"] >= INTERRUPTS
+    assert told["left"] == {"targets": 0, "streams": 0, "slots": 0}, told
+    assert (told["descriptors"], told["threads"]) == (0, 1)
+    missed = {"open", "write", "sync", "read", "finish", "close"} - set(told["where"])
+    assert not missed, told["where"]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def soon() -> Iterator[None]:
+    """An exception in 0.1 s."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+def test_an_open_that_was_interrupted_leaves_no_lock(
+    engine: Engine, tmp_path: Path, soon: None
+) -> None:
+    """Breaks if what was opened meanwhile stays open and locked, with nobody who could close it."""
+    path = tmp_path / "t"
+    first = engine.open(path, create=True, lock=True)
+    later = threading.Timer(0.25, first.close)
+    later.start()
+    with pytest.raises(Interrupted):  # told when the lock is there: opening waits in one piece
+        engine.open(path, lock=True, lock_wait=5.0)
+    later.join()
+    engine.open(path, lock=True, lock_wait=5.0).close()
+    assert engine.info.targets == 0
+
+
+def test_a_wait_for_events_is_interrupted_and_the_engine_goes_on(
+    engine: Engine, tmp_path: Path, soon: None
+) -> None:
+    """Breaks if a wait for events cannot be interrupted, or leaves a caller inside."""
+    target = engine.open(tmp_path / "t", create=True)
+    with pytest.raises(Interrupted):
+        engine.events(timeout=60.0)
+    with engine.stream([target]) as stream:
+        stream.place([0])
+        stream.write(bytes(3 * SLOT))
+        assert stream.sync()[target].ok
+
+
+def test_a_wait_on_a_hung_target_ends_and_is_taken_up_again(
+    faulty: Engine, tmp_path: Path, soon: None
+) -> None:
+    """Breaks if KeyboardInterrupt waits for the hard deadline, or if what was accepted before it is lost."""
+    target = faulty.open(tmp_path / "t", create=True, hard_deadline=1e9)
+    faulty.set_faults([Fault.never(kind=Phase.WRITE, count=None)])
+    with faulty.stream([target], timeout=None) as stream:
+        stream.place([0])
+        with pytest.raises(Interrupted):
+            stream.write(b"x" * (2 * SLOTS * SLOT))
+        accepted = stream.position
+        assert 0 < accepted < 2 * SLOTS * SLOT
+        faulty.set_faults([])
+        faulty.release(target)
+        stream.write(b"x" * (2 * SLOTS * SLOT - accepted))
+        assert stream.position == 2 * SLOTS * SLOT
+        assert stream.sync()[target].ok
+    with open(target.path, "rb") as file:
+        assert file.read(2 * SLOTS * SLOT) == b"x" * (2 * SLOTS * SLOT)
+
+
+def test_a_target_that_is_forgotten_closes_itself(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if a lock stays because the last reference went without a close, also while a stream was still there."""
+    path = tmp_path / "t"
+    for open_stream in (False, True):
+        target = engine.open(path, replace=True, lock=True)
+        stream = engine.stream([target]) if open_stream else None
+        del target
+        if stream is not None:
+            stream.place([0])
+            stream.write(b"still in use")
+            assert all(outcome.ok for outcome in stream.sync().values())
+            del stream
+        engine.open(path, lock=True, lock_wait=5.0).close()
+        assert engine.info.targets == 0
