@@ -67,6 +67,7 @@ typedef enum fo_outcome_code {
     FO_OUTCOME_DETACHED = 5,      /* in flight on a target that was let go; may still land */
     FO_OUTCOME_LATE_OK = 6,       /* landed after the target was let go: changes nothing */
     FO_OUTCOME_LATE_ERROR = 7,
+    FO_OUTCOME_SLOW = 8, /* ejected: it held up its peers.  length: bytes behind them; latency: age of its oldest operation */
 } fo_outcome_code;
 
 /* What an errno says about who is at fault.  The table is in fo_errno.c and in docs/errors.md. */
@@ -89,6 +90,7 @@ typedef enum fo_event_kind {
     FO_EVENT_LATE = 4,     /* a completion arrived for a target that was let go */
     FO_EVENT_EJECTED = 5,  /* the caller dropped the target from a stream */
     FO_EVENT_DRAINED = 6,  /* nothing of an aborted stream is in flight on this target any more */
+    FO_EVENT_LAGGARD = 7,  /* the verdict that a target holds up its peers, once per leg; fo_slow.c says how it is found */
 } fo_event_kind;
 
 /* One event: 96 bytes, fixed layout, so that numpy reads a batch as a structured array without a copy. */
@@ -112,7 +114,9 @@ typedef struct fo_event {
     uint32_t inflight; /* of the target, when the event was made */
     uint32_t lag;      /* slots queued and in flight on the target */
     uint32_t merged;   /* equal adjacent events that this one stands for, itself included */
-    uint8_t reserved[8];
+    uint16_t pace;     /* LAGGARD: its rate in thousandths of the peer's that it was measured against */
+    uint8_t strikes;   /* LAGGARD */
+    uint8_t reserved[5];
 } fo_event;
 _Static_assert(sizeof(fo_event) == 96, "fo_event is read by numpy as 96 bytes");
 
@@ -161,6 +165,7 @@ typedef struct fo_config {
     uint32_t backend;          /* fo_backend_kind */
     uint64_t soft_ns;          /* default 30 s */
     uint64_t hard_ns;          /* default 120 s */
+    uint64_t patience_ns;      /* how long a target may hold up its peers before the verdict; default 2 s */
     uint64_t seed;             /* faulty backend: order and latency of completions */
 } fo_config;
 
@@ -170,6 +175,8 @@ typedef struct fo_info {
     uint32_t registered; /* arena registered with the ring */
     uint32_t hash_isa;   /* 0 scalar/baseline, 2 AVX2, 3 AVX-512 */
     uint32_t slot_size, slot_count;
+    /* Each slot is counted once.  live: no target is through with it yet; lagging: held for laggards, some target being through
+     * with it or all others having left. */
     uint32_t slots_free, slots_filling, slots_live, slots_lagging, slots_control, slots_quarantined;
     uint32_t streams, targets;
     uint64_t memory_bytes;
@@ -218,14 +225,20 @@ enum {
     FO_OPEN_NOFOLLOW = 1u << 5, /* O_NOFOLLOW: refuse a symbolic link in the last component */
 };
 
+/* What becomes of a target that holds up its peers. */
+typedef enum fo_on_slow {
+    FO_SLOW_WAIT = 0,  /* it paces its streams */
+    FO_SLOW_EJECT = 1, /* it is ejected from the streams that it holds up, unless fo_stream_keep protects it there */
+} fo_on_slow;
+
 typedef struct fo_open {
     uint32_t flags;
     uint32_t depth;        /* writes in flight at once; 0: 8 */
     uint64_t size;         /* bytes to preallocate (files); 0: none; with CREATE or REPLACE: grow ahead of the writes */
     uint64_t lock_wait_ns; /* how long to wait for a lock that another holds */
     uint32_t granule;      /* override; 0: discover */
-    uint32_t reserved;
-    uint64_t soft_ns, hard_ns; /* 0: the engine's */
+    uint32_t on_slow;      /* fo_on_slow */
+    uint64_t soft_ns, hard_ns, patience_ns; /* 0: the engine's */
 } fo_open;
 
 typedef enum fo_target_state {
@@ -249,6 +262,10 @@ typedef struct fo_geometry {
     uint32_t depth;
     uint32_t state; /* fo_target_state */
     uint32_t inflight, queued, quarantined;
+    uint32_t on_slow; /* fo_on_slow */
+    uint32_t strikes; /* of three; fo_slow.c */
+    uint64_t latency_ns; /* of a stream's write, from submit to completion: a moving average */
+    uint64_t rate;       /* bytes per second while writes are in flight: a moving average */
     uint64_t flushes_good;
     uint64_t fs_magic;
     uint64_t dev; /* st_rdev of a block device, else st_dev */
@@ -309,6 +326,9 @@ enum { FO_WRITE_RAW = 1u << 0 }; /* framing bytes: in the slot sums, not in the 
 /* Waits for two slots and an admission (-ETIMEDOUT).  -EINVAL: no legs, too many, the same target twice, or a target that is
  * not ACTIVE. */
 int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64_t timeout_ns, fo_stream **out);
+/* Bit mask of the legs that are never ejected for being slow, whatever their target's on_slow says.  Also while another caller is
+ * inside. */
+int fo_stream_keep(fo_stream *s, uint32_t legs);
 uint32_t fo_stream_id(const fo_stream *s);
 /* The granule of the stream: the largest of its targets'. */
 uint32_t fo_stream_granule(const fo_stream *s);

@@ -7,20 +7,26 @@ static bool held_by_leg(const fo_op *o) { return o->owner == FO_OWNER_LEG && o->
 
 static void check_slots(const fo_machine *m) {
     uint32_t in_state[FO_SLOT_STATES] = {0};
-    uint32_t total = 0;
+    uint32_t total = 0, lagging = 0;
     for (uint32_t slot = 0; slot < m->cfg.slot_count; slot++) {
         const fo_slot *s = &m->slots[slot];
-        uint32_t refs = 0, orphans = 0;
+        uint32_t refs = 0, orphans = 0, strays = 0;
         for (uint32_t leg = 0; leg < FO_MAX_LEGS; leg++) {
             const fo_op *o = &m->ops[fo_op_of_slot(slot, leg)];
             refs += o->state != FO_OP_IDLE ? 1 : 0;
             orphans += o->state == FO_OP_ORPHAN ? 1 : 0;
+            strays += o->stray && o->state != FO_OP_IDLE ? 1 : 0;
+            FO_ASSERT(!o->stray || o->state == FO_OP_IDLE || o->state == FO_OP_INFLIGHT);
         }
         in_state[s->state]++;
-        FO_ASSERT(s->refs == refs && s->orphans == orphans);                               /* 2 */
+        lagging += s->state == FO_SLOT_LIVE && refs < s->width ? 1 : 0;
+        FO_ASSERT(s->refs == refs && s->orphans == orphans && s->strays == strays);        /* 2 */
+        FO_ASSERT(refs <= s->width || s->state == FO_SLOT_CONTROL);
         FO_ASSERT((s->state != FO_SLOT_FREE && s->state != FO_SLOT_FILLING) || refs == 0); /* 2 */
         if (s->state == FO_SLOT_LIVE) {
-            FO_ASSERT(refs > orphans); /* 3 */
+            FO_ASSERT(refs > orphans + strays); /* 3 */
+        } else if (s->state == FO_SLOT_STRANDED) {
+            FO_ASSERT(refs == orphans + strays && strays != 0); /* 3 */
         } else if (s->state == FO_SLOT_QUARANTINED) {
             FO_ASSERT(refs == orphans && (refs != 0 || m->tickets[slot].busy)); /* 3 */
         }
@@ -29,7 +35,7 @@ static void check_slots(const fo_machine *m) {
         FO_ASSERT(in_state[i] == m->in_state[i]); /* 1 */
         total += in_state[i];
     }
-    FO_ASSERT(total == m->cfg.slot_count); /* 1 */
+    FO_ASSERT(total == m->cfg.slot_count && lagging == m->lagging); /* 1 */
     FO_ASSERT(m->in_state[FO_SLOT_CONTROL] <= m->cfg.control_slots);
 }
 
@@ -88,6 +94,9 @@ static void check_leg(const fo_machine *m, uint32_t flow, uint32_t leg) {
     FO_ASSERT(l->state == FO_LEG_ACTIVE || (l->queued == 0 && l->waiting == 0));                        /* 5 */
     FO_ASSERT(l->state != FO_LEG_ACTIVE || t->state == FO_TARGET_ACTIVE);                               /* 5 */
     FO_ASSERT(l->state != FO_LEG_SYNCED || (l->synced == l->accepted && l->inflight == 0));
+    if (l->first.code == FO_OUTCOME_SLOW) {
+        FO_ASSERT(l->state == FO_LEG_EJECTED && l->accused && t->eject_slow); /* 11 */
+    }
 }
 
 static void check_flows(const fo_machine *m) {
@@ -114,7 +123,8 @@ static void check_flows(const fo_machine *m) {
     FO_ASSERT(open == m->flows_open && admitted == m->admitted && legs == m->live_legs);
     FO_ASSERT(lag == m->lag_used && lag <= m->lag_limit); /* 8 */
     FO_ASSERT(admitted <= m->cfg.max_streams);
-    if (m->in_state[FO_SLOT_QUARANTINED] <= m->cfg.quarantine_slots) { /* 8: the promise of two can be kept */
+    if (m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED] <=
+        m->cfg.quarantine_slots) { /* 8: the promise of two can be kept */
         uint32_t owed = 0;
         for (uint32_t i = 0; i < m->flow_count; i++) {
             const fo_flow *f = &m->flows[i];

@@ -280,8 +280,8 @@ void fo_engine_info(fo_engine *e, fo_info *out) {
     out->slot_count = m->cfg.slot_count;
     out->slots_free = m->in_state[FO_SLOT_FREE];
     out->slots_filling = m->in_state[FO_SLOT_FILLING];
-    out->slots_live = m->in_state[FO_SLOT_LIVE];
-    out->slots_lagging = m->lag_used;
+    out->slots_live = m->in_state[FO_SLOT_LIVE] - m->lagging;
+    out->slots_lagging = m->lagging + m->in_state[FO_SLOT_STRANDED];
     out->slots_control = m->in_state[FO_SLOT_CONTROL];
     out->slots_quarantined = m->in_state[FO_SLOT_QUARANTINED];
     out->streams = m->flows_open;

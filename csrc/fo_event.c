@@ -92,6 +92,25 @@ void fo_event_leg(fo_machine *m, fo_event_kind kind, uint32_t flow, uint32_t leg
     push(m, &event);
 }
 
+void fo_event_laggard(fo_machine *m, uint32_t flow, uint32_t leg, const fo_outcome *why, uint32_t pace) {
+    const fo_flow *f = &m->flows[flow];
+    uint16_t target = f->legs[leg].target;
+    fo_event event;
+    memset(&event, 0, sizeof event);
+    fill_target(m, &event, target);
+    event.kind = FO_EVENT_LAGGARD;
+    event.stream = f->id;
+    event.offset = why->offset;
+    event.length = why->length;
+    event.latency_ns = why->latency_ns;
+    event.outcome = why->code;
+    event.cls = why->cls;
+    event.phase = why->phase;
+    event.pace = (uint16_t)(pace < UINT16_MAX ? pace : UINT16_MAX);
+    event.strikes = (uint8_t)m->targets[target].strikes;
+    push(m, &event);
+}
+
 uint32_t fo_machine_events(fo_machine *m, fo_event *out, uint32_t max) {
     uint32_t n = 0;
     while (n < max && m->event_count != 0) {

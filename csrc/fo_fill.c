@@ -38,8 +38,13 @@ int fo_stream_take(fo_stream *s, uint64_t deadline, uint32_t *slot) {
             return -ENOBUFS;
         }
         *slot = fo_machine_take(&e->machine, s->flow);
-        if (*slot == FO_NIL && fo_engine_wait_slots(e, deadline) != 0) {
-            return -ETIMEDOUT;
+        if (*slot == FO_NIL) {
+            if (e->machine.want_step) { /* a look at a laggard is due earlier than the engine thread will wake */
+                fo_engine_kick(e);
+            }
+            if (fo_engine_wait_slots(e, deadline) != 0) {
+                return -ETIMEDOUT;
+            }
         }
     }
     return 0;

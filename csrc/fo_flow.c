@@ -67,7 +67,7 @@ void fo_leg_fault(fo_machine *m, uint32_t flow, uint32_t leg, const fo_outcome *
     fo_leg_progress(m, flow, leg);
 }
 
-/* The caller's own decision, not a fault of the target. */
+/* A decision, not a fault of the target. */
 static void stop_leg(fo_machine *m, uint32_t flow, uint32_t leg, fo_leg_state state) {
     fo_lane_leg *l = &m->flows[flow].legs[leg];
     if (l->state != FO_LEG_ACTIVE) {
@@ -80,11 +80,35 @@ static void stop_leg(fo_machine *m, uint32_t flow, uint32_t leg, fo_leg_state st
         l->first.err = ECANCELED;
         l->first.phase = FO_OP_WRITE;
     }
-    if (state == FO_LEG_EJECTED) {
-        fo_event_leg(m, FO_EVENT_EJECTED, flow, leg);
-    }
     m->state_changed = true;
     m->sweep = true;
+}
+
+/* What is in flight goes on, but its stream no longer waits for it. */
+static void strand(fo_machine *m, uint32_t flow, uint32_t leg) {
+    const fo_target *t = &m->targets[m->flows[flow].legs[leg].target];
+    for (uint32_t op = t->inflight.head; op != FO_NIL; op = m->ops[op].next) {
+        fo_op *o = &m->ops[op];
+        if (o->owner == FO_OWNER_LEG && o->stream == flow && o->leg == leg) {
+            o->stray = true;
+            fo_slot_stray(m, o->slot);
+        }
+    }
+}
+
+void fo_leg_eject(fo_machine *m, uint32_t flow, uint32_t leg, const fo_outcome *why) {
+    fo_lane_leg *l = &m->flows[flow].legs[leg];
+    if (l->state != FO_LEG_ACTIVE) {
+        return;
+    }
+    if (why != NULL) {
+        l->first = *why; /* before its queue is dropped: that is the consequence */
+    }
+    stop_leg(m, flow, leg, FO_LEG_EJECTED);
+    strand(m, flow, leg);
+    fo_event_leg(m, FO_EVENT_EJECTED, flow, leg);
+    m->slots_changed = true; /* also when no leg is left: a writer that waits has to hear of it */
+    fo_leg_progress(m, flow, leg);
 }
 
 static void shut_leg(fo_machine *m, uint32_t flow, uint32_t leg, const fo_target *t) {
@@ -312,6 +336,7 @@ void fo_machine_seal(fo_machine *m, uint32_t flow) {
         return;
     }
     f->sealed = true;
+    f->starved = false;
     m->sweep = true;
     for (uint32_t leg = 0; leg < f->count; leg++) {
         fo_leg_progress(m, flow, leg);
@@ -339,14 +364,15 @@ int fo_machine_eject(fo_machine *m, uint32_t flow, uint16_t target) {
     fo_flow *f = &m->flows[flow];
     for (uint32_t leg = 0; leg < f->count; leg++) {
         if (f->legs[leg].target == target) {
-            stop_leg(m, flow, leg, FO_LEG_EJECTED);
-            fo_leg_progress(m, flow, leg);
+            fo_leg_eject(m, flow, leg, NULL);
             fo_flow_sweep(m);
             return 0;
         }
     }
     return -EINVAL;
 }
+
+void fo_machine_keep(fo_machine *m, uint32_t flow, uint32_t legs) { m->flows[flow].keep = legs; }
 
 void fo_machine_stream_close(fo_machine *m, uint32_t flow) {
     if (!fo_machine_flow_settled(m, flow) || !m->flows[flow].sealed) {

@@ -24,11 +24,12 @@ int fo_machine_target_new(fo_machine *m, uint16_t *id) {
         }
         memset(t, 0, sizeof *t);
         t->state = FO_TARGET_OPENING;
-        t->check_ns = t->retry_ns = FO_FOREVER;
+        t->check_ns = t->retry_ns = t->watch_ns = FO_FOREVER;
         t->capacity = UINT64_MAX;
         t->granule = 1;
         t->soft_ns = m->cfg.soft_ns;
         t->hard_ns = m->cfg.hard_ns;
+        t->patience_ns = m->cfg.patience_ns;
         list_clear(&t->queued);
         list_clear(&t->control);
         list_clear(&t->waiting);
@@ -79,6 +80,8 @@ void fo_machine_target_ready(fo_machine *m, uint16_t target, const fo_geometry *
     t->ahead_step = FO_AHEAD_MIN;
     t->soft_ns = opt->soft_ns != 0 ? opt->soft_ns : m->cfg.soft_ns;
     t->hard_ns = opt->hard_ns != 0 ? opt->hard_ns : m->cfg.hard_ns;
+    t->patience_ns = opt->patience_ns != 0 ? opt->patience_ns : m->cfg.patience_ns;
+    t->eject_slow = opt->on_slow == FO_SLOW_EJECT;
 }
 
 void fo_target_gone(fo_machine *m, uint16_t target) {
@@ -243,7 +246,8 @@ void fo_target_let_go(fo_machine *m, uint16_t target, uint32_t oldest) {
     uint32_t op = oldest;
     t->state = FO_TARGET_DETACHED;
     t->fault = ETIMEDOUT;
-    t->check_ns = FO_FOREVER;
+    t->check_ns = t->watch_ns = FO_FOREVER;
+    t->watch_wanted = false;
     m->let_go_mask |= 1ull << target;
     fo_event_op(m, FO_EVENT_DETACHED, &m->ops[oldest], &outcome);
     while (op != FO_NIL) {

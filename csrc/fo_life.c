@@ -28,6 +28,7 @@ void fo_config_init(fo_config *cfg) {
     cfg->backend = FO_BACKEND_AUTO;
     cfg->soft_ns = 30ull * 1000000000ull;
     cfg->hard_ns = 120ull * 1000000000ull;
+    cfg->patience_ns = 2ull * 1000000000ull;
 }
 
 void fo_engine_add_reason(fo_engine *e, const char *sentence) {

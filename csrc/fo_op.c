@@ -124,9 +124,10 @@ void fo_op_move(fo_machine *m, uint32_t op, fo_op_state state) {
         fo_slot_hold(m, o->slot);
     } else if (state == FO_OP_IDLE) {
         m->live_ops--;
-        fo_slot_drop(m, o->slot, from == FO_OP_ORPHAN);
+        fo_slot_drop(m, o->slot, from == FO_OP_ORPHAN, o->stray);
     } else if (state == FO_OP_ORPHAN) {
-        fo_slot_orphan(m, o->slot);
+        fo_slot_orphan(m, o->slot, o->stray);
+        o->stray = false; /* an orphan is held by nobody, whatever became of its leg */
     }
 }
 
@@ -179,6 +180,7 @@ void fo_op_succeed(fo_machine *m, uint32_t op) {
         leg = fo_op_leg(m, o);
         FO_ASSERT(leg != NULL);
         leg->completed += o->length;
+        fo_pace_done(m, &m->targets[target], o);
         fo_op_move(m, op, FO_OP_IDLE);
         fo_leg_progress(m, o->stream, o->leg);
         break;

@@ -5,12 +5,15 @@
  *
  *     2 * max_streams    are promised to streams, two each, so that a stalled client can hold up nobody but itself;
  *     control_slots      are promised to requests, so that a read never waits for a writer;
- *     quarantine_slots   are set aside to be lost to hung targets;
+ *     quarantine_slots   are set aside to be lost to targets that hang (quarantined) or were ejected (stranded);
  *     the rest           is lag, shared evenly among the admitted streams: what lets one target run behind another.
  *
  * When more is lost than was set aside, the lag pays first.  Only when that is gone too can a promise become a wait.
  */
 #include "fo_step_parts.h"
+
+/* Some target is through with it, and others hold it still. */
+static uint32_t lagging(const fo_slot *s) { return s->state == FO_SLOT_LIVE && s->refs < s->width ? 1 : 0; }
 
 static void set_state(fo_machine *m, uint32_t slot, fo_slot_state state) {
     m->in_state[m->slots[slot].state]--;
@@ -28,8 +31,9 @@ static uint32_t pop_free(fo_machine *m, fo_slot_state state) {
 
 /* Last in, first out: the slot that was used last is the one that is still in the cache. */
 static void push_free(fo_machine *m, uint32_t slot) {
-    FO_ASSERT(m->slots[slot].refs == 0 && m->slots[slot].orphans == 0); /* invariant 2 */
+    FO_ASSERT(m->slots[slot].refs == 0 && m->slots[slot].orphans == 0 && m->slots[slot].strays == 0); /* invariant 2 */
     set_state(m, slot, FO_SLOT_FREE);
+    m->slots[slot].width = 0;
     m->slots[slot].stream = FO_NIL;
     m->slots[slot].next = m->free_head;
     m->free_head = slot;
@@ -47,7 +51,7 @@ static void unhold(fo_machine *m, uint32_t slot) {
 
 bool fo_machine_may_take(const fo_machine *m, uint32_t flow) {
     const fo_flow *f = &m->flows[flow];
-    uint32_t lost = m->in_state[FO_SLOT_QUARANTINED];
+    uint32_t lost = m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED];
     uint32_t beyond = lost > m->cfg.quarantine_slots ? lost - m->cfg.quarantine_slots : 0;
     uint32_t lag = m->lag_limit > beyond ? m->lag_limit - beyond : 0;
     uint32_t streams = m->admitted != 0 ? m->admitted : 1;
@@ -63,8 +67,10 @@ bool fo_machine_may_take(const fo_machine *m, uint32_t flow) {
 uint32_t fo_machine_take(fo_machine *m, uint32_t flow) {
     uint32_t slot;
     if (!fo_machine_may_take(m, flow)) {
+        fo_slow_starved(m, flow);
         return FO_NIL;
     }
+    m->flows[flow].starved = false;
     slot = pop_free(m, FO_SLOT_FILLING);
     m->slots[slot].stream = flow;
     if (++m->flows[flow].held > FO_SLOTS_PER_STREAM) {
@@ -101,45 +107,63 @@ void fo_machine_collect(fo_machine *m, uint32_t ticket) {
 
 void fo_slot_hold(fo_machine *m, uint32_t slot) {
     m->slots[slot].refs++;
+    m->slots[slot].width++;
     if (m->slots[slot].state == FO_SLOT_FILLING) {
         set_state(m, slot, FO_SLOT_LIVE);
     }
 }
 
-/* From now on only a late completion can end the operation that holds this slot. */
-static void check_quarantine(fo_machine *m, uint32_t slot) {
+/* Nobody of its stream waits for this slot any more when only orphans and strays hold it (invariant 3). */
+static void let_go_of(fo_machine *m, uint32_t slot) {
     fo_slot *s = &m->slots[slot];
-    if (s->refs == 0 || s->refs != s->orphans || s->state == FO_SLOT_QUARANTINED) {
+    fo_slot_state state = s->strays != 0 ? FO_SLOT_STRANDED : FO_SLOT_QUARANTINED;
+    if (s->refs == 0 || s->refs != s->orphans + s->strays || s->state == state) {
         return;
     }
     if (s->state == FO_SLOT_LIVE) {
         unhold(m, slot);
     }
-    set_state(m, slot, FO_SLOT_QUARANTINED);
+    set_state(m, slot, state);
     m->slots_changed = true; /* its stream may take another one in its place */
 }
 
-void fo_slot_orphan(fo_machine *m, uint32_t slot) {
-    m->slots[slot].orphans++;
-    check_quarantine(m, slot);
+void fo_slot_orphan(fo_machine *m, uint32_t slot, bool stray) {
+    fo_slot *s = &m->slots[slot];
+    uint32_t before = lagging(s);
+    s->orphans++;
+    if (stray) {
+        s->strays--;
+    }
+    let_go_of(m, slot);
+    m->lagging += lagging(s) - before;
 }
 
-void fo_slot_drop(fo_machine *m, uint32_t slot, bool orphan) {
+void fo_slot_stray(fo_machine *m, uint32_t slot) {
+    uint32_t before = lagging(&m->slots[slot]);
+    m->slots[slot].strays++;
+    let_go_of(m, slot);
+    m->lagging += lagging(&m->slots[slot]) - before;
+}
+
+void fo_slot_drop(fo_machine *m, uint32_t slot, bool orphan, bool stray) {
     fo_slot *s = &m->slots[slot];
-    FO_ASSERT(s->refs != 0 && (!orphan || s->orphans != 0));
+    uint32_t before = lagging(s);
+    FO_ASSERT(s->refs != 0 && (!orphan || s->orphans != 0) && (!stray || s->strays != 0));
     s->refs--;
     if (orphan) {
         s->orphans--;
     }
-    if (s->refs != 0) {
-        check_quarantine(m, slot);
-        return;
+    if (stray) {
+        s->strays--;
     }
-    if (s->state == FO_SLOT_LIVE) {
+    if (s->refs != 0) {
+        let_go_of(m, slot);
+    } else if (s->state == FO_SLOT_LIVE) {
         unhold(m, slot);
         push_free(m, slot);
     } else if (!m->tickets[slot].busy) {
         push_free(m, slot);
     }
     /* Else a caller has yet to read its ticket (and, after a read, the bytes): fo_machine_collect frees the slot. */
+    m->lagging += lagging(s) - before;
 }

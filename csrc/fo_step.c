@@ -160,6 +160,7 @@ static void check_deadlines(fo_machine *m, uint16_t target) {
             fo_outcome outcome = fo_op_outcome(m, o, FO_OUTCOME_OK, 0);
             o->slow = true;
             fo_event_op(m, FO_EVENT_SLOW, o, &outcome);
+            t->watch_ns = t->watch_ns == FO_FOREVER ? m->now : t->watch_ns; /* late: the only one? (fo_slow.c) */
         }
         soft = o->slow || soft > hard ? hard : soft;
         next = soft < next ? soft : next;
@@ -217,6 +218,8 @@ static void submit(fo_machine *m, uint32_t op, sink *sink) {
     o->slow = false;
     if (o->owner == FO_OWNER_FLUSH) {
         fo_flush_issue(m, o->target);
+    } else if (leg != NULL && t->busy == 0) {
+        fo_pace_start(m, t);
     }
     fo_op_move(m, op, FO_OP_INFLIGHT);
     if (t->state != FO_TARGET_OPENING) {
@@ -300,6 +303,9 @@ void fo_step(fo_machine *m, uint64_t now, const fo_completion *done, uint32_t co
         if (t->close_wanted) {
             fo_target_settle(m, i);
         }
+        if (t->watch_wanted || m->now >= t->watch_ns) {
+            fo_slow_judge(m, i);
+        }
         serve(m, i, &sink);
     }
     fo_flow_sweep(m);
@@ -313,6 +319,7 @@ uint64_t fo_machine_deadline(const fo_machine *m) {
         const fo_target *t = &m->targets[i];
         if (t->state != FO_TARGET_NONE) {
             next = t->check_ns < next ? t->check_ns : next;
+            next = t->watch_ns < next ? t->watch_ns : next;
             next = t->retry_ns < next ? t->retry_ns : next;
         }
     }
@@ -338,8 +345,8 @@ static int check_config(const fo_config *c, char reason[160]) {
         (void)snprintf(reason, 160, "slot_count %u is less than 2 * max_streams + control_slots + quarantine_slots = %llu",
                        c->slot_count, (unsigned long long)promised);
         return -EINVAL;
-    } else if (c->soft_ns == 0 || c->hard_ns == 0) {
-        why = "soft_ns and hard_ns must not be 0";
+    } else if (c->soft_ns == 0 || c->hard_ns == 0 || c->patience_ns == 0) {
+        why = "soft_ns, hard_ns and patience_ns must not be 0";
     }
     if (why != NULL) {
         (void)snprintf(reason, 160, "%s", why);

@@ -23,14 +23,17 @@
  *                                         |
  *                                         +--hard deadline of the target--> ORPHAN --completion--> IDLE  (LATE)
  *
- * Slot:     FREE -> FILLING -> LIVE -> FREE,   LIVE -> QUARANTINED (only orphans hold it) -> FREE,   FREE <-> CONTROL
+ * Slot:     FREE -> FILLING -> LIVE -> FREE,   FREE <-> CONTROL
+ *           LIVE -> STRANDED (only ejected legs hold it, and orphans) -> FREE
+ *           LIVE, STRANDED -> QUARANTINED (only orphans hold it) -> FREE
  * Target:   NONE -> OPENING -> ACTIVE -> FAILED (flush) | DETACHED (hang) -> CLOSING -> NONE
  * Leg:      ACTIVE -> FAILED | EJECTED | SYNCED (all three sticky)
  *
  * Invariants (fo_machine_check asserts them all; the code asserts the cheap ones where they could break):
  *   1. Every slot is in exactly one state, and the counts of the states add up to slot_count.
  *   2. A slot is FREE only when no operation holds it: slot.refs is the number of its operations that are not IDLE.
- *   3. A slot is QUARANTINED exactly when it is held and all that hold it are orphans.
+ *   3. A slot is QUARANTINED exactly when it is held and all that hold it are orphans, and STRANDED exactly when all that hold
+ *      it are orphans and operations of ejected legs, at least one of these.
  *   4. accepted >= submitted >= completed >= synced on every leg.
  *   5. No operation is QUEUED or WAITING for a leg that is not ACTIVE, nor INFLIGHT on a target that was let go.
  *   6. A lane has at most `depth` stream writes INFLIGHT or WAITING.
@@ -39,6 +42,7 @@
  *      holds fewer than two is never refused while the quarantine fits its reserve.
  *   9. A completion is matched by target, kind, generation and index.  One that matches nothing changes nothing.
  *  10. At most one flush per target is in flight, and none after one has failed.
+ *  11. Slowness ejects only legs of targets that may be ejected, none that its stream keeps, and never the last leg.
  */
 #ifndef FO_STEP_H
 #define FO_STEP_H
@@ -56,8 +60,9 @@
 #define FO_RETRY_MAX_NS 100000000ull
 #define FO_EVENT_MARGIN 1024u /* unread events before streams are told -ENOBUFS */
 #define FO_EVENTS_PER_OP 3u   /* slow, fault, late */
-#define FO_EVENTS_PER_LEG 2u  /* ejected, drained */
+#define FO_EVENTS_PER_LEG 3u  /* laggard, ejected, drained */
 #define FO_EVENTS_PER_TARGET 10u
+#define FO_STRIKES 3u         /* looks in a row that have to find a target holding up its peers */
 #define FO_AHEAD_MIN (64ull << 20) /* growing files: first step of allocation, then doubling */
 #define FO_AHEAD_MAX (1024ull << 20)
 
@@ -75,6 +80,7 @@ typedef enum fo_slot_state {
     FO_SLOT_LIVE,
     FO_SLOT_CONTROL,
     FO_SLOT_QUARANTINED,
+    FO_SLOT_STRANDED,
     FO_SLOT_STATES,
 } fo_slot_state;
 
@@ -101,6 +107,7 @@ typedef struct fo_op {
     uint8_t kind, state, owner, leg;
     uint8_t resumes;
     bool slow, helper;
+    bool stray; /* its leg was ejected while it was in flight */
 } fo_op;
 
 typedef struct fo_list {
@@ -109,7 +116,8 @@ typedef struct fo_list {
 
 typedef struct fo_slot {
     uint32_t next, stream;
-    uint8_t state, refs, orphans;
+    uint8_t state, refs, orphans, strays;
+    uint8_t width; /* legs that it was published to */
 } fo_slot;
 
 /* What a waiting caller gets.  Tickets 0..slots-1 belong to control slots, the rest to one lifecycle operation per target. */
@@ -132,6 +140,12 @@ typedef struct fo_target {
     uint32_t busy;     /* stream writes INFLIGHT or WAITING */
     uint32_t orphans;
     uint64_t check_ns, retry_ns; /* not before these there is a deadline or a retry to look at */
+    /* How fast it is: writes of streams only.  Bytes and busy time fade alike, so their quotient is a rate. */
+    uint64_t pace_ns, pace_bytes, pace_time, latency_ns;
+    /* Whether it holds up its peers (fo_slow.c). */
+    uint64_t patience_ns, watch_ns, judged_ns;
+    uint32_t strikes;
+    bool eject_slow, watch_wanted;
     int32_t fault;               /* errno that closed the target */
     uint64_t flush_asked, flush_issued, flushes_good;
     uint64_t allocated, ahead_step, ahead_end;
@@ -146,13 +160,15 @@ typedef struct fo_lane_leg {
     uint32_t queued, waiting, inflight, orphans;
     uint16_t target;
     uint8_t state;
-    bool drain_told;
+    bool drain_told, accused;
 } fo_lane_leg;
 
 typedef struct fo_flow {
     uint32_t id; /* 0: this record is free */
     uint32_t count, held;
+    uint32_t keep; /* legs that are not ejected for being slow */
     bool sealed, aborted, closed, admitted;
+    bool starved; /* wants a slot and has not got it */
     fo_lane_leg legs[FO_MAX_LEGS];
 } fo_flow;
 
@@ -181,6 +197,7 @@ typedef struct fo_machine {
     uint32_t op_count, flow_count;
     uint32_t free_head, in_state[FO_SLOT_STATES];
     uint32_t lag_limit, lag_used;
+    uint32_t lagging; /* LIVE slots that a target is through with */
     uint32_t admitted, flows_open, targets_open, live_ops, live_legs;
     uint32_t next_id, next_target;
     /* events */
@@ -216,7 +233,8 @@ uint32_t fo_token_index(uint64_t token);
 /* ---- slots ----------------------------------------------------------------------------------------------------- */
 
 bool fo_machine_may_take(const fo_machine *m, uint32_t flow);
-uint32_t fo_machine_take(fo_machine *m, uint32_t flow); /* FO_NIL: none now */
+/* FO_NIL: none now.  That a stream starves is evidence against its laggards, so a step may be wanted. */
+uint32_t fo_machine_take(fo_machine *m, uint32_t flow);
 void fo_machine_give_back(fo_machine *m, uint32_t slot);
 uint32_t fo_machine_take_control(fo_machine *m);
 
@@ -234,6 +252,10 @@ void fo_machine_target_abandon(fo_machine *m, uint16_t target);
 /* A target that could not be opened: back to NONE without any operation. */
 void fo_machine_target_forget(fo_machine *m, uint16_t target);
 bool fo_machine_target_used(const fo_machine *m, uint16_t target);
+/* Bytes per second that it takes while writes of streams are in flight. */
+uint64_t fo_machine_target_rate(const fo_machine *m, uint16_t target);
+/* Looks that found it holding up its peers, less those that time has taken back. */
+uint32_t fo_machine_target_strikes(const fo_machine *m, uint16_t target, uint64_t now);
 bool fo_machine_target_idle(const fo_machine *m, uint16_t target);
 
 /* ---- requests -------------------------------------------------------------------------------------------------- */
@@ -253,6 +275,7 @@ void fo_machine_publish(fo_machine *m, uint32_t flow, uint32_t slot, uint64_t po
 void fo_machine_seal(fo_machine *m, uint32_t flow);
 void fo_machine_abort(fo_machine *m, uint32_t flow);
 int fo_machine_eject(fo_machine *m, uint32_t flow, uint16_t target);
+void fo_machine_keep(fo_machine *m, uint32_t flow, uint32_t legs);
 /* No handle any more: the record goes when nothing is in flight on an attached target. */
 void fo_machine_stream_close(fo_machine *m, uint32_t flow);
 uint32_t fo_machine_failed_mask(const fo_machine *m, uint32_t flow);

@@ -6,6 +6,7 @@
  *   fo_slot.c   who may have a slot
  *   fo_flow.c   streams, legs, flushes
  *   fo_lane.c   targets and requests
+ *   fo_slow.c   how fast targets are, and who holds up whom
  *   fo_event.c  the event ring
  *   fo_check.c  the invariants
  */
@@ -52,13 +53,16 @@ fo_lane_leg *fo_op_leg(fo_machine *m, const fo_op *op);
 /* ---- slots (fo_slot.c) ---- */
 
 void fo_slot_hold(fo_machine *m, uint32_t slot);
-void fo_slot_orphan(fo_machine *m, uint32_t slot);
-void fo_slot_drop(fo_machine *m, uint32_t slot, bool orphan);
+void fo_slot_orphan(fo_machine *m, uint32_t slot, bool stray);
+void fo_slot_stray(fo_machine *m, uint32_t slot);
+void fo_slot_drop(fo_machine *m, uint32_t slot, bool orphan, bool stray);
 
 /* ---- streams and flushes (fo_flow.c) ---- */
 
 /* Notes a fault on a leg; the first one makes it FAILED and drops its queue. */
 void fo_leg_fault(fo_machine *m, uint32_t flow, uint32_t leg, const fo_outcome *outcome);
+/* The leg leaves its stream, which gives the slots that are then held by it alone back to its quota. */
+void fo_leg_eject(fo_machine *m, uint32_t flow, uint32_t leg, const fo_outcome *why);
 /* Something about the leg changed: asks for its flush, tells that it has drained. */
 void fo_leg_progress(fo_machine *m, uint32_t flow, uint32_t leg);
 /* Gives back admissions and records of streams that need them no longer. */
@@ -78,9 +82,20 @@ void fo_target_settle(fo_machine *m, uint16_t target);
 void fo_target_gone(fo_machine *m, uint16_t target);
 void fo_target_ahead(fo_machine *m, uint16_t target);
 
+/* ---- slow targets (fo_slow.c) ---- */
+
+/* A write is about to be submitted to an idle lane; a write has completed. */
+void fo_pace_start(fo_machine *m, fo_target *t);
+void fo_pace_done(fo_machine *m, fo_target *t, const fo_op *op);
+/* The flow wants a slot and cannot have it: from now on its laggards are looked at. */
+void fo_slow_starved(fo_machine *m, uint32_t flow);
+/* Looks at a target whose time has come; may eject. */
+void fo_slow_judge(fo_machine *m, uint16_t target);
+
 /* ---- events (fo_event.c) ---- */
 
 void fo_event_op(fo_machine *m, fo_event_kind kind, const fo_op *op, const fo_outcome *outcome);
 void fo_event_leg(fo_machine *m, fo_event_kind kind, uint32_t flow, uint32_t leg);
+void fo_event_laggard(fo_machine *m, uint32_t flow, uint32_t leg, const fo_outcome *why, uint32_t pace);
 
 #endif

@@ -249,6 +249,15 @@ int fo_stream_eject(fo_stream *s, uint16_t target) {
     return rc;
 }
 
+int fo_stream_keep(fo_stream *s, uint32_t legs) {
+    int rc = fo_engine_enter(s->engine);
+    if (rc == 0) {
+        fo_machine_keep(&s->engine->machine, s->flow, legs);
+        fo_engine_leave(s->engine);
+    }
+    return rc;
+}
+
 static void abort_locked(fo_stream *s) {
     fo_machine_abort(&s->engine->machine, s->flow);
     if (!s->busy) {

@@ -62,7 +62,8 @@ static int check_options(const char *path, fo_open *o) {
     o->depth = o->depth == 0 ? DEPTH_DEFAULT : o->depth;
     if (path == NULL || path[0] == '\0' || (o->flags & ~known) != 0 || o->depth > FO_MAX_DEPTH ||
         ((o->flags & FO_OPEN_READONLY) && (writes || o->size != 0)) ||
-        ((o->flags & FO_OPEN_CREATE) && (o->flags & FO_OPEN_REPLACE)) || (o->granule & (o->granule - 1)) != 0) {
+        ((o->flags & FO_OPEN_CREATE) && (o->flags & FO_OPEN_REPLACE)) || (o->granule & (o->granule - 1)) != 0 ||
+        o->on_slow > FO_SLOW_EJECT) {
         return -EINVAL;
     }
     return 0;
@@ -155,6 +156,10 @@ int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out) {
         out->inflight = t->inflight.count + t->orphans;
         out->queued = t->queued.count + t->control.count + t->waiting.count;
         out->quarantined = t->orphans;
+        out->on_slow = t->eject_slow ? FO_SLOW_EJECT : FO_SLOW_WAIT;
+        out->strikes = fo_machine_target_strikes(&e->machine, id, fo_engine_clock(e));
+        out->latency_ns = t->latency_ns;
+        out->rate = fo_machine_target_rate(&e->machine, id);
         out->flushes_good = t->flushes_good;
     }
     fo_engine_leave(e);

@@ -13,6 +13,8 @@ OPEN_REPLACE: Final[int]
 OPEN_READONLY: Final[int]
 OPEN_LOCK: Final[int]
 OPEN_BUFFERED: Final[int]
+SLOW_WAIT: Final[int]
+SLOW_EJECT: Final[int]
 WRITE_RAW: Final[int]
 FAULT_ERRNO: Final[int]
 FAULT_ERRNO_AFTER: Final[int]
@@ -39,6 +41,7 @@ class Engine:
         backend: int,
         soft_ns: int,
         hard_ns: int,
+        patience_ns: int,
         seed: int,
     ) -> Engine: ...
     def close(self, timeout_ns: int) -> int: ...
@@ -61,8 +64,10 @@ class Engine:
         size: int,
         lock_wait_ns: int,
         granule: int,
+        on_slow: int,
         soft_ns: int,
         hard_ns: int,
+        patience_ns: int,
         timeout_ns: int,
     ) -> tuple[int, Target | None, _Outcome | None]: ...
     def run(
@@ -99,6 +104,7 @@ class Stream:
     def carry(self, other: Stream) -> int: ...
     def sums(self) -> bytes | int: ...
     def legs(self) -> list[_Leg] | int: ...
+    def keep(self, legs: int) -> int: ...
     def eject(self, target: int) -> int: ...
     def abort(self) -> int: ...
     def close(self) -> int: ...

@@ -64,6 +64,8 @@ OPEN_REPLACE = c.FO_OPEN_REPLACE
 OPEN_READONLY = c.FO_OPEN_READONLY
 OPEN_LOCK = c.FO_OPEN_LOCK
 OPEN_BUFFERED = c.FO_OPEN_BUFFERED
+SLOW_WAIT = c.FO_SLOW_WAIT
+SLOW_EJECT = c.FO_SLOW_EJECT
 WRITE_RAW = c.FO_WRITE_RAW
 
 FAULT_ERRNO = c.FO_FAULT_ERRNO
@@ -114,7 +116,7 @@ cdef class Engine:
 
     def __cinit__(self, *, uint32_t slot_size, uint32_t slot_count, uint32_t max_streams,
                   uint32_t control_slots, uint32_t quarantine_slots, uint32_t backend,
-                  uint64_t soft_ns, uint64_t hard_ns, uint64_t seed):
+                  uint64_t soft_ns, uint64_t hard_ns, uint64_t patience_ns, uint64_t seed):
         cdef c.fo_config cfg
         cdef char reason[160]
         cdef int status
@@ -128,6 +130,7 @@ cdef class Engine:
         cfg.backend = backend
         cfg.soft_ns = soft_ns
         cfg.hard_ns = hard_ns
+        cfg.patience_ns = patience_ns
         cfg.seed = seed
         self._stash = deque()
         self._open_streams = {}
@@ -323,8 +326,8 @@ cdef class Engine:
     # ---- targets
 
     def target_open(self, bytes path, *, uint32_t flags, uint32_t depth, uint64_t size,
-                    uint64_t lock_wait_ns, uint32_t granule, uint64_t soft_ns, uint64_t hard_ns,
-                    uint64_t timeout_ns):
+                    uint64_t lock_wait_ns, uint32_t granule, uint32_t on_slow, uint64_t soft_ns,
+                    uint64_t hard_ns, uint64_t patience_ns, uint64_t timeout_ns):
         """(status, `Target` or None, outcome)."""
         cdef c.fo_open options
         cdef c.fo_outcome why
@@ -341,8 +344,10 @@ cdef class Engine:
         options.size = size
         options.lock_wait_ns = lock_wait_ns
         options.granule = granule
+        options.on_slow = on_slow
         options.soft_ns = soft_ns
         options.hard_ns = hard_ns
+        options.patience_ns = patience_ns
         with nogil:
             status = c.fo_target_open(
                 self._engine, name, &options, timeout_ns, &number, &why
@@ -792,6 +797,11 @@ cdef class Stream:
              legs[i].submitted, legs[i].completed, legs[i].synced, outcome_tuple(&legs[i].first))
             for i in range(count)
         ]
+
+    def keep(self, uint32_t legs):
+        """The legs, as a mask, that are not ejected for being slow."""
+        cdef int status = self.enter()
+        return status if status < 0 else self.leave(c.fo_stream_keep(self._stream, legs))
 
     def eject(self, uint16_t target):
         """Drop one target from the stream."""

@@ -13,6 +13,8 @@ cdef extern from "fanout.h" nogil:
         FO_OPEN_LOCK
         FO_OPEN_BUFFERED
         FO_OPEN_NOFOLLOW
+        FO_SLOW_WAIT
+        FO_SLOW_EJECT
         FO_WRITE_RAW
         FO_OP_WRITE
         FO_OP_READ
@@ -66,6 +68,7 @@ cdef extern from "fanout.h" nogil:
         uint32_t backend
         uint64_t soft_ns
         uint64_t hard_ns
+        uint64_t patience_ns
         uint64_t seed
 
     ctypedef struct fo_info:
@@ -101,8 +104,10 @@ cdef extern from "fanout.h" nogil:
         uint64_t size
         uint64_t lock_wait_ns
         uint32_t granule
+        uint32_t on_slow
         uint64_t soft_ns
         uint64_t hard_ns
+        uint64_t patience_ns
 
     ctypedef struct fo_geometry:
         uint64_t size
@@ -121,6 +126,10 @@ cdef extern from "fanout.h" nogil:
         uint32_t inflight
         uint32_t queued
         uint32_t quarantined
+        uint32_t on_slow
+        uint32_t strikes
+        uint64_t latency_ns
+        uint64_t rate
         uint64_t flushes_good
         uint64_t fs_magic
         uint64_t dev
@@ -170,6 +179,7 @@ cdef extern from "fanout.h" nogil:
 
     int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64_t timeout_ns,
                        fo_stream **out) noexcept
+    int fo_stream_keep(fo_stream *s, uint32_t legs) noexcept
     uint32_t fo_stream_id(const fo_stream *s) noexcept
     uint32_t fo_stream_granule(const fo_stream *s) noexcept
     int fo_stream_place(fo_stream *s, const uint64_t *offsets, uint64_t length) noexcept

@@ -38,6 +38,7 @@ class OutcomeCode(enum.IntEnum):
     DETACHED = 5
     LATE_OK = 6
     LATE_ERROR = 7
+    SLOW = 8
 
 
 class FaultClass(enum.IntEnum):
@@ -59,15 +60,15 @@ class Outcome:
     """What happened on one target.
 
     Attributes:
-        code: ok, short, error, not submitted, timed out, detached, late.
+        code: ok, short, error, not submitted, timed out, detached, late, slow.
         phase: the operation.
         offset: first byte of the operation on the target.
-        length: bytes asked for.
+        length: bytes asked for; of SLOW: bytes that the target was behind its peers.
         done: bytes the kernel confirmed.
         errno: positive; 0 for none.
         cls: class of the errno.
         attempts: how often it was submitted.
-        latency_ns: submission to completion.
+        latency_ns: submission to completion; of SLOW: age of the oldest operation.
         more: further faults on the same target in the same stream.
     """
 
@@ -90,6 +91,11 @@ class Outcome:
     def __str__(self) -> str:
         if self.ok:
             return "ok"
+        if self.code is OutcomeCode.SLOW:
+            age = self.latency_ns / 1e9
+            return (
+                f"slow: {self.length} bytes behind its peers, its oldest operation {age:.3g} s old"
+            )
         name = _errno.errorcode.get(self.errno, str(self.errno)) if self.errno else "no errno"
         verdict = self.code.name.lower().replace("_", " ")
         text = (

@@ -300,6 +300,7 @@ static void write_hangs_then_lands_late(void) {
     fo_engine_info(r.e, &info);
     CHECK_EQ(info.slots_quarantined, 1);
     CHECK_EQ(info.slots_live, 0);
+    CHECK_EQ(info.slots_lagging, 0);
     CHECK_EQ(fo_target_geometry(r.e, r.ids[0], &g), 0);
     CHECK_EQ(g.state, FO_TARGET_DETACHED);
     CHECK_EQ(g.quarantined, 1);

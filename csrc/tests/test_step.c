@@ -26,7 +26,7 @@ typedef struct world {
     uint32_t flows[16], filling[16], flow_count;
     uint64_t position[16];
     uint32_t controls[64], control_count;
-    uint64_t errors_injected, errors_seen, late_expected, late_seen, events, detached;
+    uint64_t errors_injected, errors_seen, late_expected, late_seen, events, detached, laggards, ejected;
 } world;
 
 static uint64_t below(world *w, uint64_t n) { return test_random(&w->random) % n; }
@@ -59,6 +59,8 @@ static void read_events(world *w) {
             w->errors_seen += ev[i].kind == FO_EVENT_FAULT && ev[i].outcome == FO_OUTCOME_ERROR && ev[i].err == EIO;
             w->late_seen += ev[i].kind == FO_EVENT_LATE;
             w->detached += ev[i].kind == FO_EVENT_DETACHED;
+            w->laggards += ev[i].kind == FO_EVENT_LAGGARD;
+            w->ejected += ev[i].kind == FO_EVENT_EJECTED && ev[i].outcome == FO_OUTCOME_SLOW;
         }
     }
 }
@@ -100,7 +102,11 @@ static void complete_one(world *w, uint32_t index) {
 
 static void open_target(world *w) {
     fo_geometry g = {.granule = 4096, .depth = (uint32_t)below(w, 6) + 1, .size = 1 << 30, .is_block = below(w, 3) == 0};
-    fo_open o = {.soft_ns = 50 * MS, .hard_ns = 200 * MS, .size = below(w, 2) != 0 ? 1 << 20 : 0};
+    fo_open o = {.soft_ns = 50 * MS,
+                 .hard_ns = 200 * MS,
+                 .patience_ns = 30 * MS,
+                 .on_slow = (uint32_t)below(w, 2),
+                 .size = below(w, 2) != 0 ? 1 << 20 : 0};
     uint16_t id;
     if (w->m.targets_open < WORLD_TARGETS && fo_machine_target_new(&w->m, &id) == 0) {
         fo_machine_target_ready(&w->m, id, &g, &o);
@@ -131,6 +137,7 @@ static void open_flow(world *w) {
             base[i] = below(w, 1000) * 4096 * 256;
         }
         fo_machine_place(&w->m, w->flows[w->flow_count], base);
+        fo_machine_keep(&w->m, w->flows[w->flow_count], (uint32_t)below(w, 1u << n));
         w->position[w->flow_count] = 0;
         w->filling[w->flow_count++] = FO_NIL;
     }
@@ -146,7 +153,8 @@ static void publish(world *w, uint32_t i) {
     if (w->filling[i] == FO_NIL) {
         w->filling[i] = fo_machine_take(&w->m, w->flows[i]);
         if (w->filling[i] == FO_NIL) {
-            CHECK(f->held >= 2 || w->m.in_state[FO_SLOT_QUARANTINED] > w->m.cfg.quarantine_slots); /* invariant 8 */
+            uint32_t lost = w->m.in_state[FO_SLOT_QUARANTINED] + w->m.in_state[FO_SLOT_STRANDED];
+            CHECK(f->held >= 2 || lost > w->m.cfg.quarantine_slots); /* invariant 8 */
             return;
         }
         w->epoch[w->filling[i]]++;
@@ -313,7 +321,7 @@ static fo_config small_config(void) {
     return cfg;
 }
 
-static uint64_t covered[5]; /* a random test that reaches nothing proves nothing */
+static uint64_t covered[7]; /* a random test that reaches nothing proves nothing */
 
 static void random_world(uint64_t seed) {
     world *w = calloc(1, sizeof *w);
@@ -333,6 +341,8 @@ static void random_world(uint64_t seed) {
     covered[2] += w->errors_seen;
     covered[3] += w->m.retries;
     covered[4] += w->detached;
+    covered[5] += w->laggards;
+    covered[6] += w->ejected;
     if (test_failures != before) {
         printf("  seed %llu\n", (unsigned long long)seed);
     }
@@ -351,11 +361,12 @@ static void random_worlds(void) {
         random_world(first + i);
     }
     if (fixed == NULL) {
-        printf("  %llu completions, %llu late, %llu errors, %llu retries, %llu detached\n",
+        printf("  %llu completions, %llu late, %llu errors, %llu retries, %llu detached, %llu laggards, %llu ejected\n",
                (unsigned long long)covered[0], (unsigned long long)covered[1], (unsigned long long)covered[2],
-               (unsigned long long)covered[3], (unsigned long long)covered[4]);
-        for (int i = 0; i < 5; i++) {
-            CHECK(covered[i] > 100);
+               (unsigned long long)covered[3], (unsigned long long)covered[4], (unsigned long long)covered[5],
+               (unsigned long long)covered[6]);
+        for (int i = 0; i < 7; i++) {
+            CHECK(covered[i] > (i < 5 ? 100u : 10u));
         }
     }
 }

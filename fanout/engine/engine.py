@@ -17,13 +17,13 @@ from fanout.engine.status import (
     outcome_of,
 )
 from fanout.engine.stream import Stream
-from fanout.engine.target import Target
+from fanout.engine.target import ON_SLOW, Target
 from fanout.engine.values import EngineInfo, Event, EventKind, Fault, Request
 from fanout.errors import ConfigError, InterfaceError, TargetError
 from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -37,7 +37,7 @@ _BACKENDS = {
     "threads": _core.BACKEND_THREADS,
     "faulty": _core.BACKEND_FAULTY,
 }
-_EVENT = struct.Struct("=7QiHHI4B4I8x")  # fo_event; 96 bytes
+_EVENT = struct.Struct("=7QiHHI4B4IHB5x")  # fo_event; 96 bytes
 _EVENT_DTYPE = [
     ("seq", "u8"),
     ("time_ns", "u8"),
@@ -58,7 +58,9 @@ _EVENT_DTYPE = [
     ("inflight", "u4"),
     ("lag", "u4"),
     ("merged", "u4"),
-    ("reserved", "V8"),
+    ("pace", "u2"),
+    ("strikes", "u1"),
+    ("reserved", "V5"),
 ]
 _CODES, _PHASES, _CLASSES = tuple(OutcomeCode), tuple(Phase), tuple(FaultClass)
 _CLOSE_POLL_SECONDS = 0.002
@@ -74,6 +76,7 @@ class Engine:
         backend: ``auto`` (io_uring where it works, else threads), ``io_uring``, ``threads``, or ``faulty`` for tests.
         soft_deadline: seconds after which an operation raises a SLOW event.
         hard_deadline: seconds after which a target that does not answer is let go.
+        patience: seconds that a target may hold up its peers before it counts as a laggard.
         seed: faulty backend: order and latency of completions.
         faults: faulty backend: the script to begin with.
 
@@ -91,12 +94,20 @@ class Engine:
         backend: str = "auto",
         soft_deadline: float = 30.0,
         hard_deadline: float = 120.0,
+        patience: float = 2.0,
         seed: int = 0,
         faults: Sequence[Fault] = (),
     ) -> None:
         self._closed = True  # until there is something to close
         self._core = _open_core(
-            memory_bytes, slot_size_bytes, max_streams, backend, soft_deadline, hard_deadline, seed
+            memory_bytes,
+            slot_size_bytes,
+            max_streams,
+            backend,
+            soft_deadline,
+            hard_deadline,
+            patience,
+            seed,
         )
         self._closed = False
         self.slot_size = slot_size_bytes
@@ -224,6 +235,8 @@ class Engine:
         timeout: float = 60.0,
         soft_deadline: float = 0.0,
         hard_deadline: float = 0.0,
+        on_slow: str = "wait",
+        patience: float = 0.0,
     ) -> Target:
         """Open a file or block device for writing (or reading only).
 
@@ -241,11 +254,17 @@ class Engine:
             timeout: seconds for the whole of it. Signals are looked at when it is over.
             soft_deadline: seconds, instead of the engine's.
             hard_deadline: seconds, instead of the engine's.
+            on_slow: what becomes of it when it holds up its peers for longer than `patience`: ``wait``: it paces its streams;
+                ``eject``: each stream that it holds up goes on without it, with outcome SLOW. Either way there is an event
+                LAGGARD. The last target of a stream, and one that is no slower than another that stays, is never ejected.
+            patience: seconds, instead of the engine's.
 
         Raises:
             TargetError: it cannot be opened; `outcome.phase` says at which step.
             InterfaceError: closed, or too many targets.
         """
+        if on_slow not in ON_SLOW:
+            raise ValueError(f"on_slow is one of {', '.join(ON_SLOW)}: {on_slow!r}")
         name = os.fsencode(path)
         if b"\0" in name:
             raise ValueError("a path cannot hold a zero byte")
@@ -263,8 +282,10 @@ class Engine:
             size=size,
             lock_wait_ns=nanoseconds(lock_wait),
             granule=granule,
+            on_slow=ON_SLOW.index(on_slow),
             soft_ns=nanoseconds(soft_deadline),
             hard_ns=nanoseconds(hard_deadline),
+            patience_ns=nanoseconds(patience),
             timeout_ns=nanoseconds(timeout),
         )
         text = os.fsdecode(path)
@@ -274,12 +295,19 @@ class Engine:
             fail(status, text)
         return Target(self, core, text)
 
-    def stream(self, targets: Sequence[Target], *, timeout: float | None = 30.0) -> Stream:
+    def stream(
+        self,
+        targets: Sequence[Target],
+        *,
+        timeout: float | None = 30.0,
+        keep: Collection[Target] = (),
+    ) -> Stream:
         """Begin a stream to 1 to 16 targets.
 
         Args:
             targets: each once, all of this engine.
             timeout: seconds to wait for admission here, and for a free slot in every later call of the stream.
+            keep: targets that are not ejected for being slow, whatever their `on_slow` says.
 
         Raises:
             InterfaceError: closed, no targets, too many, the same one twice, or one that is not active.
@@ -289,6 +317,9 @@ class Engine:
         core = self._core.stream([self._id(target) for target in targets], wait)
         if isinstance(core, int):
             fail(core, "stream")
+        if keep:
+            mask = sum(1 << index for index, target in enumerate(targets) if target in keep)
+            checked(core.keep(mask), "stream")
         return Stream(core, tuple(targets), wait)
 
     # -- requests
@@ -396,7 +427,14 @@ def _event(record: tuple[int, ...]) -> Event:
 
 
 def _open_core(
-    memory: int, slot: int, streams: int, backend: str, soft: float, hard: float, seed: int
+    memory: int,
+    slot: int,
+    streams: int,
+    backend: str,
+    soft: float,
+    hard: float,
+    patience: float,
+    seed: int,
 ) -> _core.Engine:
     if backend not in _BACKENDS:
         allowed = ", ".join(_BACKENDS)
@@ -416,6 +454,7 @@ def _open_core(
             backend=_BACKENDS[backend],
             soft_ns=nanoseconds(soft),
             hard_ns=nanoseconds(hard),
+            patience_ns=nanoseconds(patience),
             seed=seed,
         )
     except (ValueError, OverflowError) as error:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fanout.engine.engine import Engine
     from fanout.types import Outcome
 
+ON_SLOW = ("wait", "eject")
 _TARGET_STATES = ("none", "opening", "active", "failed", "detached", "closing")
 
 
@@ -58,6 +59,7 @@ class Target:
         for flag in ("direct", "is_block", "created", "slow_path"):
             values[flag] = bool(values[flag])
         values["state"] = _TARGET_STATES[values["state"]]
+        values["on_slow"] = ON_SLOW[values["on_slow"]]
         return Geometry(**values)
 
     @property

@@ -27,12 +27,11 @@ class EngineInfo:
         registered: whether the arena is registered with the ring.
         hash_isa: 0 for baseline code, 2 for AVX2, 3 for AVX-512.
         slot_size: bytes of one slot.
-        slot_count: slots of the arena; each is in exactly one of the states that follow, `slots_lagging` being a part of
-            `slots_live`.
+        slot_count: slots of the arena; each is counted in exactly one of the six that follow, so these add up to it.
         slots_free: not in use.
         slots_filling: being filled by a stream.
-        slots_live: being written.
-        slots_lagging: live beyond what their stream is guaranteed.
+        slots_live: being written, and no target is through with them yet.
+        slots_lagging: held for laggards: some target is through with them and another is not, or those that are not were ejected.
         slots_control: lent to requests.
         slots_quarantined: held by targets that were let go; not used again before their write has ended.
         streams: open streams.
@@ -99,6 +98,10 @@ class Geometry:
         inflight: operations in the kernel.
         queued: operations waiting for their turn.
         quarantined: slots held by operations that nobody waits for any more.
+        on_slow: what becomes of the target when it holds up its peers: ``wait`` or ``eject``.
+        strikes: looks, of three that make a verdict, that found it holding up its peers.
+        latency_ns: of a stream's write, from submission to completion: a moving average; 0: none yet.
+        rate: bytes per second while writes of streams are in flight: a moving average.
         flushes_good: flushes that succeeded.
         fs_magic: type of the file system, as statfs gives it.
         dev: device number: of the device itself for block devices, else of the file system.
@@ -121,6 +124,10 @@ class Geometry:
     inflight: int
     queued: int
     quarantined: int
+    on_slow: str
+    strikes: int
+    latency_ns: int
+    rate: int
     flushes_good: int
     fs_magic: int
     dev: int
@@ -163,10 +170,14 @@ class EventKind(enum.IntEnum):
     LATE = 4
     EJECTED = 5
     DRAINED = 6
+    LAGGARD = 7
 
 
 class Event(NamedTuple):
-    """One thing that happened, in the order of `seq`; times are nanoseconds on the engine's clock."""
+    """One thing that happened, in the order of `seq`; times are nanoseconds on the engine's clock.
+
+    `pace` and `strikes` are of LAGGARD: the target's rate in thousandths of its peer's.
+    """
 
     seq: int
     time_ns: int
@@ -187,6 +198,8 @@ class Event(NamedTuple):
     inflight: int
     lag: int
     merged: int
+    pace: int
+    strikes: int
 
 
 @dataclass(frozen=True, slots=True)

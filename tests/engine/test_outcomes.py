@@ -169,7 +169,7 @@ def test_a_write_that_never_ends_is_let_go(
     assert run.targets[1].state == "detached"
     assert faulty.info.slots_quarantined == 1
     kinds = [event.kind for event in faulty.events() if event.target == run.targets[1].id]
-    assert kinds == [EventKind.SLOW, EventKind.DETACHED]
+    assert kinds == [EventKind.SLOW, EventKind.LAGGARD, EventKind.DETACHED]
 
 
 @pytest.mark.parametrize("late_error", [0, errno.EIO])
@@ -196,7 +196,7 @@ def test_a_slow_write_within_the_deadline_is_only_slow(
     """Breaks if patience ends before the hard deadline."""
     run = pour(faulty, [data], faults=second(Fault.delay, 100.0, nth=2))
     run.check_healthy(0, 1, 2)
-    assert [event.kind for event in faulty.events()] == [EventKind.SLOW]
+    assert [event.kind for event in faulty.events()] == [EventKind.SLOW, EventKind.LAGGARD]
 
 
 def test_a_failed_flush_is_final(faulty: Engine, pour: Pour, data: bytes) -> None:
