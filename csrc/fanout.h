@@ -68,6 +68,7 @@ typedef enum fo_outcome_code {
     FO_OUTCOME_LATE_OK = 6,       /* landed after the target was let go: changes nothing */
     FO_OUTCOME_LATE_ERROR = 7,
     FO_OUTCOME_SLOW = 8, /* ejected: it held up its peers.  length: bytes behind them; latency: age of its oldest operation */
+    FO_OUTCOME_MISMATCH = 9, /* read back, and not what was written; err is EILSEQ */
 } fo_outcome_code;
 
 /* What an errno says about who is at fault.  The table is in fo_errno.c and in docs/errors.md. */
@@ -144,6 +145,10 @@ typedef enum fo_fault_action {
     FO_FAULT_SHORT = 3,       /* value: bytes written; 0 is the zero-byte write */
     FO_FAULT_NEVER = 4,       /* never completes */
     FO_FAULT_DELAY = 5,       /* value: nanoseconds until completion; then it succeeds */
+    /* Lies: the operation succeeds, and */
+    FO_FAULT_SWALLOW = 6, /* nothing was done */
+    FO_FAULT_FLIP = 7,    /* bit 0 of byte `value` of it was written wrong */
+    FO_FAULT_SHIFT = 8,   /* it was done `value` bytes further on */
 } fo_fault_action;
 
 typedef struct fo_fault {
@@ -294,7 +299,8 @@ typedef struct fo_request {
     uint8_t reserved[5];
     uint64_t offset; /* multiples of the granule for WRITE and READ */
     uint64_t length;
-    void *data; /* WRITE: read from; READ: written to; else NULL */
+    void *data; /* WRITE: read from; READ: written to, or NULL: only summed; else NULL */
+    uint64_t sum; /* out, of a READ without data that was OK: XXH3-64 of the bytes */
     fo_outcome outcome;
 } fo_request;
 
@@ -302,6 +308,19 @@ typedef struct fo_request {
  * -ETIMEDOUT only when a control slot could not be had in time, -ENOBUFS when the event queue is full (either way the
  * remaining outcomes are NOT_SUBMITTED).  WRITE and READ of 0 bytes are OK at once. */
 int fo_run(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t timeout_ns);
+
+/* A region that was written, to be read again: sums are the XXH3-64 of each of its slot-sized blocks, the last one partial. */
+typedef struct fo_readback {
+    uint16_t target;
+    uint8_t reserved[6];
+    uint64_t offset, length; /* multiples of the granule */
+    const uint64_t *sums;
+    fo_outcome outcome; /* OK, the first failed read, or MISMATCH; done: bytes that were right */
+} fo_readback;
+
+/* Reads all regions and compares; uses control slots and no other memory.  A region is given up at its first failure.  Status as
+ * fo_run: after a failure the outcomes say nothing. */
+int fo_read_back(fo_engine *e, fo_readback *regions, uint32_t count, uint64_t timeout_ns);
 
 /* ---- streams --------------------------------------------------------------------------------------------------- */
 
@@ -367,6 +386,12 @@ int fo_stream_carry(fo_stream *s, fo_stream *from);
  * Returns how many there are; fills at most max.  A stream that was never placed keeps none; one placed with length
  * UINT64_MAX keeps the first 65,536. */
 int fo_stream_sums(fo_stream *s, uint64_t *out, uint32_t max);
+/* From the next place on, keeps the sums of every byte for fo_stream_media: framing included, also what follows fo_stream_sums. */
+int fo_stream_prove(fo_stream *s);
+/* XXH3-64 of each slot-sized block since the last place, the last one partial: what is on the media, as fo_read_back wants it.
+ * Returns how many there are; fills at most max.  Also after the seal.  -EINVAL: not asked for before the place; -EFBIG: more
+ * blocks than sums are kept for. */
+int fo_stream_media(fo_stream *s, uint64_t *out, uint32_t max);
 /* No more bytes: pads, publishes, gives the guaranteed slots back, and asks for a flush of every leg once its writes have
  * completed.  Does not wait. */
 int fo_stream_seal(fo_stream *s, uint64_t timeout_ns);

@@ -88,6 +88,20 @@ static void schedule(fo_engine *e, const fo_submission *s) {
     }
 }
 
+/* As if the medium had done it: the slot stays what it is. */
+static int64_t write_flipped(fo_block *b, const fo_submission *s, const unsigned char *memory, uint64_t index) {
+    unsigned char *copy = s->length != 0 && memory != NULL ? aligned_alloc(4096, (s->length + 4095) / 4096 * 4096) : NULL;
+    int64_t result;
+    if (copy == NULL) {
+        return -ENOMEM;
+    }
+    memcpy(copy, memory, s->length);
+    copy[index % s->length] ^= 1;
+    result = fo_device_run(b, s, copy);
+    free(copy);
+    return result;
+}
+
 static int64_t carry_out(fo_engine *e, const pending *p) {
     fo_submission s = p->submission;
     fo_block *b = e->blocks[s.target];
@@ -113,6 +127,13 @@ static int64_t carry_out(fo_engine *e, const pending *p) {
             return result < 0 ? result : (int64_t)s.length;
         }
         return (int64_t)s.length;
+    case FO_FAULT_SWALLOW:
+        return s.kind == FO_OP_WRITE || s.kind == FO_OP_READ ? (int64_t)s.length : 0;
+    case FO_FAULT_FLIP:
+        return write_flipped(b, &s, memory, (uint64_t)p->fault.value);
+    case FO_FAULT_SHIFT:
+        s.offset += (uint64_t)p->fault.value;
+        break;
     default:
         break;
     }

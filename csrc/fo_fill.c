@@ -70,7 +70,7 @@ void fo_stream_fill(fo_stream *s, const unsigned char *src, size_t n, bool raw) 
     unsigned char *to = fo_stream_memory(s);
     uint64_t position = atomic_load_explicit(&s->position, memory_order_relaxed);
     while (n != 0) {
-        bool sums = s->summing && s->sums_max != 0;
+        bool sums = (s->summing || s->proving) && s->sums_max != 0;
         size_t room = block_size - s->block_fill;
         size_t part = sums && room < n ? room : n;
         if (src != NULL) {
@@ -212,19 +212,54 @@ int fo_stream_carry(fo_stream *s, fo_stream *from) {
     return rc;
 }
 
+/* Sums of so many blocks: the whole ones, and perhaps one that is not. */
+static int give_sums(const fo_stream *s, uint32_t count, uint32_t whole, uint64_t partial, uint64_t *out, uint32_t max) {
+    for (uint32_t i = 0; i < count && i < max; i++) {
+        out[i] = i < whole ? s->sums[i] : partial;
+    }
+    return (int)count;
+}
+
 int fo_stream_sums(fo_stream *s, uint64_t *out, uint32_t max) {
     int rc = fo_stream_enter(s);
     if (rc != 0) {
         return rc;
     }
-    if (s->summing && s->block_fill != 0) {
-        end_block(s);
+    if (s->summing) {
+        s->whole = s->sums_count;
+        s->told = s->whole + (s->block_fill != 0 && s->whole < s->sums_max ? 1 : 0);
+        s->tail = s->engine->hash->digest64(&s->block); /* the block itself may go on */
+        s->summing = false;
     }
-    s->summing = false;
-    if (s->sums_count != 0) {
-        memcpy(out, s->sums, (s->sums_count < max ? s->sums_count : max) * sizeof *out);
+    rc = give_sums(s, s->told, s->whole, s->tail, out, max);
+    fo_stream_leave(s);
+    return rc;
+}
+
+int fo_stream_prove(fo_stream *s) {
+    int rc = fo_stream_enter(s);
+    if (rc == 0) {
+        s->proving = true;
+        s->sums_max = 0; /* whatever was summed before this is not to be had */
+        fo_stream_leave(s);
     }
-    rc = (int)s->sums_count;
+    return rc;
+}
+
+int fo_stream_media(fo_stream *s, uint64_t *out, uint32_t max) {
+    uint64_t blocks, size = s->engine->machine.cfg.slot_size;
+    int rc = fo_stream_enter(s);
+    if (rc != 0) {
+        return rc;
+    }
+    blocks = (fo_stream_position(s) + size - 1) / size;
+    if (!s->proving || (blocks != 0 && s->sums_max == 0)) {
+        rc = -EINVAL;
+    } else if (blocks > s->sums_max) {
+        rc = -EFBIG;
+    } else {
+        rc = give_sums(s, (uint32_t)blocks, s->sums_count, s->engine->hash->digest64(&s->block), out, max);
+    }
     fo_stream_leave(s);
     return rc;
 }

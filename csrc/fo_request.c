@@ -19,8 +19,9 @@ static void not_submitted(fo_request *r, int err) {
 static bool well_formed(const fo_engine *e, const fo_request *r) {
     switch (r->kind) {
     case FO_OP_WRITE:
-    case FO_OP_READ:
         return r->length <= e->machine.cfg.slot_size && (r->data != NULL || r->length == 0);
+    case FO_OP_READ:
+        return r->length <= e->machine.cfg.slot_size;
     case FO_OP_FLUSH:
     case FO_OP_ALLOCATE:
     case FO_OP_TRUNCATE:
@@ -69,7 +70,11 @@ static void finish(fo_engine *e, fo_request *r, uint32_t slot) {
     }
     if (r->kind == FO_OP_READ && r->outcome.done != 0 && r->outcome.code <= FO_OUTCOME_ERROR) {
         (void)pthread_mutex_unlock(&e->mutex);
-        memcpy(r->data, slot_memory(e, slot), r->outcome.done);
+        if (r->data != NULL) {
+            memcpy(r->data, slot_memory(e, slot), r->outcome.done);
+        } else {
+            r->sum = e->hash->once64(slot_memory(e, slot), r->outcome.done);
+        }
         (void)pthread_mutex_lock(&e->mutex);
     }
     fo_machine_collect(&e->machine, slot);

@@ -51,6 +51,7 @@ static void restart_sums(fo_stream *s) {
     s->block_fill = 0;
     s->sums_count = 0;
     s->summing = true;
+    s->told = s->whole = 0;
 }
 
 static int reserve_sums(fo_stream *s, uint64_t length) {

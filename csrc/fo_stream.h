@@ -24,7 +24,10 @@ struct fo_stream {
     size_t block_fill;
     uint64_t *sums;
     uint32_t sums_max, sums_count;
-    bool summing;
+    bool summing;   /* until the sums are asked for */
+    bool proving;   /* goes on with the blocks after that */
+    uint32_t told, whole; /* sums that were given out, and those of whole blocks among them; */
+    uint64_t tail;        /* the other one */
 };
 
 /* Locks; -EBUSY when another caller is inside or a lease is out. */

@@ -73,6 +73,9 @@ FAULT_ERRNO_AFTER = c.FO_FAULT_ERRNO_AFTER
 FAULT_SHORT = c.FO_FAULT_SHORT
 FAULT_NEVER = c.FO_FAULT_NEVER
 FAULT_DELAY = c.FO_FAULT_DELAY
+FAULT_SWALLOW = c.FO_FAULT_SWALLOW
+FAULT_FLIP = c.FO_FAULT_FLIP
+FAULT_SHIFT = c.FO_FAULT_SHIFT
 
 BACKEND_AUTO = c.FO_BACKEND_AUTO
 BACKEND_URING = c.FO_BACKEND_URING
@@ -81,6 +84,7 @@ BACKEND_FAULTY = c.FO_BACKEND_FAULTY
 
 
 ctypedef int (*stream_call)(c.fo_stream *, uint64_t) noexcept nogil
+ctypedef int (*sums_call)(c.fo_stream *, uint64_t *, uint32_t) noexcept
 
 
 cdef int export(object data, Py_buffer *view, int flags) except -1:
@@ -400,6 +404,36 @@ cdef class Engine:
             for i in range(exported):
                 PyBuffer_Release(&views[i])
             PyMem_Free(views)
+            PyMem_Free(array)
+            self.leave(0)
+
+    def read_back(self, regions, uint64_t timeout_ns):
+        """Regions are tuples of (target, offset, length, sums): 8 bytes per slot of the length.
+
+        Gives (status, outcomes).
+        """
+        cdef uint32_t count = len(regions)
+        cdef uint32_t i = 0
+        cdef c.fo_readback *array = NULL
+        cdef const char *sums
+        cdef int status = self.enter()
+        if status < 0:
+            return status, []
+        try:
+            array = <c.fo_readback *>PyMem_Calloc(count + 1, sizeof(c.fo_readback))
+            if array is NULL:
+                raise MemoryError
+            for target, offset, length, expected in regions:
+                sums = expected  # the regions hold it until we are done
+                array[i].target = target
+                array[i].offset = offset
+                array[i].length = length
+                array[i].sums = <const uint64_t *>sums
+                i += 1
+            with nogil:
+                status = c.fo_read_back(self._engine, array, count, timeout_ns)
+            return status, [outcome_tuple(&array[i].outcome) for i in range(count)]
+        finally:
             PyMem_Free(array)
             self.leave(0)
 
@@ -765,22 +799,34 @@ cdef class Stream:
             status = other.leave_alone(c.fo_stream_carry(self._stream, other._stream))
         return self.leave_alone(status)
 
-    def sums(self):
-        """8 bytes per block in the machine's byte order, or a negative errno."""
+    cdef object take_sums(self, sums_call call):
         cdef int count
         cdef uint64_t none = 0
         cdef int status = self.enter_alone()
         if status < 0:
             return status
         try:
-            count = c.fo_stream_sums(self._stream, &none, 0)
+            count = call(self._stream, &none, 0)
             if count <= 0:
                 return count if count < 0 else b""
             sums = PyBytes_FromStringAndSize(NULL, count * 8)
-            count = c.fo_stream_sums(self._stream, <uint64_t *><char *>sums, count)
+            count = call(self._stream, <uint64_t *><char *>sums, count)
             return sums
         finally:
             self.leave_alone(0)
+
+    def sums(self):
+        """8 bytes per block in the machine's byte order, or a negative errno."""
+        return self.take_sums(c.fo_stream_sums)
+
+    def prove(self):
+        """Keep what `media` gives; before the place."""
+        cdef int status = self.enter_alone()
+        return status if status < 0 else self.leave_alone(c.fo_stream_prove(self._stream))
+
+    def media(self):
+        """As `sums`, of all that was written since the place; a negative errno."""
+        return self.take_sums(c.fo_stream_media)
 
     def legs(self):
         """One tuple per leg: the fields of fo_leg in their order."""

@@ -23,6 +23,9 @@ cdef extern from "fanout.h" nogil:
         FO_FAULT_SHORT
         FO_FAULT_NEVER
         FO_FAULT_DELAY
+        FO_FAULT_SWALLOW
+        FO_FAULT_FLIP
+        FO_FAULT_SHIFT
         FO_BACKEND_AUTO
         FO_BACKEND_URING
         FO_BACKEND_THREADS
@@ -143,6 +146,13 @@ cdef extern from "fanout.h" nogil:
         void *data
         fo_outcome outcome
 
+    ctypedef struct fo_readback:
+        uint16_t target
+        uint64_t offset
+        uint64_t length
+        const uint64_t *sums
+        fo_outcome outcome
+
     ctypedef struct fo_leg:
         uint16_t target
         uint8_t state
@@ -176,6 +186,8 @@ cdef extern from "fanout.h" nogil:
     int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) noexcept
     void fo_target_forget(fo_engine *e, uint16_t id) noexcept
     int fo_run(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t timeout_ns) noexcept
+    int fo_read_back(fo_engine *e, fo_readback *regions, uint32_t count,
+                     uint64_t timeout_ns) noexcept
 
     int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64_t timeout_ns,
                        fo_stream **out) noexcept
@@ -194,6 +206,8 @@ cdef extern from "fanout.h" nogil:
     int fo_stream_digest(fo_stream *s, uint8_t *out) noexcept
     int fo_stream_carry(fo_stream *s, fo_stream *other) noexcept
     int fo_stream_sums(fo_stream *s, uint64_t *out, uint32_t max) noexcept
+    int fo_stream_prove(fo_stream *s) noexcept
+    int fo_stream_media(fo_stream *s, uint64_t *out, uint32_t max) noexcept
     int fo_stream_seal(fo_stream *s, uint64_t timeout_ns) noexcept
     int fo_stream_sync(fo_stream *s, uint64_t timeout_ns) noexcept
     int fo_stream_legs(fo_stream *s, fo_leg *out, uint32_t max) noexcept

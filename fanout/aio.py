@@ -119,6 +119,8 @@ async def sync(stream: Stream) -> dict[Target, Outcome]:
     """
     with _alone(stream):
         await _until(_engine(stream), lambda: stream._core.sync(0))
+        if stream._verify:  # reading back is the one thing that takes a thread
+            return await asyncio.to_thread(stream.sync, timeout=0)
         return stream.sync(timeout=0)
 
 

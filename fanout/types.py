@@ -39,6 +39,7 @@ class OutcomeCode(enum.IntEnum):
     LATE_OK = 6
     LATE_ERROR = 7
     SLOW = 8
+    MISMATCH = 9
 
 
 class FaultClass(enum.IntEnum):
@@ -60,7 +61,7 @@ class Outcome:
     """What happened on one target.
 
     Attributes:
-        code: ok, short, error, not submitted, timed out, detached, late, slow.
+        code: ok, short, error, not submitted, timed out, detached, late, slow, mismatch.
         phase: the operation.
         offset: first byte of the operation on the target.
         length: bytes asked for; of SLOW: bytes that the target was behind its peers.

@@ -147,6 +147,66 @@ static void placed_spans(void) {
     free(image);
 }
 
+/* What was written is read back from the medium: all of it, also the tail behind the sums; one changed bit is found, in its
+ * block, on its target, and the other target is right. */
+static void read_back(void) {
+    fo_engine *e = open_engine(64 << 10);
+    size_t body = 200000, foot = 70001, span = (body + foot + 4095) / 4096 * 4096;
+    unsigned char *data = test_bytes(body + foot, 17), byte;
+    uint64_t sums[8], media[8];
+    fo_readback regions[2];
+    uint16_t ids[2];
+    fo_info info;
+    fo_stream *s = NULL;
+    int count, fd;
+    REQUIRE(e != NULL);
+    ids[0] = open_target(e, test_path("b0"), FO_OPEN_REPLACE, MIB);
+    ids[1] = open_target(e, test_path("b1"), FO_OPEN_REPLACE, MIB);
+    CHECK_EQ(fo_stream_open(e, ids, 2, SECOND, &s), 0);
+    CHECK_EQ(fo_stream_media(s, media, 8), -EINVAL);
+    CHECK_EQ(fo_stream_prove(s), 0);
+    CHECK_EQ(fo_stream_place(s, (uint64_t[]){4096, 0}, span), 0);
+    CHECK_EQ(fo_stream_write(s, data, body, 0, SECOND, NULL, NULL), 0);
+    count = fo_stream_sums(s, sums, 8);
+    CHECK_EQ(count, 4);
+    CHECK(sums[3] == fo_sum(data + 3 * 65536, body - 3 * 65536)); /* what a footer holds ends where the data ends */
+    CHECK_EQ(fo_stream_write(s, data + body, foot, FO_WRITE_RAW, SECOND, NULL, NULL), 0);
+    CHECK_EQ(fo_stream_sync(s, 10 * SECOND), 0);
+    CHECK_EQ(fo_stream_sums(s, sums, 8), 4);
+    CHECK(sums[3] == fo_sum(data + 3 * 65536, body - 3 * 65536)); /* and goes on doing so */
+    count = fo_stream_media(s, media, 8);
+    CHECK_EQ(count, (span + 65535) / 65536);
+    CHECK(media[3] == fo_sum(data + 3 * 65536, 65536));
+    for (uint32_t i = 0; i < 2; i++) {
+        regions[i] = (fo_readback){.target = ids[i], .offset = i == 0 ? 4096 : 0, .length = span, .sums = media};
+    }
+    CHECK_EQ(fo_read_back(e, regions, 2, SECOND), 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(regions[i].outcome.code, FO_OUTCOME_OK);
+        CHECK_EQ(regions[i].outcome.done, span);
+    }
+    fd = open(test_path("b1"), O_RDWR | O_CLOEXEC);
+    REQUIRE(fd >= 0 && pread(fd, &byte, 1, 2 * 65536 + 5) == 1);
+    byte ^= 0x10;
+    REQUIRE(pwrite(fd, &byte, 1, 2 * 65536 + 5) == 1 && fsync(fd) == 0 && close(fd) == 0);
+    CHECK_EQ(fo_read_back(e, regions, 2, SECOND), 0);
+    CHECK_EQ(regions[0].outcome.code, FO_OUTCOME_OK);
+    CHECK_EQ(regions[1].outcome.code, FO_OUTCOME_MISMATCH);
+    CHECK_EQ(regions[1].outcome.cls, FO_CLASS_MEDIUM);
+    CHECK_EQ(regions[1].outcome.err, EILSEQ);
+    CHECK_EQ(regions[1].outcome.phase, FO_OP_READ);
+    CHECK_EQ(regions[1].outcome.offset, 2 * 65536);
+    CHECK_EQ(regions[1].outcome.length, 65536);
+    regions[0].offset = MIB; /* past the end of the file */
+    CHECK_EQ(fo_read_back(e, regions, 1, SECOND), 0);
+    CHECK_EQ(regions[0].outcome.code, FO_OUTCOME_SHORT);
+    fo_stream_close(s);
+    fo_engine_info(e, &info);
+    CHECK_EQ(info.slots_free, info.slot_count);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    free(data);
+}
+
 /* One object over two streams: the digest goes on where the first one stopped. */
 static void carried_digest(void) {
     fo_engine *e = open_engine(64 << 10);
@@ -261,6 +321,7 @@ static void run_all(void) {
     RUN(large_chunks);
     RUN(beyond_the_arena);
     RUN(placed_spans);
+    RUN(read_back);
     RUN(carried_digest);
     RUN(requests);
     RUN(watches);

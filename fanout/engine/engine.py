@@ -301,6 +301,7 @@ class Engine:
         *,
         timeout: float | None = 30.0,
         keep: Collection[Target] = (),
+        verify: Collection[Target] = (),
     ) -> Stream:
         """Begin a stream to 1 to 16 targets.
 
@@ -308,6 +309,8 @@ class Engine:
             targets: each once, all of this engine.
             timeout: seconds to wait for admission here, and for a free slot in every later call of the stream.
             keep: targets that are not ejected for being slow, whatever their `on_slow` says.
+            verify: targets that `Stream.sync` reads back after their flush: one that holds anything else than was written
+                gets outcome MISMATCH. Every `place` needs a length then.
 
         Raises:
             InterfaceError: closed, no targets, too many, the same one twice, or one that is not active.
@@ -320,7 +323,9 @@ class Engine:
         if keep:
             mask = sum(1 << index for index, target in enumerate(targets) if target in keep)
             checked(core.keep(mask), "stream")
-        return Stream(core, tuple(targets), wait)
+        if verify:
+            checked(core.prove(), "stream")
+        return Stream(core, tuple(targets), wait, frozenset(verify))
 
     # -- requests
 

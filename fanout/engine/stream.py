@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import sys
 from array import array
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout import _core
 from fanout.engine.status import (
@@ -17,7 +18,7 @@ from fanout.engine.status import (
     verdict_of,
 )
 from fanout.engine.values import Leg
-from fanout.errors import TargetError
+from fanout.errors import InterfaceError, TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fanout.engine.target import Target
     from fanout.types import Outcome
 
+_PROOF_BYTES = 64 << 20  # read back at once: signals are looked at in between
 _LEG_STATES = ("active", "failed", "ejected", "synced")
 
 
@@ -43,8 +45,20 @@ class Stream:
         id: the number that events carry.
     """
 
-    def __init__(self, core: _core.Stream, targets: tuple[Target, ...], timeout_ns: int) -> None:
+    def __init__(
+        self,
+        core: _core.Stream,
+        targets: tuple[Target, ...],
+        timeout_ns: int,
+        verify: frozenset[Target] = frozenset(),
+    ) -> None:
         self._core, self._timeout_ns, self.targets = core, timeout_ns, targets
+        self._verify = verify
+        self._offsets: tuple[int, ...] | None = (
+            None  # of the current place, when it will be read back
+        )
+        self._unproven: deque[_Region] = deque()
+        self._lies: dict[Target, Outcome] = {}
         self._by_id = {target.id: target for target in targets}
         self._all_failed = (1 << len(targets)) - 1
         self.granule, self.id = core.granule, core.ident
@@ -71,7 +85,12 @@ class Stream:
             InterfaceError: not at the end of a slot (`pad` first), or numbers that do not fit.
         """
         limit = _core.FOREVER if length is None else length
+        if self._verify:
+            if length is None:
+                raise InterfaceError("place: what is to be read back needs a length")
+            self._keep_sums()
         checked(self._core.place(list(offsets), limit), "place")
+        self._offsets = tuple(offsets) if self._verify else None
 
     def write(self, data: Buffer, *, raw: bool = False) -> int:
         """Accept bytes for every target that has not failed: copy, hash, queue. Nothing is durable yet.
@@ -180,6 +199,8 @@ class Stream:
     def sync(self, *, timeout: float | None = None) -> dict[Target, Outcome]:
         """Wait until every target has made the bytes durable, or has failed; seals first if need be.
 
+        Targets that are to be verified are then read back. `timeout` does not bound that: the deadlines of their reads do.
+
         Returns:
             For each target its outcome: ok, or its first fault.
 
@@ -188,7 +209,42 @@ class Stream:
             InterfaceError: closed or aborted.
         """
         self._check_or_dead(self._core.sync(nanoseconds(timeout)), "sync")
-        return {leg.target: verdict_of(leg) for leg in self.legs()}
+        if self._verify:
+            self._keep_sums()
+            self._read_back()
+        return {leg.target: self._lies.get(leg.target) or verdict_of(leg) for leg in self.legs()}
+
+    def _keep_sums(self) -> None:
+        """Note what should be on the media since `place`."""
+        if self._offsets is not None and self.position:
+            sums = self._core.media()
+            if not isinstance(sums, bytes):
+                fail(sums, "verify")
+            self._unproven.append(_Region(self._offsets, self.position, sums))
+        self._offsets = None
+
+    def _read_back(self) -> None:
+        """Read all regions from the targets that have synced, and compare. Goes on where it was interrupted."""
+        synced = {leg.target for leg in self.legs() if leg.state == "synced"} & self._verify
+        while self._unproven:
+            region = self._unproven[0]
+            targets = [t for t in self.targets if t in synced and t not in self._lies]
+            if not targets:
+                self._unproven.clear()
+                return
+            piece, rest = region.split(targets[0].engine.slot_size)
+            pieces = [
+                (t.id, offset, piece.length, piece.sums)
+                for t, offset in zip(self.targets, piece.offsets, strict=True)
+                if t in targets
+            ]
+            status, found = targets[0].engine._core.read_back(pieces, self._timeout_ns)
+            checked(status, "verify")
+            outcomes = zip(targets, map(outcome_of, found), strict=True)
+            self._lies |= {target: outcome for target, outcome in outcomes if not outcome.ok}
+            self._unproven.popleft()
+            if rest is not None:
+                self._unproven.appendleft(rest)
 
     def legs(self) -> list[Leg]:
         """How far each target has come."""
@@ -212,8 +268,11 @@ class Stream:
         )
 
     def failures(self) -> dict[Target, Outcome]:
-        """The targets that are out, each with its first fault; an ejected one without a fault is NOT_SUBMITTED."""
-        return {
+        """The targets that are out, each with its first fault; an ejected one without a fault is NOT_SUBMITTED.
+
+        Those that synced and were found to hold something else are among them.
+        """
+        return self._lies | {
             leg.target: verdict_of(leg) for leg in self.legs() if leg.state in ("failed", "ejected")
         }
 
@@ -253,6 +312,25 @@ class Stream:
         """Raise for a status, except that no target is left: the legs say that better than an exception."""
         if status != -errno.EPIPE:
             checked(status, what)
+
+
+class _Region(NamedTuple):
+    """What a stream wrote after one `place`: an offset for each target, and the sums of slot-sized blocks, 8 bytes each."""
+
+    offsets: tuple[int, ...]
+    length: int
+    sums: bytes
+
+    def split(self, slot_size: int) -> tuple[_Region, _Region | None]:
+        """The first piece, and what is left of it."""
+        size = max(slot_size, _PROOF_BYTES)
+        if self.length <= size:
+            return self, None
+        cut = size // slot_size * 8
+        rest = _Region(
+            tuple(offset + size for offset in self.offsets), self.length - size, self.sums[cut:]
+        )
+        return _Region(self.offsets, size, self.sums[:cut]), rest
 
 
 class Lease:

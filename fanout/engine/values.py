@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout import _core
 from fanout.engine.status import nanoseconds
+from fanout.types import Phase
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from fanout.engine.target import Target
-    from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
+    from fanout.types import FaultClass, Outcome, OutcomeCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,21 @@ class Fault:
     def delay(cls, seconds: float, **where: Any) -> Fault:
         """The operation takes this long and then succeeds."""
         return cls(_core.FAULT_DELAY, nanoseconds(seconds), **where)
+
+    @classmethod
+    def swallowed(cls, **where: Any) -> Fault:
+        """A lie: the operation succeeds, and nothing was done."""
+        return cls(_core.FAULT_SWALLOW, 0, **where)
+
+    @classmethod
+    def flipped(cls, index: int, **where: Any) -> Fault:
+        """A lie: the write succeeds, and one bit of byte `index` of it is wrong on the medium."""
+        return cls(_core.FAULT_FLIP, index, **{"kind": Phase.WRITE, **where})
+
+    @classmethod
+    def misdirected(cls, shift: int, **where: Any) -> Fault:
+        """A lie: the write succeeds, and its bytes lie `shift` bytes further on."""
+        return cls(_core.FAULT_SHIFT, shift, **{"kind": Phase.WRITE, **where})
 
     def _record(self) -> tuple[int, int, int, int, int, int]:
         target = _core.ANY_TARGET if self.target is None else self.target.id

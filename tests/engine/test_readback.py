@@ -1,0 +1,174 @@
+"""Targets that lie: they confirm writes and flushes and hold something else. `verify` reads everything back and finds out."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fanout import aio
+from fanout.engine import Fault
+from fanout.errors import InterfaceError
+from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
+
+from .conftest import SLOT, SLOTS, block_sums
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fanout.engine import Engine, Target
+
+BLOCKS = 7
+TAIL = 5000
+LENGTH = BLOCKS * SLOT + TAIL
+
+
+def open_two(engine: Engine, directory: Path) -> list[Target]:
+    return [engine.open(directory / f"t{index}", create=True, size=1 << 20) for index in range(2)]
+
+
+def write(engine: Engine, targets: list[Target], data: bytes, **options: Any) -> list[Outcome]:
+    """Framing in front and behind, the sums asked for in between, as a host does it."""
+    with engine.stream(targets, **options) as stream:
+        granule = stream.granule
+        room = LENGTH + 2 * 777 + -(LENGTH + 2 * 777) % granule
+        stream.place([0, 8 * granule], room)
+        stream.write(b"h" * 777, raw=True)
+        stream.write(data)
+        assert stream.sums() == block_sums(b"h" * 777 + data)
+        stream.write(b"f" * 777, raw=True)
+        outcomes = stream.sync()
+        assert stream.failures() == {t: o for t, o in outcomes.items() if not o.ok}
+        assert stream.sync() == outcomes  # the second time it knows
+    return [outcomes[target] for target in targets]
+
+
+LIES: dict[str, Callable[..., Fault]] = {
+    "swallowed": lambda **where: Fault.swallowed(kind=Phase.WRITE, **where),
+    "flipped": lambda **where: Fault.flipped(100, **where),
+    "flipped in the last byte": lambda **where: Fault.flipped(SLOT - 1, **where),
+    "misdirected": lambda **where: Fault.misdirected(SLOT, **where),
+}
+
+
+@pytest.mark.parametrize("nth", [1, 4, BLOCKS + 1], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("lie", LIES)
+def test_every_lie_is_found_on_its_target(
+    faulty: Engine, tmp_path: Path, rng: random.Random, lie: str, nth: int
+) -> None:
+    """Breaks if a block is left out, or if the honest target is blamed too."""
+    targets = open_two(faulty, tmp_path)
+    faulty.set_faults([LIES[lie](target=targets[1], nth=nth)])
+    good, bad = write(faulty, targets, rng.randbytes(LENGTH), verify=targets)
+    assert good.ok
+    assert (bad.code, bad.phase) == (OutcomeCode.MISMATCH, Phase.READ)
+    assert (bad.errno, bad.cls) == (errno.EILSEQ, FaultClass.MEDIUM)
+    base = 8 * targets[1].granule
+    wrong = range(bad.offset, bad.offset + bad.length)
+    assert base + (nth - 1) * SLOT in wrong or (lie == "misdirected" and base + nth * SLOT in wrong)
+    assert targets[1].state == "active"
+    assert faulty.info.slots_free == SLOTS
+
+
+def test_what_nobody_asks_for_is_not_read(
+    faulty: Engine, tmp_path: Path, rng: random.Random
+) -> None:
+    """Breaks if verifying one target costs the others a read, or if a lie is found by chance alone."""
+    targets = open_two(faulty, tmp_path)
+    faulty.set_faults([Fault.swallowed(kind=Phase.WRITE, target=targets[1])])
+    before = faulty.info.submissions
+    assert all(outcome.ok for outcome in write(faulty, targets, rng.randbytes(LENGTH)))
+    plain = faulty.info.submissions - before
+    before = faulty.info.submissions
+    assert all(o.ok for o in write(faulty, targets, rng.randbytes(LENGTH), verify=targets[:1]))
+    assert faulty.info.submissions - before == plain + BLOCKS + 1
+
+
+def test_a_read_that_fails_or_hangs_is_the_target_s_fault(
+    faulty: Engine, tmp_path: Path, rng: random.Random
+) -> None:
+    """Breaks if what cannot be read back counts as proven, or if a hung read has no deadline."""
+    targets = open_two(faulty, tmp_path)
+    faulty.set_faults(
+        [
+            Fault.error(errno.ENODATA, kind=Phase.READ, target=targets[0], nth=3, count=None),
+            Fault.never(kind=Phase.READ, target=targets[1], nth=2),
+        ]
+    )
+    medium, hung = write(faulty, targets, rng.randbytes(LENGTH), verify=targets)
+    assert (medium.code, medium.errno) == (OutcomeCode.ERROR, errno.ENODATA)
+    assert (medium.phase, medium.offset) == (Phase.READ, 2 * SLOT)
+    assert hung.code is OutcomeCode.TIMED_OUT
+    assert targets[1].state == "detached"
+
+
+def test_many_places_and_more_bytes_than_memory(
+    engine: Engine, tmp_path: Path, rng: random.Random
+) -> None:
+    """Breaks if the sums of one place are compared with another's bytes, or if reading back needs memory of its own."""
+    targets = open_two(engine, tmp_path)
+    size = (SLOTS + 9) * SLOT
+    with engine.stream(targets, verify=targets) as stream:
+        for number in range(3):
+            stream.place([number * size, (2 - number) * size], size)
+            stream.write(rng.randbytes(size if number == 1 else 3 * SLOT + 12345))
+            stream.pad()
+        assert all(outcome.ok for outcome in stream.sync().values())
+    with engine.stream(targets, verify=targets) as stream:
+        stream.place([0, 0], size)
+        stream.write(rng.randbytes(size))
+        stream.seal()
+        while not all(leg.state == "synced" for leg in stream.legs()):
+            stream.drained(timeout=0.01)
+        with open(targets[0].path, "r+b") as file:  # behind its back, after the flush
+            file.seek((SLOTS + 8) * SLOT + 1)
+            file.write(b"!")
+        outcomes = stream.sync()
+    assert outcomes[targets[0]].code is OutcomeCode.MISMATCH
+    assert outcomes[targets[0]].offset == (SLOTS + 8) * SLOT
+    assert outcomes[targets[1]].ok
+
+
+def test_a_failed_target_is_not_read_back(
+    faulty: Engine, tmp_path: Path, rng: random.Random
+) -> None:
+    """Breaks if a mismatch hides the first fault."""
+    targets = open_two(faulty, tmp_path)
+    faulty.set_faults([Fault.error(errno.EIO, kind=Phase.WRITE, target=targets[1], nth=2)])
+    good, bad = write(faulty, targets, rng.randbytes(LENGTH), verify=targets)
+    assert good.ok
+    assert (bad.phase, bad.errno) == (Phase.WRITE, errno.EIO)
+
+
+def test_a_place_without_an_end_cannot_be_verified(faulty: Engine, tmp_path: Path) -> None:
+    """Breaks if the sums of an endless stream run out in silence."""
+    targets = open_two(faulty, tmp_path)
+    with (
+        faulty.stream(targets, verify=targets) as stream,
+        pytest.raises(InterfaceError, match="needs a length"),
+    ):
+        stream.place([0, 0])
+
+
+def test_on_an_event_loop(engine: Engine, tmp_path: Path, rng: random.Random) -> None:
+    """Breaks if the asyncio twin believes the flush."""
+    targets = open_two(engine, tmp_path)
+
+    async def run() -> dict[Target, Outcome]:
+        with engine.stream(targets, verify=targets) as stream:
+            stream.place([0, 0], LENGTH + -LENGTH % stream.granule)
+            await aio.write(stream, rng.randbytes(LENGTH))
+            stream.seal()
+            while not all(leg.state == "synced" for leg in stream.legs()):
+                await asyncio.sleep(0.01)
+            with open(targets[1].path, "r+b") as file:
+                file.write(b"!")
+            return await aio.sync(stream)
+
+    outcomes = asyncio.run(run())
+    assert outcomes[targets[0]].ok
+    assert outcomes[targets[1]].code is OutcomeCode.MISMATCH
