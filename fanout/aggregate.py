@@ -31,7 +31,7 @@ from fanout.host import Fragment, SyncProof, WrittenSpan
 from fanout.types import FaultClass, Member, Outcome, OutcomeCode, Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from fanout.engine import Engine, Stream, Target
     from fanout.host import Framing, Host, ReserveRequest, Span
@@ -101,7 +101,7 @@ class Stretch:
     proofs: tuple[SyncProof, ...] = ()
 
     def settle(self, timeout: float | None) -> None:
-        """Wait until every target has made its bytes durable, and end the stream.
+        """Wait until every target has made its bytes durable, and shown them where that is asked for; end the stream.
 
         Raises:
             LegFailed: a target failed. Others may still be waiting.
@@ -174,6 +174,8 @@ class AggregateWriter:
         primary: name of the primary pool.
         stretches: of the whole transaction; new ones are appended.
         timeout: seconds for admission, slots and flushes; None: for ever.
+        keep: pools that are not ejected for being slow.
+        verify: pools that are read back before they count as synced.
     """
 
     def __init__(
@@ -185,6 +187,8 @@ class AggregateWriter:
         primary: str,
         stretches: list[Stretch],
         timeout: float | None,
+        keep: Collection[str] = (),
+        verify: Collection[str] = (),
     ) -> None:
         self.aggregate, self.primary = aggregate, primary
         self.members: list[Member] = []
@@ -195,6 +199,7 @@ class AggregateWriter:
         self._all_stretches = stretches
         self.numbers = 0  # spans added so far
         self._engine, self._framing, self._timeout = engine, framing, timeout
+        self._keep, self._verify = keep, verify
         self._head_size = 0 if framing is None else framing.head_size()
         # The current span.
         self._current: Reserved | None = None
@@ -407,7 +412,12 @@ class AggregateWriter:
         for stretch in unsettled[:-MAX_SEALED]:
             stretch.settle(self._timeout)
         previous = self._stream
-        stream = self._engine.stream(targets, timeout=self._timeout)
+        stream = self._engine.stream(
+            targets,
+            timeout=self._timeout,
+            keep=[p.target for p in span.placements if p.pool in self._keep],
+            verify=[p.target for p in span.placements if p.pool in self._verify],
+        )
         pools = {placement.target: placement.pool for placement in span.placements}
         self.stretches.append(Stretch(stream, [span], pools))
         self._all_stretches.append(self.stretches[-1])

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     Blamed = tuple[Failure, Exception]
 
 _REAL = frozenset(
-    {OutcomeCode.ERROR, OutcomeCode.SHORT, OutcomeCode.TIMED_OUT, OutcomeCode.DETACHED}
+    {
+        OutcomeCode.ERROR,
+        OutcomeCode.SHORT,
+        OutcomeCode.TIMED_OUT,
+        OutcomeCode.DETACHED,
+        OutcomeCode.SLOW,
+        OutcomeCode.MISMATCH,
+    }
 )
 
 
@@ -94,9 +101,14 @@ def _of_signal(signal: Signal, primary: str) -> list[Blamed]:
 
 
 def _blame(pool: str, target: Target, outcome: Outcome) -> Blamed:
-    name = errno.errorcode.get(outcome.errno, str(outcome.errno)) if outcome.errno else ""
-    what = name or outcome.code.name.lower().replace("_", " ")
     file = os.path.basename(target.path) or target.path
-    reason = f"{outcome.phase.name.lower()}: {what} at {outcome.offset} on {file}"
+    if outcome.code is OutcomeCode.SLOW:
+        reason = f"slow: {outcome.length} bytes behind its peers on {file}"
+    elif outcome.code is OutcomeCode.MISMATCH:
+        reason = f"read: not what was written at {outcome.offset} on {file}"
+    else:
+        name = errno.errorcode.get(outcome.errno, str(outcome.errno)) if outcome.errno else ""
+        what = name or outcome.code.name.lower().replace("_", " ")
+        reason = f"{outcome.phase.name.lower()}: {what} at {outcome.offset} on {file}"
     failure = Failure(pool, reason, outcome.errno, outcome.cls)
     return failure, TargetError(target.path, outcome)

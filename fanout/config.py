@@ -59,6 +59,20 @@ class DeviceType(enum.Enum):
     FILE = "file"
 
 
+class OnSlow(enum.Enum):
+    """What becomes of a volume that holds up the other pools."""
+
+    WAIT = "wait"
+    EJECT = "eject"
+
+
+class Verify(enum.Enum):
+    """What a pool has to show before a commit, beyond a good flush."""
+
+    NONE = "none"
+    READBACK = "readback"
+
+
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
     """Section ``[store]``.
@@ -66,10 +80,12 @@ class StoreConfig:
     Attributes:
         catalog: absolute path of the database.
         strict_limits: at most 3 copy and active-data pools on a primary, as in the modelled system.
+        verify: of the pools that do not say.
     """
 
     catalog: Path
     strict_limits: bool = False
+    verify: Verify = Verify.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,7 @@ class EngineConfig:
     backend: str = "auto"
     soft_deadline: float = 30.0
     hard_deadline: float = 120.0
+    patience: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +129,10 @@ class VolumeSpec:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Section ``[pools.NAME]``. Only primaries have `next`, `max_size`, lists, `copy_continue`."""
+    """Section ``[pools.NAME]``.
+
+    Only primaries have `next`, `max_size`, lists, `copy_continue`; only the others have `on_slow`.
+    """
 
     name: str
     kind: PoolKind
@@ -124,6 +144,8 @@ class Pool:
     active_data_pools: tuple[str, ...] = ()
     copy_continue: bool = True
     access: Access = Access.READWRITE
+    on_slow: OnSlow = OnSlow.WAIT
+    verify: Verify = Verify.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +184,11 @@ class Config:
     def node(self, name: str) -> Node:
         """The node of that name, in any case; `UnknownPool` names the nodes that there are."""
         return _lookup(self.nodes, name, "node")
+
+    @property
+    def verified(self) -> frozenset[str]:
+        """Names of the pools that are read back before a commit."""
+        return frozenset(p.name for p in self.pools.values() if p.verify is Verify.READBACK)
 
     def chain(self, pool: str) -> tuple[str, ...]:
         """Names of a primary and of all pools below it, from the top."""
@@ -236,13 +263,15 @@ def parse(text: str, *, path: str) -> Config:
     root = _Table(
         path, "", data, ("store", "engine", "device_classes", "pools", "domains", "nodes")
     )
-    store = _store(root.table("store", ("catalog", "strict_limits")))
+    store = _store(root.table("store", ("catalog", "strict_limits", "verify")))
     config = Config(
         path=Path(os.path.abspath(path)),
         store=store,
         engine=_engine(root),
         device_classes=root.named("device_classes", MAX_POOL_NAME, _device_class),
-        pools=root.named("pools", MAX_POOL_NAME, _pool),
+        pools=root.named(
+            "pools", MAX_POOL_NAME, lambda name, table: _pool(name, table, store.verify)
+        ),
         domains=root.named("domains", MAX_POOL_NAME, _domain),
         nodes=root.named("nodes", MAX_NODE_NAME, _node),
     )
@@ -419,7 +448,11 @@ def _said(value: object) -> str:
 
 
 def _store(table: _Table) -> StoreConfig:
-    return StoreConfig(table.file("catalog"), table.flag("strict_limits", default=False))
+    return StoreConfig(
+        table.file("catalog"),
+        table.flag("strict_limits", default=False),
+        table.choice("verify", Verify, Verify.NONE),
+    )
 
 
 class _Backend(enum.Enum):
@@ -432,7 +465,9 @@ class _Backend(enum.Enum):
 def _engine(root: _Table) -> EngineConfig:
     if "engine" not in root:
         return EngineConfig()
-    table = root.table("engine", ("memory", "slot", "backend", "soft_deadline", "hard_deadline"))
+    table = root.table(
+        "engine", ("memory", "slot", "backend", "soft_deadline", "hard_deadline", "patience")
+    )
     default = EngineConfig()
     slot = table.size("slot", default.slot_size_bytes) or 0
     if slot & (slot - 1) or not MIN_SLOT_SIZE <= slot <= MAX_SLOT_SIZE:
@@ -448,7 +483,12 @@ def _engine(root: _Table) -> EngineConfig:
         message = f"must not be before the soft deadline: {hard:g} s is before {soft:g} s"
         raise table.error("hard_deadline", message)
     return EngineConfig(
-        memory, slot, table.choice("backend", _Backend, _Backend.AUTO).value, soft, hard
+        memory,
+        slot,
+        table.choice("backend", _Backend, _Backend.AUTO).value,
+        soft,
+        hard,
+        table.seconds("patience", default.patience),
     )
 
 
@@ -472,11 +512,11 @@ def _check_volume_size(table: _Table, name: str, size: int) -> None:
         raise table.error(name, f"the size of a volume is {allowed}, found {size} bytes")
 
 
-_ANY_POOL = ("type", "device_class", "volumes", "access")
+_ANY_POOL = ("type", "device_class", "volumes", "access", "on_slow", "verify")
 _PRIMARY_ONLY = ("next", "max_size", "copy_pools", "active_data_pools", "copy_continue")
 
 
-def _pool(name: str, table: _Table) -> Pool:
+def _pool(name: str, table: _Table, verify: Verify) -> Pool:
     table.only(*_ANY_POOL, *_PRIMARY_ONLY)
     kind = table.choice("type", PoolKind)
     for key in _PRIMARY_ONLY:
@@ -484,6 +524,10 @@ def _pool(name: str, table: _Table) -> Pool:
             raise table.error(
                 key, f"only primary pools have it, and {name} is of type {kind.value}"
             )
+    if "on_slow" in table and kind is PoolKind.PRIMARY:
+        raise table.error(
+            "on_slow", f"only copy and active-data pools have it: a primary is waited for ({name})"
+        )
     return Pool(
         name=name,
         kind=kind,
@@ -495,6 +539,8 @@ def _pool(name: str, table: _Table) -> Pool:
         active_data_pools=table.names("active_data_pools"),
         copy_continue=table.flag("copy_continue", default=True),
         access=table.choice("access", Access, Access.READWRITE),
+        on_slow=table.choice("on_slow", OnSlow, OnSlow.WAIT),
+        verify=table.choice("verify", Verify, verify),
     )
 
 

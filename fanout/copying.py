@@ -200,7 +200,8 @@ class Batch:
         """The batch's stream to a volume."""
         stream = self._streams.get(target)
         if stream is None:
-            stream = self._store.engine.stream([target], timeout=STREAM_TIMEOUT)
+            verify = [target] if self.pool in self._store.config.verified else []
+            stream = self._store.engine.stream([target], timeout=STREAM_TIMEOUT, verify=verify)
             self._streams[target] = stream
         return stream
 

@@ -23,7 +23,7 @@ from fanout.host import ReserveRequest
 from fanout.policy import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from fanout.aggregate import Stretch
     from fanout.blame import Blamed
@@ -74,6 +74,7 @@ class Placing:
         attempt: 1-based.
         ids: gives a new 16-byte id at every call.
         timeout: of the streams, in seconds; None: for ever.
+        verify: pools that are read back before the commit.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Placing:
         attempt: int,
         ids: Callable[[], bytes],
         timeout: float | None,
+        verify: Collection[str] = (),
     ) -> None:
         self.lists = lists
         self.writers: list[AggregateWriter] = []
@@ -99,6 +101,7 @@ class Placing:
         self._engine, self._host, self._kind = engine, host, kind
         self._transaction, self._attempt = transaction, attempt
         self._ids, self._timeout = ids, timeout
+        self._keep, self._verify = policy.waits_for(lists.destination), verify
         # Objects up to this size belong to the current writer without a further look.
         self.easy = -1
         self._refused: dict[str, int] = {}  # smallest size that a primary refused in this attempt
@@ -191,6 +194,8 @@ class Placing:
             primary=self.destination.chain[index].pool,
             stretches=self.stretches,
             timeout=self._timeout,
+            keep=self._keep,
+            verify=self._verify,
         )
 
     def _switch(self, writer: AggregateWriter, index: int) -> None:

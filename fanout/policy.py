@@ -143,6 +143,17 @@ def next_primary(
     return None
 
 
+def waits_for(destination: Destination) -> frozenset[str]:
+    """The pools that are never ejected for being slow, whatever their volumes are set to.
+
+    A primary, since nothing is stored without it; and a copy pool that must not be done without (R3): to give it up would
+    turn slowness into a failed transaction.
+    """
+    copies = (s.pool for s in destination.secondaries if s.kind is PoolKind.COPY)
+    primaries = (primary.pool for primary in destination.chain)
+    return frozenset(primaries) | frozenset(() if destination.copy_continue else copies)
+
+
 # ---- what a failure means --------------------------------------------------------------------------------
 
 

@@ -350,6 +350,7 @@ class PoolSet:
                 read_only=read_only,
                 timeout=timeout,
                 claim=False,
+                on_slow=self.pools[entry.pool].config.on_slow.value,
             )
         except VolumeStale as error:
             if error.catalog_is_older:

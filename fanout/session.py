@@ -29,7 +29,7 @@ from fanout.transaction import Progress, Shared, State, Transaction
 from fanout.types import ObjectKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -60,6 +60,8 @@ class Session:
         clock: seconds, monotonic.
         timeout: seconds to wait for a slot, an admission or a flush; None: for ever, which the engine's hard
             deadline bounds for every target that hangs.
+        verify: pools whose targets are read back after the flush and compared before the commit; what differs is a failure
+            of that pool.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Session:
         ids: Callable[[], bytes] = _random_id,
         clock: Callable[[], float] = time.monotonic,
         timeout: float | None = None,
+        verify: Collection[str] = (),
     ) -> None:
         if primary_retries < 0:
             raise ValueError(f"primary_retries must not be negative: {primary_retries}")
@@ -87,6 +90,7 @@ class Session:
             ids=ids,
             clock=clock,
             timeout=timeout,
+            verify=frozenset(verify),
         )
         self._transaction: Transaction | None = None
         self._closed = False

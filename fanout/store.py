@@ -418,7 +418,14 @@ class Store:
         names = [primary.pool for primary in destination.chain if primary.accepts]
         for pool in [*names, *(secondary.pool for secondary in destination.secondaries)]:
             self.revive(pool)
-        return Session(self.engine, self, destination, node=self.config.node(node).name, kind=kind)
+        return Session(
+            self.engine,
+            self,
+            destination,
+            node=self.config.node(node).name,
+            kind=kind,
+            verify=self.config.verified,
+        )
 
     def revive(self, pool: str) -> int:
         """Open the volumes of a pool again that failed or could not be opened, if it is time; returns how many came back."""
@@ -615,6 +622,7 @@ def open_engine(config: Config) -> Engine:
         backend=settings.backend,
         soft_deadline=settings.soft_deadline,
         hard_deadline=settings.hard_deadline,
+        patience=settings.patience,
     )
 
 

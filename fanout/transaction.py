@@ -102,6 +102,7 @@ class Shared:
     ids: Callable[[], bytes]
     clock: Callable[[], float]
     timeout: float | None
+    verify: frozenset[str] = frozenset()
     progress: Progress = field(default_factory=Progress)
     pending: list[Stretch] = field(default_factory=list)
     receipt: Receipt | None = None
@@ -153,6 +154,7 @@ class Transaction:
             attempt=attempt,
             ids=shared.ids,
             timeout=shared.timeout,
+            verify=shared.verify,
         )
         self._final = False  # a source was read that cannot be read again
         self._rewinds: list[ReaderSource] = []

@@ -247,6 +247,7 @@ class Volume:
         moved: bool = False,
         timeout: float = OPEN_TIMEOUT,
         claim: bool = True,
+        on_slow: str = "wait",
     ) -> Volume:
         """Open a volume that the catalog knows.
 
@@ -266,6 +267,7 @@ class Volume:
             moved: the file was moved to another kind of file system on purpose.
             timeout: seconds for the opening.
             claim: False: look only; call `claim` later. Nothing is written until then.
+            on_slow: what becomes of it when it holds up its peers; see `Engine.open`.
 
         Raises:
             VolumeBusy: another process, or a write of a killed one, holds the lock.
@@ -285,6 +287,7 @@ class Volume:
             size=size,
             read_only=read_only,
             moved=moved,
+            on_slow=on_slow,
         )
         if claim and not read_only:
             made.claim(catalog_epoch)
@@ -302,6 +305,7 @@ class Volume:
         size: int | None,
         read_only: bool,
         moved: bool = False,
+        on_slow: str = "wait",
     ) -> None:
         with _translated(self.path, "cannot be opened"):
             self.target = self.engine.open(
@@ -310,6 +314,7 @@ class Volume:
                 lock=not read_only,
                 lock_wait=lock_wait,
                 timeout=timeout + lock_wait,
+                on_slow=on_slow,
             )
         try:
             with _translated(self.path, "cannot be read"):

@@ -25,6 +25,7 @@ slot = "2 MiB"
 backend = "threads"
 soft_deadline = "1500 ms"
 hard_deadline = "2 min"
+patience = "4 s"
 
 [device_classes.disk]
 type = "disk"
@@ -58,10 +59,12 @@ device_class = "seq"
 type = "copy"
 device_class = "seq"
 access = "unavailable"
+verify = "readback"
 
 [pools.ACTIVEDATAPOOL]
 type = "active-data"
 device_class = "seq"
+on_slow = "eject"
 
 [domains.FASTRESTORE]
 destination = "DISKPOOL"
@@ -91,7 +94,7 @@ def test_values_arrive_typed_and_in_base_units(tmp_path: Path) -> None:
     config = cfg.load(file)
     assert config.path == file
     assert config.store == cfg.StoreConfig(tmp_path / "catalog.db")
-    assert config.engine == cfg.EngineConfig(128 << 20, 2 << 20, "threads", 1.5, 120.0)
+    assert config.engine == cfg.EngineConfig(128 << 20, 2 << 20, "threads", 1.5, 120.0, 4.0)
     assert config.device_classes["seq"] == cfg.DeviceClass(
         "seq", cfg.DeviceType.FILE, tmp_path / "volumes", 1 << 30, 4
     )
@@ -103,6 +106,9 @@ def test_values_arrive_typed_and_in_base_units(tmp_path: Path) -> None:
     ]
     assert (disk.max_size, disk.next, disk.copy_continue) == (1 << 30, "TAPEPOOL", False)
     assert config.pools["COPYPOOL2"].access is cfg.Access.UNAVAILABLE
+    assert config.pools["ACTIVEDATAPOOL"].on_slow is cfg.OnSlow.EJECT
+    assert config.pools["COPYPOOL2"].on_slow is cfg.OnSlow.WAIT
+    assert config.verified == {"COPYPOOL2"}
 
 
 def test_the_values_are_frozen() -> None:
@@ -124,6 +130,13 @@ def test_defaults() -> None:
     assert config.pools["P"].copy_continue
     assert config.pools["P"].access is cfg.Access.READWRITE
     assert not config.nodes
+
+
+def test_verify_of_the_store_is_that_of_its_pools_unless_they_say_otherwise() -> None:
+    """A default that did not reach the pools, or that a pool could not leave."""
+    text = GOOD.replace('catalog = "catalog.db"', 'catalog = "catalog.db"\nverify = "readback"')
+    text = text.replace('on_slow = "eject"', 'verify = "none"')
+    assert parse(text).verified == {"DISKPOOL", "TAPEPOOL", "COPYPOOL1", "COPYPOOL2"}
 
 
 def test_destination_of_a_node_whose_domain_allows_active_data() -> None:
@@ -232,6 +245,11 @@ MISTAKES = [
         "pools.DISKPOOL.copy_continue",
         "true or fal",
     ),
+    ('"4 s"', '"0 s"', "engine.patience", "1 ms to one year"),
+    ('"eject"', '"ejct"', "pools.ACTIVEDATAPOOL.on_slow", 'wait, eject; did you mean "eject"'),
+    ('"readback"', '"redback"', "pools.COPYPOOL2.verify", 'did you mean "readback"'),
+    ('"catalog.db"', '"catalog.db"\nverify = true', "store.verify", "must be a string"),
+    ('access = "readonly"', 'on_slow = "eject"', "pools.TAPEPOOL.on_slow", "primary is waited for"),
     ('access = "readonly"', 'access = "ro"', "pools.TAPEPOOL.access", "readwrite, readonly"),
     ('type = "copy"', 'type = "copy"\nnext = "X"', "pools.COPYPOOL1.next", "only primary pools"),
     ('type = "copy"', 'type = "copy"\ncopy_pools = []', "pools.COPYPOOL1.copy_pools", "only prim"),

@@ -99,6 +99,8 @@ def _pool_values(store: Store, only: str | None) -> Iterator[dict[str, Any]]:
             "copy_pools": list(pool.copy_pools),
             "active_data_pools": list(pool.active_data_pools),
             "copy_continue": pool.copy_continue,
+            "on_slow": pool.on_slow.value,
+            "verify": pool.verify.value,
         }
 
 
