@@ -48,8 +48,10 @@ class Site:
         sizes: pool: another size for its volume.
         object_limit: max_size of DISKPOOL; E is larger.
         options: further lines of [pools.DISKPOOL].
+        pool_options: pool: further lines of its section, for the others.
         extra: further sections.
         hard_deadline: seconds after which a hung volume is let go.
+        patience: seconds that one may hold up the others.
     """
 
     base: Path
@@ -60,8 +62,10 @@ class Site:
     sizes: dict[str, int] = field(default_factory=dict)
     object_limit: int = 1 * MIB
     options: str = ""
+    pool_options: dict[str, str] = field(default_factory=dict)
     extra: str = ""
     hard_deadline: float = 20.0
+    patience: float = 2.0
 
     def __post_init__(self) -> None:
         make = self.rng.randbytes
@@ -91,6 +95,7 @@ catalog = "catalog.db"
 memory = "32 MiB"
 soft_deadline = "{self.hard_deadline / 4} s"
 hard_deadline = "{self.hard_deadline} s"
+patience = "{self.patience} s"
 [device_classes.disk]
 type = "disk"
 [pools.DISKPOOL]
@@ -119,6 +124,7 @@ domain = "NORMAL"
 type = "{kind}"
 device_class = "disk"
 volumes = [{self._volume(pool)}]
+{self.pool_options.get(pool, "")}
 """
         self.path.write_text(text + self.extra)
         return load(self.path)
