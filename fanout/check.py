@@ -470,7 +470,7 @@ class _Check:
         *,
         required: bool,
     ) -> None:
-        noted = set() if row is None else count & set(count if row.missing is None else row.missing)
+        noted = {index for index in count if row and (row.missing is None or index in row.missing)}
         if noted == lacking or (not required and noted <= lacking):
             # Of a pool that was not demanded a repair may have noted less than all.
             return

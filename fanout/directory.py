@@ -111,6 +111,8 @@ class Directory:
         made._top_generation = max(place.generation for place in everything)
         mine = sorted(n for n, place in found[live].items() if place.generation == generation)
         sequence = 1 + max(place.sequence for place in everything)
+        if max(made._top_generation, sequence) > fmt.MAX_COUNTER - superblock.directory_bytes:
+            raise VolumeTorn(path, "the counters of its directory are at their end: damaged")
         made._live = _Plan(
             live, generation, base_blocks, mine[-1] + 1, sequence, checkpoint=False, records=()
         )

@@ -33,9 +33,19 @@ class Coverage:
     """
 
     def __init__(self, spans: Iterable[StoredSpan | Place]) -> None:
+        self._fill((span.data_start, span.data_length) for span in spans)
+
+    @classmethod
+    def of(cls, stretches: Iterable[tuple[int, int]]) -> Coverage:
+        """What stretches of (start, length) cover."""
+        made = cls(())
+        made._fill(stretches)
+        return made
+
+    def _fill(self, stretches: Iterable[tuple[int, int]]) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
-        for start, length in sorted((span.data_start, span.data_length) for span in spans):
+        for start, length in sorted(stretches):
             if self._ends and start <= self._ends[-1]:
                 self._ends[-1] = max(self._ends[-1], start + length)
             else:
@@ -48,6 +58,21 @@ class Coverage:
             return True
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and start + length <= self._ends[at]
+
+
+class Runs:
+    """Member indexes as a directory record lists them, asked without being spelled out.
+
+    Args:
+        runs: in any order.
+    """
+
+    def __init__(self, runs: Iterable[range]) -> None:
+        self._coverage = Coverage.of((run.start, len(run)) for run in runs)
+
+    def __contains__(self, index: int) -> bool:
+        """Whether it is among them."""
+        return self._coverage.holds(index, 1)
 
 
 def whole_objects(footers: Sequence[SpanFooter], *, guess: bool = False) -> Iterator[Member]:
@@ -111,6 +136,8 @@ def find_spans(volume: Volume, *, on_bytes: Callable[[int], None]) -> Iterator[F
         on_bytes: called with the bytes of each window that was looked through.
     """
     for begin, end in unnamed_stretches(volume):
+        # Clients choose their bytes, and free space may be full of what looks like footers: no header is read twice for them.
+        headless: set[int] = set()
         for start in range(begin, end, WINDOW):
             stop = min(start + WINDOW, end)
             try:
@@ -120,7 +147,9 @@ def find_spans(volume: Volume, *, on_bytes: Callable[[int], None]) -> Iterator[F
                 data = b""
             at = data.find(_FOOT)
             while 0 <= at < stop - start:
-                found = _span_of_footer(volume, data[at : at + _LEAST], start + at, begin, end)
+                found = _span_of_footer(
+                    volume, data[at : at + _LEAST], start + at, begin, end, headless
+                )
                 if found is not None:
                     yield found
                 at = data.find(_FOOT, at + 1)
@@ -128,17 +157,30 @@ def find_spans(volume: Volume, *, on_bytes: Callable[[int], None]) -> Iterator[F
 
 
 def _span_of_footer(
-    volume: Volume, head: bytes, offset: int, begin: int, end: int
+    volume: Volume, head: bytes, offset: int, begin: int, end: int, headless: set[int]
 ) -> FoundSpan | None:
-    """The span that ends with the footer that seems to begin at `offset`; None: it is none."""
+    """The span that ends with the footer that seems to begin at `offset`; None: it is none.
+
+    `headless` are places without a header; those that are found here join them.
+    """
     try:
         length, data_length = fmt.footer_lengths(head, path=volume.path, offset=offset)
         first = offset - data_length - fmt.HEAD_SIZE
         if first < begin or first % volume.superblock.granule or offset + length > end:
             return None
-        header = volume.read_header(first)
+        if first in headless:
+            return None
+        header = _header_at(volume, first, headless)
         used = offset + length - first
         span = StoredSpan(header.number, first, used, used, header.data_start, data_length)
         return FoundSpan(volume, span, *volume.read_span(span, aggregate=header.aggregate))
     except FanoutError:
         return None
+
+
+def _header_at(volume: Volume, offset: int, headless: set[int]) -> SpanHeader:
+    try:
+        return volume.read_header(offset)
+    except FanoutError:
+        headless.add(offset)
+        raise

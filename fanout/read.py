@@ -121,7 +121,7 @@ class CopyReader:
             volume = self._volumes(place.volume)
             take = min(length, turn - start)
             offset = place.offset + fmt.HEAD_SIZE + start - place.data_start
-            parts.append(volume.engine.read(volume.target, offset, take))
+            parts.append(volume.read(offset, take))
             start, length = start + take, length - take
         self.pool = copy.pool
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -179,9 +179,7 @@ class CopyReader:
         # Whole blocks only: the last one of a span ends with its data.
         read_end = min((first + blocks) * size, fmt.HEAD_SIZE + place.data_length)
         read_end = min(read_end, -(-limit // size) * size)
-        data = memoryview(
-            volume.engine.read(volume.target, place.offset + first * size, read_end - first * size)
-        )
+        data = memoryview(volume.read(place.offset + first * size, read_end - first * size))
         for at in range(0, len(data), size):
             self._check(footer, first + at // size, data[at : at + size], volume, place)
         skip = fmt.HEAD_SIZE + start - place.data_start - first * size

@@ -26,6 +26,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from glob import escape
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout import config as configuration
@@ -43,7 +44,7 @@ from fanout.catalog import (
 )
 from fanout.config import Config, DeviceType
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError, VolumeForeign
-from fanout.evidence import Coverage, find_spans, whole_objects
+from fanout.evidence import Coverage, Runs, find_spans, whole_objects
 from fanout.format import Op
 from fanout.scribe import ranges_of
 from fanout.store import LOCK_WAIT, open_engine
@@ -674,7 +675,7 @@ def _copy_of(
     ]
     places.sort()
     coverage = Coverage(places)
-    named = None if newest.present is None else {i for run in newest.present for i in run}
+    named = None if newest.present is None else Runs(newest.present)
     held = MemberSet.of(
         index
         for index, member in pieces.members.items()
@@ -760,12 +761,11 @@ class _Reader:
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[_Evidence]) -> None:
         """Give numbers to members where the set says them: those before the first hole, or those that the records list."""
         known = self._pieces.members
-        listed = [
-            [index for run in found.record.present or () for index in run] for found in evidence
-        ]
+        listed = evidence[0].record.present or ()
         indexes: Iterable[int] = range(solid)
-        if not solid and listed and len(listed[0]) == len(members):
-            indexes = listed[0]
+        # Counted before it is spelled out: a run from a medium may claim four billion members.
+        if not solid and sum(map(len, listed)) == len(members):
+            indexes = chain.from_iterable(listed)
         numbered = dict(zip(indexes, members, strict=False))
         for index, member in numbered.items():
             known.setdefault(index, member)

@@ -392,9 +392,7 @@ class _Run:
         wanted = {m.member for m in members if m.active or not self._active}
         written = {index for part in parts for index in part.members}
         held = self._held(entry)
-        before = set(range(entry.objects)) if held and held.present is None else set()
-        if held and held.present is not None:
-            before = set(held.present)
+        before = {m.member for m in members if held and held.holds(m.member)}
         new = (written & wanted) - before
         after, lacking = before | new, wanted - before - new
         copy = None

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 FIRST_EPOCH = 1
 OPEN_TIMEOUT = 60.0  # seconds, beside what waiting for the lock takes
 CLOSE_TIMEOUT = 5.0
+OPENING_STEPS = 2  # how far one opening takes the superblock's counters
 LOOK_BYTES = 1 << 20  # at either end of a device, before it is taken
 WINDOW = 2 << 20  # of a directory that is being read
 PIECE = 8 << 20  # of a volume that is written once while it is made
@@ -339,6 +340,8 @@ class Volume:
             raise VolumeForeign(self.path, f"{message}: are paths or devices swapped?")
         if block.pool != pool:
             raise VolumeForeign(self.path, f"belongs to pool {block.pool}, not to {pool}")
+        if max(block.epoch, block.sequence) > fmt.MAX_COUNTER - OPENING_STEPS:
+            raise VolumeTorn(self.path, "its epoch or sequence is at its end: damaged")
         if geometry.size < block.size:
             raise VolumeTorn(
                 self.path,
@@ -607,8 +610,11 @@ class Volume:
 
         Raises:
             TargetError: they cannot be read.
+            VolumeTorn: they are not on the volume. Nothing is allocated for a length that somebody made up.
             VolumeError: the volume is closed, or is being reopened.
         """
+        if not 0 <= offset <= offset + length <= self.superblock.size:
+            raise VolumeTorn(self.path, f"{length} bytes at {offset} are not on the volume")
         try:
             return self.engine.read(self.target, offset, length)
         except InterfaceError as error:
@@ -637,6 +643,8 @@ class Volume:
         """
         if not 0 < span.foot_length <= fmt.MAX_SPAN:
             raise VolumeTorn(self.path, f"span at {span.offset}: no room for a footer")
+        if span.data_length < 0 or span.offset % self.superblock.granule:
+            raise VolumeTorn(self.path, f"span at {span.offset}: none can be here")
         header = self.read_header(span.offset)
         data = self.read(span.foot_offset, span.foot_length)
         footer = fmt.decode_footer(

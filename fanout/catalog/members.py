@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,9 +40,10 @@ class MemberSet:
 
     def __contains__(self, index: object) -> bool:
         """Whether the set holds that index."""
-        return isinstance(index, int) and any(
-            first <= index < first + count for first, count in self.runs
-        )
+        if not isinstance(index, int):
+            return False
+        at = bisect_right(self.runs, index, key=itemgetter(0)) - 1
+        return at >= 0 and index < sum(self.runs[at])
 
     def __iter__(self) -> Iterator[int]:
         """All indexes, ascending."""
@@ -67,7 +70,17 @@ def to_json(members: MemberSet | None) -> str | None:
 
 
 def from_json(text: str | None) -> MemberSet | None:
-    """The inverse of `to_json`."""
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError, TypeError: it is no such set.
+    """
     if text is None:
         return None
-    return MemberSet(tuple((int(first), int(count)) for first, count in json.loads(text)))
+    runs = tuple((int(first), int(count)) for first, count in json.loads(text))
+    end = 0
+    for first, count in runs:
+        if first < end or count <= 0:
+            raise ValueError(f"{text:.80} is no set of members")
+        end = first + count
+    return MemberSet(runs)

@@ -27,7 +27,10 @@ MAX_GRANULE = 1 << 20
 MAX_SPAN = 1 << 30
 MAX_POOL_NAME = 120  # bytes of UTF-8
 MAX_NAME = 1024  # bytes
-MAX_EPOCH = 1 << 62  # nobody opens a volume so often: larger means damage
+MAX_COUNTER = (
+    1 << 62
+)  # epochs, sequences, generations, commits: nobody counts so far, larger means damage
+MAX_NUMBER = (1 << 63) - 1  # offsets, lengths and times: what a database and a file offset can hold
 
 UUID = 16
 SUM = 8
@@ -62,6 +65,16 @@ class Where(NamedTuple):
     def foreign(self, reason: str) -> VolumeForeign:
         """The error of an intact block that is not ours to read."""
         return VolumeForeign(self.path, f"{self.what} at {self.offset}: {reason}")
+
+    def counter(self, name: str, *values: int) -> None:
+        """Refuse a counter that nobody can have reached: the next step would not fit its field."""
+        if max(values) > MAX_COUNTER:
+            raise self.torn(f"{name} of {max(values)} cannot be")
+
+    def number(self, name: str, *values: int) -> None:
+        """Refuse an offset, an end or a time that nothing else can hold."""
+        if max(values) > MAX_NUMBER:
+            raise self.torn(f"{name} of {max(values)} cannot be")
 
     def text(self, raw: bytes, name: str) -> str:
         """Bytes of the media as text. Raises `VolumeTorn` when they are not UTF-8."""

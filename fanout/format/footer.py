@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fanout.errors import InterfaceError
 from fanout.format.blocks import (
     MAX_NAME,
+    MAX_NUMBER,
     MAX_SPAN,
     PREFIX,
     PREFIX_FIELDS,
@@ -119,6 +120,8 @@ def encode_footer(footer: SpanFooter, granule: int) -> bytes:
             rows.append(pack(offset, length, _NO_DIGEST, len(name), 0, 0))
         else:
             rows.append(pack(offset, length, digest, len(name), _ENDS_HERE, 0))
+    if footer.data_start + footer.data_length > MAX_NUMBER:
+        raise InterfaceError(f"span footer: data at {footer.data_start} cannot be")
     count = sum_count(footer.data_length, footer.block_size)
     if at != footer.data_length or len(footer.sums) != SUM * count:
         raise InterfaceError(
@@ -213,6 +216,7 @@ def decode_footer(
     ) = _FOOT.unpack_from(body, PREFIX)  # fmt: skip
     if not MIN_SUM_BLOCK <= block_size <= MAX_SUM_BLOCK or block_size & (block_size - 1):
         raise where.torn(f"sums of blocks of {block_size} bytes cannot be")
+    where.number("a place in the data", data_start + data_length)
     if data_length > MAX_SPAN or sums != sum_count(data_length, block_size):
         raise where.torn("the number of sums does not fit the data")
     if footer_size(count, name_bytes, data_length, block_size) > len(view):

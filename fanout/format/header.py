@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanout.errors import InterfaceError
 from fanout.format.blocks import (
     BLOCK,
+    MAX_NUMBER,
     MAX_POOL_NAME,
     MAX_SPAN,
     PREFIX,
@@ -98,6 +99,9 @@ def encode_header(header: SpanHeader) -> bytes:
         raise InterfaceError(
             f"span header: {len(header.places)} places and {len(pools)} pools do not fit"
         )
+    starts = (header.data_start, *(place.offset for place in header.places))
+    if max(starts) + header.length > MAX_NUMBER or not header.attempt:
+        raise InterfaceError("span header: a place or the attempt is out of range")
     body = prefix(b"HEAD", HEAD_SIZE, 0, header.store) + _HEAD.pack(
         header.transaction,
         header.aggregate,
@@ -133,15 +137,19 @@ def decode_header(
     ) = _HEAD.unpack_from(body, PREFIX)  # fmt: skip
     if not 1 <= count <= MAX_PLACES or not 1 <= required <= pool_count <= MAX_POOLS:
         raise where.torn("a count is out of range")
-    if not HEAD_SIZE < length <= MAX_SPAN:
-        raise where.torn(f"a span of {length} bytes cannot be")
+    if not HEAD_SIZE < length <= MAX_SPAN or not attempt:
+        raise where.torn(f"a span of {length} bytes in attempt {attempt} cannot be")
+    where.number("a place in the data", data_start + length)
     at = PREFIX + _HEAD.size
     table = at + count * _PLACE.size
     pools = _decode_pools(body, table, pool_count, where)
+    if len(set(pools)) != pool_count:
+        raise where.torn("a pool is named twice")
     places = []
     for owner, there, pool in _PLACE.iter_unpack(body[at:table]):
         if pool >= pool_count:
             raise where.torn("a place names no pool")
+        where.number("the offset of a place", there + length)
         places.append(SpanPlace(owner, there, pools[pool]))
     if not any(place.volume == volume and place.offset == offset for place in places):
         raise where.torn("was written for other places: misdirected, or a copied volume")

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.errors import InterfaceError
 from fanout.format.blocks import (
+    MAX_COUNTER,
+    MAX_NUMBER,
+    MAX_SPAN,
     PREFIX,
     SUM,
     SUM_FIELD,
@@ -76,6 +79,15 @@ class StoredSpan(NamedTuple):
     used: int
     data_start: int
     data_length: int
+
+    @property
+    def possible(self) -> bool:
+        """Whether its numbers fit one another, and what else has to hold them."""
+        return (
+            self.foot_length > 0
+            and self.used <= self.length <= MAX_SPAN
+            and max(self.offset, self.data_start) + self.length <= MAX_NUMBER
+        )
 
     @property
     def foot_offset(self) -> int:
@@ -150,6 +162,9 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
     node = record.node.encode()
     if len(node) > MAX_NODE:
         raise InterfaceError(f"node name of {len(node)} bytes, allowed are {MAX_NODE}")
+    wrong = _impossible(record)
+    if wrong:
+        raise InterfaceError(f"directory record: {wrong}")
     spans = [_STORED.pack(s[0], 0, *s[1:]) for s in record.spans]
     present = [_RANGE.pack(r.start, len(r)) for r in record.present or ()]
     free = room - RECORD_HEAD - len(node) - SUM
@@ -182,6 +197,21 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
         )
         made.append(body + SUM_FIELD.pack(sum64(body)))
     return made
+
+
+def _impossible(record: DirectoryRecord) -> str | None:
+    """What no record can say; None: all is possible."""
+    if record.csn > MAX_COUNTER or record.time_ns > MAX_NUMBER or not record.attempt:
+        return f"commit {record.csn}, attempt {record.attempt} or its time cannot be"
+    for span in record.spans:
+        if not span.possible:
+            return f"span {span.number} at {span.offset} cannot be"
+    end = 0
+    for run in record.present or ():
+        if run.start < end or not run or run.stop > 1 << 32:
+            return "its ranges are not ascending"
+        end = run.stop
+    return None
 
 
 def _cuts(spans: int, present: int, free: int) -> Iterator[tuple[int, int, int, int]]:
@@ -277,6 +307,7 @@ def decode_place(
     blocks = superblock.directory_bytes // granule
     if not 1 <= place.base_blocks <= blocks or place.generation < 1:
         raise where.torn("base or generation out of range")
+    where.counter("an epoch, generation or sequence", *place[:3])
     if used > record_room(granule) or count * (RECORD_HEAD + SUM) > used:
         raise where.torn(f"{count} records of {used} bytes cannot be")
     return place
@@ -348,6 +379,9 @@ def _decode_record(body: memoryview, at: int, end: int, where: Where) -> tuple[R
         kind=_KINDS[kind],
         time_ns=time_ns,
     )
+    wrong = _impossible(record)
+    if wrong:
+        raise where.torn(f"a record: {wrong}")
     return RecordPart(part, parts, record), at + length
 
 

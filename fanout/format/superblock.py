@@ -11,8 +11,9 @@ from fanout.errors import InterfaceError
 from fanout.format.blocks import (
     BLOCK,
     MAGIC,
-    MAX_EPOCH,
+    MAX_COUNTER,
     MAX_GRANULE,
+    MAX_NUMBER,
     MAX_POOL_NAME,
     PREFIX,
     UUID,
@@ -127,6 +128,10 @@ def encode_superblock(block: Superblock, copy: int) -> bytes:
     name = block.pool.encode()
     if wrong is None and not 0 < len(name) <= MAX_POOL_NAME:
         wrong = f"pool name of {len(name)} bytes, allowed are 1 to {MAX_POOL_NAME}"
+    if wrong is None and (
+        max(block.epoch, block.sequence) > MAX_COUNTER or block.created_ns > MAX_NUMBER
+    ):
+        wrong = "an epoch, sequence or time is out of range"
     if wrong:
         raise InterfaceError(f"superblock: {wrong}")
     body = prefix(b"SUPR", BLOCK, block.copy_offset(copy), block.store) + _SUPER.pack(
@@ -173,8 +178,10 @@ def decode_superblock(data: Buffer, *, path: str, offset: int) -> Superblock:
     wrong = layout_error(size, granule, directory_bytes)
     if wrong:
         raise where.torn(wrong)
-    if not 0 < name_length <= MAX_POOL_NAME or epoch > MAX_EPOCH or copy > 1:
+    if not 0 < name_length <= MAX_POOL_NAME or copy > 1:
         raise where.torn("a field is out of range")
+    where.counter("an epoch or sequence", epoch, sequence)
+    where.number("a time", created_ns)
     if state not in (SuperblockState.PROVISIONAL, SuperblockState.CONFIRMED):
         raise where.torn(f"state {state} is unknown")
     block = Superblock(

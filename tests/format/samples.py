@@ -85,23 +85,36 @@ def footer(count: int = 5, **changes: Any) -> SpanFooter:
 uuids = st.binary(min_size=16, max_size=16)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
+attempts = st.integers(1, 2**32 - 1)
+counters = st.integers(0, fmt.MAX_COUNTER)
+times = st.integers(0, fmt.MAX_NUMBER)
+starts = st.integers(0, fmt.MAX_NUMBER - fmt.MAX_SPAN)  # of what is at most a span long
 pool_names = st.text(
     st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30
 ).filter(lambda text: len(text.encode()) <= fmt.MAX_POOL_NAME)
-stored_spans = st.builds(StoredSpan, u32, u64, u64, u64, u64, u64)
+
+
+@st.composite
+def stored_span(draw: st.DrawFn) -> StoredSpan:
+    data = draw(st.integers(0, 1 << 29))
+    used = draw(st.integers(fmt.HEAD_SIZE + data + 1, fmt.MAX_SPAN))
+    length = draw(st.integers(used, fmt.MAX_SPAN))
+    return StoredSpan(draw(u32), draw(starts), length, used, draw(starts), data)
+
+
 member_sets = st.none() | st.builds(fmt.ranges, st.sets(st.integers(0, 2**31), max_size=300))
 records = st.builds(
     DirectoryRecord,
-    csn=u64,
+    csn=counters,
     op=st.sampled_from(Op),
     aggregate=uuids,
     transaction=uuids,
-    attempt=u32,
-    spans=st.lists(stored_spans, max_size=200).map(tuple),
+    attempt=attempts,
+    spans=st.lists(stored_span(), max_size=200).map(tuple),
     present=member_sets,
     node=st.text(max_size=60),
     kind=st.none() | st.sampled_from(ObjectKind),
-    time_ns=u64,
+    time_ns=times,
 )
 
 
@@ -111,10 +124,10 @@ def superblocks(draw: st.DrawFn) -> Superblock:
     directory = granule * draw(st.integers(2, 64))
     return Superblock(
         store=draw(uuids), volume=draw(uuids), pool_uuid=draw(uuids), pool=draw(pool_names),
-        epoch=draw(st.integers(0, fmt.MAX_EPOCH)), sequence=draw(u64), granule=granule,
+        epoch=draw(counters), sequence=draw(counters), granule=granule,
         size=2 * directory + granule * draw(st.integers(4, 10_000)), directory_bytes=directory,
         state=draw(st.sampled_from(SuperblockState)), block_device=draw(st.booleans()),
-        created_ns=draw(u64), fs_magic=draw(u64), device=draw(u64), inode=draw(u64),
+        created_ns=draw(times), fs_magic=draw(u64), device=draw(u64), inode=draw(u64),
     )  # fmt: skip
 
 
@@ -122,10 +135,10 @@ def superblocks(draw: st.DrawFn) -> Superblock:
 def headers(draw: st.DrawFn) -> SpanHeader:
     names = draw(st.lists(pool_names, min_size=1, max_size=16, unique=True))
     required = names[: draw(st.integers(1, len(names)))]
-    places = [SpanPlace(draw(uuids), draw(u64), name) for name in names]
+    places = [SpanPlace(draw(uuids), draw(starts), name) for name in names]
     return SpanHeader(
-        store=draw(uuids), transaction=draw(uuids), attempt=draw(u32), aggregate=draw(uuids),
-        number=draw(u32), data_start=draw(u64), length=draw(st.integers(4097, fmt.MAX_SPAN)),
+        store=draw(uuids), transaction=draw(uuids), attempt=draw(attempts), aggregate=draw(uuids),
+        number=draw(u32), data_start=draw(starts), length=draw(st.integers(4097, fmt.MAX_SPAN)),
         required=tuple(required), places=tuple(places),
     )  # fmt: skip
 
@@ -140,8 +153,8 @@ def footers(draw: st.DrawFn) -> SpanFooter:
     block = 64 << 10 << draw(st.integers(0, 8))
     count = fmt.sum_count(at, block)
     return SpanFooter(
-        store=draw(uuids), transaction=draw(uuids), aggregate=draw(uuids), attempt=draw(u32),
-        number=draw(u32), data_start=draw(u64), data_length=at, header_sum=draw(u64),
+        store=draw(uuids), transaction=draw(uuids), aggregate=draw(uuids), attempt=draw(attempts),
+        number=draw(u32), data_start=draw(starts), data_length=at, header_sum=draw(u64),
         final=draw(st.booleans()), fragments=tuple(pieces), block_size=block,
         sums=draw(st.binary(min_size=8 * count, max_size=8 * count)),
     )  # fmt: skip
