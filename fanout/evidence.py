@@ -113,13 +113,14 @@ def unnamed_stretches(volume: Volume) -> list[tuple[int, int]]:
     assert volume.directory is not None
     block = volume.superblock
     found = []
-    at = block.space_offset
+    at, end = block.space_offset, block.space_offset + block.space_length
     named = [(s.offset, s.length) for r in volume.directory.holds() for s in r.spans]
     for offset, length in sorted(named):
-        if offset > at:
-            found.append((at, offset))
+        if at < offset:
+            found.append((at, min(offset, end)))  # a record may claim what is not there
         at = max(at, offset + fmt.round_up(length, block.granule))
-    end = block.space_offset + block.space_length
+        if at >= end:
+            break
     if at < end:
         found.append((at, end))
     return found

@@ -30,7 +30,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,7 @@ from fanout.catalog.reader import (
     CatalogReader,
     connect,
     refuse_links,
+    schema_text,
     translated,
 )
 from fanout.errors import CatalogBusy, CatalogError
@@ -419,8 +419,7 @@ def _fill_draft(
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    schema = files("fanout.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
-    db.executescript(f"BEGIN; {schema}")
+    db.executescript(f"BEGIN; {schema_text()}")
     db.execute("INSERT INTO store VALUES (1, ?, ?, 0, 1, 1, 0)", (store.hex(), now))
     _insert_pools(db, pools)
     _insert_volumes(db, volumes)

@@ -10,13 +10,16 @@ beside a busy Python thread costs up to 5 ms each (4,096 members: 20 s row by ro
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import sqlite3
 import stat
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from fanout.catalog.intake import KIND_CODES, KINDS
@@ -41,10 +44,12 @@ from fanout.errors import CatalogError, CatalogVersion
 from fanout.types import PoolKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from fanout.types import ObjectKind
+
+T = TypeVar("T")
 
 APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
 SCHEMA_VERSION = 1
@@ -102,9 +107,10 @@ class CatalogReader:
                 raise
 
     def _load_identity(self) -> None:
-        uuid, created = self._reads.execute("SELECT uuid, created FROM store").fetchone()
-        self.store_id: bytes = bytes.fromhex(uuid)
-        self._created = int(created)
+        rows = self._reads.execute("SELECT uuid, created FROM store").fetchall()
+        if len(rows) != 1:
+            raise CatalogVersion(self.path, "not a catalog, or a damaged one: it names no store")
+        ((self.store_id, self._created),) = self._made(_identity, rows)
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +136,18 @@ class CatalogReader:
     def _packed(self, columns: str, sql: str, parameters: Sequence[Any] = ()) -> list[list[Any]]:
         """Like `_rows` for long answers: one row comes back, in no particular order."""
         packed = f"SELECT json_group_array(json_array({columns})) FROM ({sql})"
-        rows: list[list[Any]] = json.loads(self._rows(packed, parameters)[0][0])
-        return rows
+        ((rows,),) = self._made(lambda text: (json.loads(text),), self._rows(packed, parameters))
+        answer: list[list[Any]] = rows
+        return answer
+
+    def _made(self, make: Callable[..., T], rows: Iterable[Sequence[Any]]) -> list[T]:
+        """Rows as values. A row that cannot be one is damage: the schema's checks hold for what is written, not for what is read."""
+        try:
+            return [make(*row) for row in rows]
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise CatalogVersion(
+                self.path, f"damaged: it holds a row that cannot be ({error!s:.200})"
+            ) from error
 
     # ---- the store, its pools and volumes ------------------------------------------------------
 
@@ -147,7 +163,7 @@ class CatalogReader:
     def pools(self) -> list[PoolEntry]:
         """All pools, in the order in which they were added."""
         rows = self._rows("SELECT uuid, name, kind FROM pool ORDER BY id")
-        return [PoolEntry(bytes.fromhex(uuid), name, PoolKind(kind)) for uuid, name, kind in rows]
+        return self._made(_pool_entry, rows)
 
     def volumes(self) -> list[VolumeEntry]:
         """All volumes, in the order in which they were added."""
@@ -155,13 +171,7 @@ class CatalogReader:
             """SELECT v.uuid, p.name, v.path, v.size, v.granule, v.epoch, v.device, v.inode, v.is_block
                FROM volume AS v JOIN pool AS p ON p.id = v.pool ORDER BY v.id"""
         )
-        found = []
-        for uuid, pool, path, size, granule, epoch, device, inode, block in rows:
-            volume = bytes.fromhex(uuid)
-            found.append(
-                VolumeEntry(volume, pool, path, size, granule, epoch, device, inode, bool(block))
-            )
-        return found
+        return self._made(_volume_entry, rows)
 
     def usage(self) -> list[UsageEntry]:
         """What lies on every volume that holds anything."""
@@ -169,7 +179,7 @@ class CatalogReader:
             """SELECT v.uuid, sum(l.length), count(*), count(DISTINCT l.aggregate)
                FROM placement AS l JOIN volume AS v ON v.id = l.volume GROUP BY v.id"""
         )
-        return [UsageEntry(bytes.fromhex(uuid), *numbers) for uuid, *numbers in rows]
+        return self._made(lambda uuid, *n: UsageEntry(_id(uuid), *_numbers(*n)), rows)
 
     def live_regions(self, volume: bytes) -> list[Region]:
         """Every region of a volume that a committed span keeps, by offset. What is not here is free."""
@@ -179,7 +189,7 @@ class CatalogReader:
                WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
             (volume.hex(),),
         )
-        return sorted(Region(offset, length) for offset, length in rows)
+        return sorted(self._made(lambda *n: Region(*_numbers(*n)), rows))
 
     def held_csns(self, volume: bytes) -> dict[bytes, int]:
         """Every aggregate of which a volume holds something, with the commit that last changed that copy.
@@ -194,7 +204,7 @@ class CatalogReader:
                WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
             (volume.hex(),),
         )
-        return {bytes.fromhex(uuid): csn for uuid, csn in rows}
+        return dict(self._made(lambda uuid, csn: (_id(uuid), *_numbers(csn)), rows))
 
     def held_spans(self, volume: bytes, aggregates: Iterable[bytes]) -> Iterator[HeldSpans]:
         """What the directory of a volume should say of these aggregates: all that the volume holds of each."""
@@ -210,7 +220,7 @@ class CatalogReader:
 
     def _held(self, volume: bytes, aggregate: int, pool: int) -> HeldSpans:
         heads = self._rows(
-            """SELECT g.uuid, g.tx, g.attempt, c.csn, n.name, g.kind, g.at, c.present
+            """SELECT g.uuid, g.tx, n.name, c.present, g.kind, g.attempt, c.csn, g.at
                FROM aggregate AS g JOIN node AS n ON n.id = g.node
                JOIN copy AS c ON c.aggregate = g.id AND c.pool = ? WHERE g.id = ?""",
             (pool, aggregate),
@@ -221,18 +231,7 @@ class CatalogReader:
             )
         places = self._places("l.aggregate = ? AND l.pool = ?", (aggregate, pool))
         mine = tuple(place for _, place in places if place.volume == volume)
-        uuid, tx, attempt, csn, node, kind, at, present = heads[0]
-        return HeldSpans(
-            bytes.fromhex(uuid),
-            bytes.fromhex(tx),
-            attempt,
-            csn,
-            node,
-            KINDS[kind],
-            at,
-            from_json(present),
-            mine,
-        )
+        return self._made(lambda *head: _held_spans(*head, mine), heads)[0]
 
     def _places(self, where: str, parameters: Sequence[Any]) -> list[tuple[str, Place]]:
         rows = self._rows(
@@ -241,25 +240,23 @@ class CatalogReader:
                 WHERE {where} ORDER BY l.aggregate, l.pool, l.span""",
             parameters,
         )
-        return [
-            (pool, Place(span, bytes.fromhex(volume), *rest)) for pool, span, volume, *rest in rows
-        ]
+        return self._made(_pool_and_place, rows)
 
     # ---- transactions and aggregates -----------------------------------------------------------
 
     def committed(self, transaction: bytes) -> CommittedEntry | None:
         """The attempt of a transaction that committed, or None."""
         rows = self._rows(
-            """SELECT attempt, csn, at, required FROM attempt WHERE tx = ? AND state = 'committed'""",
+            """SELECT required, attempt, csn, at FROM attempt WHERE tx = ? AND state = 'committed'""",
             (transaction.hex(),),
         )
         if not rows:
             return None
-        attempt, csn, at, required = rows[0]
-        found = self._aggregates("g.tx = ? AND g.attempt = ?", (transaction.hex(), attempt))
-        return CommittedEntry(
-            transaction, attempt, csn, at, tuple(json.loads(required)), tuple(found)
+        ((required, attempt, csn, at),) = self._made(
+            lambda names, *n: (_names(names), *_numbers(*n)), rows
         )
+        found = self._aggregates("g.tx = ? AND g.attempt = ?", (transaction.hex(), attempt))
+        return CommittedEntry(transaction, attempt, csn, at, required, tuple(found))
 
     def aggregate(self, aggregate: bytes) -> AggregateEntry | None:
         """One aggregate, or None."""
@@ -268,7 +265,7 @@ class CatalogReader:
 
     def _aggregates(self, where: str, parameters: Sequence[Any]) -> list[AggregateEntry]:
         rows = self._rows(f"{_AGGREGATE} WHERE {where} ORDER BY g.id", parameters)
-        return [_aggregate_entry(row) for row in rows]
+        return self._made(_aggregate_entry, rows)
 
     def aggregates(self, *, after: int = 0, limit: int = 256) -> list[tuple[int, AggregateEntry]]:
         """All aggregates in order of commit, page by page.
@@ -278,7 +275,7 @@ class CatalogReader:
             limit: at most so many.
         """
         rows = self._rows(f"{_AGGREGATE} WHERE g.id > ? ORDER BY g.id LIMIT ?", (after, limit))
-        return [(row[-1], _aggregate_entry(row)) for row in rows]
+        return self._made(lambda *row: (row[-1], _aggregate_entry(*row)), rows)
 
     def members(self, aggregate: bytes) -> list[MemberEntry]:
         """All members of an aggregate, by index."""
@@ -287,19 +284,7 @@ class CatalogReader:
             f"{_OBJECT} WHERE {_within('?1')}",
             (aggregate.hex(),),
         )
-        found = [
-            MemberEntry(
-                index,
-                version,
-                bytes.fromhex(name),
-                start,
-                length,
-                bytes.fromhex(digest),
-                bool(active),
-            )
-            for index, version, name, start, length, digest, active in rows
-        ]
-        return sorted(found)
+        return sorted(self._made(_member_entry, rows))
 
     def copies(self, aggregate: bytes) -> list[CopyEntry]:
         """All copies of an aggregate; the primary's first, then by the order of pools."""
@@ -312,12 +297,12 @@ class CatalogReader:
         places = self._places(
             "l.aggregate = (SELECT id FROM aggregate WHERE uuid = ?)", (aggregate.hex(),)
         )
-        return [
-            CopyEntry(
+        return self._made(
+            lambda name, present: CopyEntry(
                 name, from_json(present), tuple(place for pool, place in places if pool == name)
-            )
-            for name, present in heads
-        ]
+            ),
+            heads,
+        )
 
     def lacking(
         self, primary: str, pool: str, *, active_only: bool, after: int = 0, limit: int = 64
@@ -342,7 +327,7 @@ class CatalogReader:
             ORDER BY g.id LIMIT ?""",
             (primary, after, pool, limit),
         )
-        return [(row[-1], _aggregate_entry(row)) for row in rows]
+        return self._made(lambda *row: (row[-1], _aggregate_entry(*row)), rows)
 
     def held_on(
         self, primary: str, *, active_only: bool = False, nodes: Sequence[str] | None = None
@@ -380,6 +365,8 @@ class CatalogReader:
         version: int | None = None,
     ) -> ObjectEntry | None:
         """The newest version of a name, or the given one; None: there is none."""
+        if version is not None and not 0 < version < 1 << 63:
+            return None  # a number that no object can have
         wanted, parameters = "n.name = ? AND o.name = ?", [node, name]
         where: list[Any] = list(parameters)
         if kind is not None:
@@ -391,7 +378,7 @@ class CatalogReader:
             wanted += " AND o.id = ?"
             where.append(version)
         rows = self._rows(f"{_OBJECT} WHERE {wanted} ORDER BY o.id DESC LIMIT 1", where)
-        return _object_entry(rows[0]) if rows else None
+        return self._made(_object_entry, rows)[0] if rows else None
 
     def objects(
         self,
@@ -428,7 +415,9 @@ class CatalogReader:
             "aggregate, member, start"
         )
         while True:
-            page = sorted(map(_object_entry, self._packed(columns, sql, where)), key=_by_version)
+            page = sorted(
+                self._made(_object_entry, self._packed(columns, sql, where)), key=_by_version
+            )
             yield from page
             if len(page) < PAGE_ROWS:
                 return
@@ -475,28 +464,38 @@ class CatalogReader:
                 WHERE {" AND ".join(clauses)} ORDER BY h.since, g.id, q.id""",
             parameters,
         )
-        found = [self._gap_entry(row) for row in rows]
+        found = self._made(self._gap_entry, rows)
         return [gap for gap in found if gap.objects or include_empty]
 
-    def _gap_entry(self, row: tuple[Any, ...]) -> GapEntry:
-        uuid, node, kind, primary, pool, missing, reason, errno, since, updated, *counts = row
-        objects, size, pool_kind = counts
+    def _gap_entry(
+        self,
+        uuid: str,
+        node: str,
+        kind: int,
+        primary: str,
+        pool: str,
+        missing: str | None,
+        reason: str,
+        errno: int,
+        since: int,
+        updated: int,
+        objects: int,
+        size: int,
+        pool_kind: str,
+    ) -> GapEntry:
         counts_all = missing is None and pool_kind != PoolKind.ACTIVE_DATA.value
         if not counts_all:
             objects, size = self._count_missing(uuid, missing, pool_kind)
+        _texts(node, primary, pool, reason)
         return GapEntry(
-            bytes.fromhex(uuid),
+            _id(uuid),
             node,
-            KINDS[kind],
+            _kind(kind),
             primary,
             pool,
             from_json(missing),
             reason,
-            errno,
-            since,
-            updated,
-            objects,
-            size,
+            *_numbers(errno, since, updated, objects, size),
         )
 
     def _count_missing(self, uuid: str, missing: str | None, pool_kind: str) -> tuple[int, int]:
@@ -529,7 +528,10 @@ class CatalogReader:
                 GROUP BY n.name, t.kind, p.name ORDER BY n.name, t.kind, p.id""",
             (node, pool),
         )
-        return [OccupancyEntry(name, KINDS[kind], *rest) for name, kind, *rest in rows]
+        return self._made(
+            lambda name, kind, pool, *n: OccupancyEntry(name, _kind(kind), pool, *_numbers(*n)),
+            rows,
+        )
 
     def verify(self) -> list[str]:
         """What the database itself finds wrong: empty when its structure, keys and checks hold. Reads everything."""
@@ -546,17 +548,112 @@ def _within(uuid: str) -> str:
         AND g.uuid = {uuid} AND o.aggregate = g.id"""
 
 
-def _aggregate_entry(row: tuple[Any, ...]) -> AggregateEntry:
-    uuid, tx, attempt, csn, node, kind, primary, required, objects, size, at, ordinal, _ = row
+# ---- rows as values: what cannot be raises ValueError, TypeError or LookupError, for `_made` --------------------
+
+
+def _id(text: str) -> bytes:
+    found = bytes.fromhex(text)
+    if len(found) != 16:
+        raise ValueError(f"{text[:80]!r} is no id")
+    return found
+
+
+def _kind(code: int) -> ObjectKind:
+    return KINDS[_numbers(code)[0]]
+
+
+def _numbers(*values: int) -> tuple[int, ...]:
+    """Every number in the catalog counts something."""
+    for value in values:
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{value!r:.80} is no count")
+    return values
+
+
+def _texts(*values: str) -> tuple[str, ...]:
+    for value in values:
+        if type(value) is not str:
+            raise TypeError(f"{value!r:.80} is no text")
+    return values
+
+
+def _names(text: str) -> tuple[str, ...]:
+    found = json.loads(text)
+    if type(found) is not list:
+        raise TypeError(f"{text:.80} is no list")
+    return _texts(*found)
+
+
+def _identity(uuid: str, created: int) -> tuple[bytes, int]:
+    return _id(uuid), _numbers(created)[0]
+
+
+def _pool_entry(uuid: str, name: str, kind: str) -> PoolEntry:
+    return PoolEntry(_id(uuid), *_texts(name), PoolKind(kind))
+
+
+def _volume_entry(uuid: str, pool: str, path: str, *numbers: int) -> VolumeEntry:
+    size, granule, epoch, device, inode, block = _numbers(*numbers)
+    _texts(pool, path)
+    return VolumeEntry(_id(uuid), pool, path, size, granule, epoch, device, inode, bool(block))
+
+
+def _pool_and_place(pool: str, span: int, volume: str, *numbers: int) -> tuple[str, Place]:
+    return pool, Place(*_numbers(span), _id(volume), *_numbers(*numbers))
+
+
+def _held_spans(
+    uuid: str,
+    tx: str,
+    node: str,
+    present: str | None,
+    kind: int,
+    attempt: int,
+    csn: int,
+    at: int,
+    places: tuple[Place, ...],
+) -> HeldSpans:
+    _numbers(attempt, csn, at)
+    _texts(node)
+    members = from_json(present)
+    return HeldSpans(_id(uuid), _id(tx), attempt, csn, node, _kind(kind), at, members, places)
+
+
+def _member_entry(
+    index: int, version: int, name: str, start: int, length: int, digest: str, active: int
+) -> MemberEntry:
+    _numbers(index, version, start, length)
+    return MemberEntry(
+        index, version, bytes.fromhex(name), start, length, _id(digest), bool(active)
+    )
+
+
+def _aggregate_entry(
+    uuid: str,
+    tx: str,
+    attempt: int,
+    csn: int,
+    node: str,
+    kind: int,
+    primary: str,
+    required: str,
+    objects: int,
+    size: int,
+    at: int,
+    ordinal: int,
+    _: int,
+) -> AggregateEntry:
+    _numbers(attempt, csn, objects, size, at, ordinal)
+    _texts(node, primary)
     return AggregateEntry(
-        bytes.fromhex(uuid),
-        bytes.fromhex(tx),
+        _id(uuid),
+        _id(tx),
         attempt,
         csn,
         node,
-        KINDS[kind],
+        _kind(kind),
         primary,
-        tuple(json.loads(required)),
+        _names(required),
         objects,
         size,
         at,
@@ -564,19 +661,33 @@ def _aggregate_entry(row: tuple[Any, ...]) -> AggregateEntry:
     )
 
 
-def _object_entry(row: Sequence[Any]) -> ObjectEntry:
-    version, node, kind, name, active, length, digest, at, primary, aggregate, index, start = row
+def _object_entry(
+    version: int,
+    node: str,
+    kind: int,
+    name: str,
+    active: int,
+    length: int,
+    digest: str,
+    at: int,
+    primary: str,
+    aggregate: str,
+    index: int,
+    start: int,
+) -> ObjectEntry:
+    _numbers(version, length, at, index, start)
+    _texts(node, primary)
     return ObjectEntry(
         node,
-        KINDS[kind],
+        _kind(kind),
         bytes.fromhex(name),
         version,
         bool(active),
         length,
-        bytes.fromhex(digest),
+        _id(digest),
         at,
         primary,
-        bytes.fromhex(aggregate),
+        _id(aggregate),
         index,
         start,
     )
@@ -598,6 +709,9 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     db = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
     )
+    # Damage is noticed before it is used. (`trusted_schema = OFF` would forbid our own checks, which call json_valid; instead
+    # `check_identity` refuses every schema but ours.)
+    db.execute("PRAGMA cell_size_check = ON")
     if read_only:
         db.execute("PRAGMA query_only = ON")
     return db
@@ -618,6 +732,45 @@ def check_identity(db: sqlite3.Connection, path: str) -> None:
             path,
             f"written by another fanout: schema {version}, this one knows {SCHEMA_VERSION}",
         )
+    # A trigger or a view is code that runs when we ask or write; statistics are what an operator's ANALYZE leaves.
+    foreign = (_schema_of(db) ^ expected_schema()) - _STATISTICS
+    if foreign:
+        names = ", ".join(sorted({str(row[1]) for row in foreign}))
+        raise CatalogVersion(path, f"its schema is not fanout's: {names:.200}")
+
+
+_STATISTICS = {
+    ("table", name, name, f"CREATE TABLE {name}({columns})")
+    for name, columns in (
+        ("sqlite_stat1", "tbl,idx,stat"),
+        ("sqlite_stat4", "tbl,idx,neq,nlt,ndlt,sample"),
+    )
+}
+
+
+def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """What a database is made of; comments and spacing, which SQLite keeps, are left out."""
+    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+    return {(*row[:3], row[3] and " ".join(_COMMENT.sub("", str(row[3])).split())) for row in rows}
+
+
+_COMMENT = re.compile(r"--[^\n]*")
+
+
+def schema_text() -> str:
+    """The statements of `schema.sql`."""
+    return files("fanout.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
+
+
+@functools.cache
+def expected_schema() -> frozenset[tuple[Any, ...]]:
+    """What SQLite says of a catalog's schema."""
+    db = sqlite3.connect(":memory:")
+    try:
+        db.executescript(schema_text())
+        return frozenset(_schema_of(db))
+    finally:
+        db.close()
 
 
 def refuse_links(path: str) -> None:
