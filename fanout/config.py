@@ -35,6 +35,9 @@ STRICT_MAX_SECONDARIES = 3
 MAX_SECONDARIES = 15  # a stream has at most 16 legs, and one is the primary's
 MAX_ACTIVE_DESTINATIONS = 10
 MAX_VOLUMES = 1024
+MAX_LISTED = 40  # names in a message
+MAX_KEY = 200  # characters of a key in a message
+MAX_FILE = 1 << 20  # bytes of the file: some ten thousand volumes
 # Sizes of volumes are multiples of the largest granule that common devices have.
 SIZE_GRANULE = 4096
 MIN_VOLUME_SIZE = 1 << 20
@@ -236,7 +239,11 @@ def load(path: str | os.PathLike[str]) -> Config:
     """
     name = os.fspath(path)
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        with open(name, "rb") as file:
+            raw = file.read(MAX_FILE + 1)  # a device or a pipe may have no end
+        if len(raw) > MAX_FILE:
+            raise ConfigError(f"is larger than {format_size(MAX_FILE)}", path=name)
+        text = raw.decode()
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror or error}", path=name) from error
     except UnicodeDecodeError as error:
@@ -258,7 +265,7 @@ def parse(text: str, *, path: str) -> Config:
     """
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of 5,000 digits
         raise ConfigError(f"is not valid TOML: {error}", path=path) from error
     root = _Table(
         path, "", data, ("store", "engine", "device_classes", "pools", "domains", "nodes")
@@ -307,7 +314,9 @@ class _Table:
         return f"{self.key}.{name}" if self.key else name
 
     def error(self, name: str, message: str) -> ConfigError:
-        return ConfigError(message, path=self.path, key=self.dotted(name))
+        key = self.dotted(name)
+        shown = key if len(key) <= MAX_KEY else f"{key[:MAX_KEY]}…"
+        return ConfigError(message, path=self.path, key=shown)
 
     def __contains__(self, name: str) -> bool:
         return name in self.data
@@ -363,7 +372,7 @@ class _Table:
         value = self._typed(name, int, "a whole number")
         value = default if value is None else value
         if not low <= value <= high:
-            raise self.error(name, f"must be {low} to {high}, found {value}")
+            raise self.error(name, f"must be {low} to {high}, found {_shown(value)}")
         return value
 
     def choice(self, name: str, kind: type[E], default: E | None = None) -> E:
@@ -389,7 +398,9 @@ class _Table:
         except ValueError as error:
             raise self.error(name, str(error)) from error
         if size == 0 or size >= 1 << 63:
-            raise self.error(name, f"must be at least 1 byte and below 8 EiB, found {value!r}")
+            raise self.error(
+                name, f"must be at least 1 byte and below 8 EiB, found {_shown(value)}"
+            )
         return size
 
     def seconds(self, name: str, default: float) -> float:
@@ -403,7 +414,7 @@ class _Table:
         except ValueError as error:
             raise self.error(name, str(error)) from error
         if not 0.001 <= seconds <= 86400 * 365:
-            raise self.error(name, f"must be 1 ms to one year, found {value!r}")
+            raise self.error(name, f"must be 1 ms to one year, found {_shown(value)}")
         return seconds
 
     def file(self, name: str) -> Path:
@@ -415,11 +426,13 @@ class _Table:
 
     def names(self, name: str) -> tuple[str, ...]:
         values = self._typed(name, list, "a list of names") or []
+        seen: set[str] = set()
         for index, value in enumerate(values):
             if not isinstance(value, str):
                 raise self.error(f"{name}[{index}]", f"must be a name, found {_said(value)}")
-            if value in values[:index]:
+            if value in seen:
                 raise self.error(f"{name}[{index}]", f'"{value}" is listed twice')
+            seen.add(value)
         return tuple(values)
 
     def tables(self, name: str, allowed: Iterable[str]) -> list[_Table]:
@@ -441,7 +454,15 @@ _WORDS: dict[type, str] = {
 
 
 def _said(value: object) -> str:
-    return f"{_WORDS.get(type(value), 'a date or time')} ({value!r:.60})"
+    return f"{_WORDS.get(type(value), 'a date or time')} ({_shown(value)})"
+
+
+def _shown(value: object) -> str:
+    """A value, at most 60 characters of it. Python refuses to write integers of more than 4,300 digits."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:
+        return "a very large number"
 
 
 # ---- the sections --------------------------------------------------------------------------------
@@ -580,7 +601,8 @@ def _there_are(section: Iterable[str], name: str) -> str:
     by_lower = {other.lower(): other for other in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1)
     hint = f'did you mean "{by_lower[near[0]]}"? ' if near else ""
-    return f"{hint}defined: {', '.join(known)}"
+    more = f" and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"{hint}defined: {', '.join(known[:MAX_LISTED])}{more}"
 
 
 def _check(config: Config, path: str) -> None:
@@ -658,19 +680,22 @@ def _check_pool(config: Config, pool: Pool, fail: Callable[[str, str], ConfigErr
 
 
 def _check_cycles(config: Config, fail: Callable[[str, str], ConfigError]) -> None:
+    ends: set[str] = set()  # pools whose hierarchy is known to end: none is walked twice
     for start in config.pools:
-        seen: list[str] = []
+        seen: dict[str, None] = {}
         name: str | None = start
-        while name is not None:
+        while name is not None and name not in ends:
             if name in seen:
                 # Blame the pool that closes the circle; a tail that leads into it is innocent.
-                circle = [*seen[seen.index(name) :], name]
+                path = list(seen)
+                circle = [*path[path.index(name) :], name]
                 raise fail(
-                    f"pools.{seen[-1]}.next",
+                    f"pools.{path[-1]}.next",
                     f"the hierarchy runs in a circle: {' -> '.join(circle)}",
                 )
-            seen.append(name)
+            seen[name] = None
             name = config.pools[name].next
+        ends.update(seen)
 
 
 def _check_paths(config: Config, fail: Callable[[str, str], ConfigError]) -> None:

@@ -25,6 +25,8 @@ TIME_UNITS = {
     "h": Fraction(3600),
 }
 
+MOST_SECONDS = 10**20  # as many as can be written with a unit; an integer of 400 digits is no float
+
 _QUANTITY = re.compile(
     r"\s*(?P<number>[0-9]{1,20}(?:\.[0-9]{1,9})?)\s*(?P<unit>[A-Za-z]*)\s*", re.ASCII
 )
@@ -76,6 +78,8 @@ def parse_seconds(value: str | float) -> float:
     if isinstance(value, (int, float)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{value} is not a time; seconds are finite and at least 0")
+        if value > MOST_SECONDS:
+            raise ValueError(f"{float(MOST_SECONDS):g} seconds are the most that a time can be")
         return float(value)
     return float(_quantity(value, TIME_UNITS, '"30 s"'))
 
