@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fanout import aio, errors, types
     from fanout._tee import TeeResult, tee
     from fanout.audit import audit_stgpool, retire_volume
+    from fanout.backup import backup_catalog
     from fanout.check import check_store
     from fanout.config import Config
     from fanout.config import load as load_config
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "aio",
     "audit_stgpool",
+    "backup_catalog",
     "backup_stgpool",
     "check_store",
     "copy_activedata",
@@ -63,6 +65,7 @@ _HOMES = {
     "Session": ("fanout.session", "Session"),
     "Store": ("fanout.store", "Store"),
     "audit_stgpool": ("fanout.audit", "audit_stgpool"),
+    "backup_catalog": ("fanout.backup", "backup_catalog"),
     "backup_stgpool": ("fanout.reconcile", "backup_stgpool"),
     "check_store": ("fanout.check", "check_store"),
     "copy_activedata": ("fanout.reconcile", "copy_activedata"),

@@ -71,6 +71,11 @@ class Ledger:
         """Why nothing can be committed any more; None: all is well."""
         return self._committer.refusal
 
+    @property
+    def shortage(self) -> str | None:
+        """Why nothing new should be begun, though what has begun can be committed; None: all is well."""
+        return self._catalog.shortage()
+
     def close(self) -> None:
         """Commit what waits, then take nothing more; idempotent."""
         self._committer.close()

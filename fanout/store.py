@@ -456,9 +456,11 @@ class Store:
         Raises:
             PoolFull: a pool has no room.
             PoolUnavailable: a pool has no volume that can be written.
-            CatalogError: nothing can be committed any more; says why.
+            CatalogError: nothing can be committed any more, or nothing new should be begun; says why.
         """
         refusal = self.ledger.refusal
+        if refusal is None and (request.attempt, request.ordinal, request.first_span) == (1, 0, 0):
+            refusal = self.ledger.shortage
         if refusal is not None:
             raise CatalogError(self.catalog.path, refusal)
         return self.pools.reserve(request)

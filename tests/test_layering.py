@@ -34,6 +34,7 @@ LAYERS = {
         "audit",
         "evidence",
         "rebuild",
+        "backup",
         "check",
         "store",
     },

@@ -1,7 +1,7 @@
 """The catalog: the database of objects, aggregates, copies and gaps, and the only package that knows SQLite.
 
 `schema.sql` is the layout, `rows.py` what goes in and comes out, `intake.py` packs a commit group, `reader.py` asks,
-`door.py` writes, `restore.py` makes a whole catalog at once.
+`door.py` writes, `ballast.py` keeps room for it, `backup.py` copies, `restore.py` makes a whole catalog at once.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from fanout.catalog.rows import (
     Region,
     Repair,
     Shrunk,
+    SpaceEntry,
     StoreEntry,
     UsageEntry,
     VolumeEntry,
@@ -64,6 +65,7 @@ __all__ = [
     "RestoredCopy",
     "RestoredTransaction",
     "Shrunk",
+    "SpaceEntry",
     "StoreEntry",
     "UsageEntry",
     "VolumeEntry",

@@ -28,11 +28,13 @@ import sqlite3
 import threading
 import time
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from fanout.catalog.ballast import SUFFIX as BALLAST
+from fanout.catalog.ballast import Ballast
 from fanout.catalog.intake import Counters, Intake, pack
 from fanout.catalog.members import to_json
 from fanout.catalog.reader import (
@@ -47,9 +49,11 @@ from fanout.catalog.reader import (
 from fanout.errors import CatalogBusy, CatalogError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fanout.catalog.rows import Commit, PoolEntry, Shrunk, VolumeEntry
+
+T = TypeVar("T")
 
 CACHE_KIB = (
     32 << 10
@@ -57,6 +61,11 @@ CACHE_KIB = (
 LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 _INSERT_GROUP = f"INSERT INTO intake VALUES ({', '.join('?' * 13)})"
+
+_SET_EPOCHS = """
+UPDATE volume SET epoch = json_extract(e.value, '$[1]'), device = json_extract(e.value, '$[2]'),
+    inode = json_extract(e.value, '$[3]')
+FROM json_each(?) AS e WHERE volume.uuid = json_extract(e.value, '$[0]')"""
 
 # Result codes that say for sure that the statement was rolled back before COMMIT began.
 _CERTAINLY_NOTHING = frozenset(
@@ -91,15 +100,26 @@ class Catalog(CatalogReader):
         self._write_lock = threading.Lock()
         self.last_commit_at = 0
         self._lock_fd = _take_lock(os.path.abspath(path), lock_wait)
+        self._ballast = Ballast(os.path.abspath(path))
         try:
-            super().__init__(path)
+            self._begin_reading(path)
             with translated(self.path):
                 self._writes = _connect_writer(self.path)
                 row = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
                 self._counters = Counters(*row.fetchone())
+            self._ballast.make()
         except BaseException:
             os.close(self._lock_fd)
             raise
+
+    def _begin_reading(self, path: str | os.PathLike[str]) -> None:
+        try:
+            super().__init__(path)
+        except CatalogError as error:  # on a full file system not even the log's index can be made
+            cause = error.__cause__
+            if not isinstance(cause, sqlite3.Error) or not self._ballast.give_up(cause):
+                raise
+            super().__init__(path)
 
     @classmethod
     def create(
@@ -166,7 +186,7 @@ class Catalog(CatalogReader):
         path = os.path.abspath(path)
         lock = _take_lock(path, 0.0)
         try:
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-wal", "-shm", BALLAST):
                 with suppress(FileNotFoundError):
                     Path(path + suffix).unlink()
             _sync_directory(path)
@@ -209,7 +229,7 @@ class Catalog(CatalogReader):
         try:
             # One statement is one transaction: it begins, writes and commits without a return to Python. `executemany`
             # because `execute` gives the GIL away once more, for the number of the last row.
-            self._writes.executemany(_INSERT_GROUP, (row,))
+            self._with_room(lambda: self._writes.executemany(_INSERT_GROUP, (row,)))
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", None)
             if code is not None and (code & 0xFF) in _CERTAINLY_NOTHING:
@@ -222,6 +242,25 @@ class Catalog(CatalogReader):
         self.last_commit_at = at
         return list(range(first, first + len(intake.attempts)))
 
+    def _with_room(self, write: Callable[[], T]) -> T:
+        """Write; if the file system is full, once more in the space of the ballast.
+
+        A commit that failed may have left its frames in the log. The second one begins at the same place of the log: it
+        overwrites them, as a fence does, or fails, and then the doubt is the same.
+        """
+        try:
+            return write()
+        except sqlite3.Error as error:
+            if not self._ballast.give_up(error):
+                raise
+        if self._writes.in_transaction:
+            self._writes.execute("ROLLBACK")
+        return write()
+
+    def shortage(self) -> str | None:
+        """Why nothing new should be begun: the file system of the catalog is full. None: there is room. Makes the ballast again."""
+        return self._ballast.shortage()
+
     def fence(self, keys: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], int | None]:
         """Settle attempts whose commit ended in doubt.
 
@@ -232,22 +271,30 @@ class Catalog(CatalogReader):
             CatalogError: the fence could not be committed either; everything is as unknown as before.
         """
         with self._write_lock, translated(self.path):
-            if self._writes.in_transaction:
-                self._writes.execute("ROLLBACK")
-            self._writes.execute("BEGIN IMMEDIATE")
-            try:
-                states = self._take_keys(keys)
-                counters = self._writes.execute(
-                    "SELECT csn, next_aggregate, next_object FROM store"
-                )
-                found = Counters(*counters.fetchone())
-                self._writes.execute("COMMIT")
-            except sqlite3.Error:
-                with suppress(sqlite3.Error):
-                    self._writes.execute("ROLLBACK")
-                raise
-        self._counters = found
+            states, self._counters = self._with_room(lambda: self._fence(keys))
         return states
+
+    def _fence(
+        self, keys: Sequence[tuple[bytes, int]]
+    ) -> tuple[dict[tuple[bytes, int], int | None], Counters]:
+        if self._writes.in_transaction:
+            self._writes.execute("ROLLBACK")
+        with self._transaction():
+            states = self._take_keys(keys)
+            counters = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
+            return states, Counters(*counters.fetchone())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One transaction: committed at the end, rolled back when anything of it fails."""
+        self._writes.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._writes.execute("COMMIT")
+        except sqlite3.Error:
+            with suppress(sqlite3.Error):
+                self._writes.execute("ROLLBACK")
+            raise
 
     def _take_keys(self, keys: Sequence[tuple[bytes, int]]) -> dict[tuple[bytes, int], int | None]:
         listed = json.dumps([[transaction.hex(), attempt] for transaction, attempt in keys])
@@ -273,16 +320,14 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: a name, path or id is taken, or a pool is unknown.
         """
+        pools, volumes = tuple(pools), tuple(volumes)
         with self._write_lock, translated(self.path):
-            self._writes.execute("BEGIN IMMEDIATE")
-            try:
-                _insert_pools(self._writes, pools)
-                _insert_volumes(self._writes, volumes)
-                self._writes.execute("COMMIT")
-            except sqlite3.Error:
-                with suppress(sqlite3.Error):
-                    self._writes.execute("ROLLBACK")
-                raise
+            self._with_room(lambda: self._add(pools, volumes))
+
+    def _add(self, pools: Iterable[PoolEntry], volumes: Iterable[VolumeEntry]) -> None:
+        with self._transaction():
+            _insert_pools(self._writes, pools)
+            _insert_volumes(self._writes, volumes)
 
     def retire(self, volume: bytes, shrunk: Sequence[Shrunk]) -> int:
         """Forget a volume and all places on it, durably and in one transaction; the copies that it served shrink.
@@ -298,21 +343,19 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: it could not be recorded; open the catalog again to see whether it was.
         """
+        csn = self._counters.csn + 1
         with self._write_lock, translated(self.path):
-            self._writes.execute("BEGIN IMMEDIATE")
-            try:
-                csn, now = self._counters.csn + 1, self._clock()
-                self._writes.execute("UPDATE store SET csn = ?", (csn,))
-                for copy in shrunk:
-                    self._shrink(copy, volume, csn, now)
-                self._writes.execute("DELETE FROM volume WHERE uuid = ?", (volume.hex(),))
-                self._writes.execute("COMMIT")
-            except sqlite3.Error:
-                with suppress(sqlite3.Error):
-                    self._writes.execute("ROLLBACK")
-                raise
+            self._with_room(lambda: self._retire(volume, shrunk, csn))
         self._counters = replace(self._counters, csn=csn)
         return csn
+
+    def _retire(self, volume: bytes, shrunk: Sequence[Shrunk], csn: int) -> None:
+        with self._transaction():
+            now = self._clock()
+            self._writes.execute("UPDATE store SET csn = ?", (csn,))
+            for copy in shrunk:
+                self._shrink(copy, volume, csn, now)
+            self._writes.execute("DELETE FROM volume WHERE uuid = ?", (volume.hex(),))
 
     def _shrink(self, copy: Shrunk, volume: bytes, csn: int, now: int) -> None:
         aggregate, pool = self._writes.execute(
@@ -358,12 +401,7 @@ class Catalog(CatalogReader):
         """
         listed = json.dumps([[volume.hex(), *numbers] for volume, numbers in epochs.items()])
         with self._write_lock, translated(self.path):
-            self._writes.execute(
-                """UPDATE volume SET epoch = json_extract(e.value, '$[1]'), device = json_extract(e.value, '$[2]'),
-                       inode = json_extract(e.value, '$[3]')
-                   FROM json_each(?) AS e WHERE volume.uuid = json_extract(e.value, '$[0]')""",
-                (listed,),
-            )
+            self._with_room(lambda: self._writes.execute(_SET_EPOCHS, (listed,)))
 
     def checkpoint(self) -> int:
         """Fold what readers do not need any more from the log into the database; commits need not wait for it.

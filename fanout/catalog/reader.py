@@ -17,11 +17,12 @@ import re
 import sqlite3
 import stat
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
+from fanout.catalog.ballast import Ballast
 from fanout.catalog.intake import KIND_CODES, KINDS
 from fanout.catalog.members import from_json
 from fanout.catalog.rows import (
@@ -36,6 +37,7 @@ from fanout.catalog.rows import (
     Place,
     PoolEntry,
     Region,
+    SpaceEntry,
     StoreEntry,
     UsageEntry,
     VolumeEntry,
@@ -156,6 +158,15 @@ class CatalogReader:
         csn, objects = self._rows("SELECT csn, next_object - 1 FROM store")[0]
         return StoreEntry(self.store_id, self._created, csn, objects)
 
+    def space(self) -> SpaceEntry:
+        """What the catalog takes of its file system, and what is left there."""
+        sizes = []
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                sizes.append(os.stat(self.path + suffix).st_size)
+        ballast = Ballast(self.path)
+        return SpaceEntry(sizes[0], sum(sizes[1:]), ballast.held_bytes, ballast.free_bytes)
+
     def last_csn(self) -> int:
         """The commit sequence number of the last commit; 0: there was none."""
         return int(self._rows("SELECT csn FROM store")[0][0])
@@ -204,7 +215,7 @@ class CatalogReader:
                WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
             (volume.hex(),),
         )
-        return dict(self._made(lambda uuid, csn: (_id(uuid), *_numbers(csn)), rows))
+        return dict(self._made(lambda uuid, csn: (_id(uuid), _numbers(csn)[0]), rows))
 
     def held_spans(self, volume: bytes, aggregates: Iterable[bytes]) -> Iterator[HeldSpans]:
         """What the directory of a volume should say of these aggregates: all that the volume holds of each."""
@@ -231,7 +242,7 @@ class CatalogReader:
             )
         places = self._places("l.aggregate = ? AND l.pool = ?", (aggregate, pool))
         mine = tuple(place for _, place in places if place.volume == volume)
-        return self._made(lambda *head: _held_spans(*head, mine), heads)[0]
+        return self._made(lambda *head: _held_spans(mine, *head), heads)[0]
 
     def _places(self, where: str, parameters: Sequence[Any]) -> list[tuple[str, Place]]:
         rows = self._rows(
@@ -589,7 +600,8 @@ def _identity(uuid: str, created: int) -> tuple[bytes, int]:
 
 
 def _pool_entry(uuid: str, name: str, kind: str) -> PoolEntry:
-    return PoolEntry(_id(uuid), *_texts(name), PoolKind(kind))
+    _texts(name)
+    return PoolEntry(_id(uuid), name, PoolKind(kind))
 
 
 def _volume_entry(uuid: str, pool: str, path: str, *numbers: int) -> VolumeEntry:
@@ -599,10 +611,14 @@ def _volume_entry(uuid: str, pool: str, path: str, *numbers: int) -> VolumeEntry
 
 
 def _pool_and_place(pool: str, span: int, volume: str, *numbers: int) -> tuple[str, Place]:
-    return pool, Place(*_numbers(span), _id(volume), *_numbers(*numbers))
+    _texts(pool)
+    offset, length, used, data_start, data_length = _numbers(*numbers)
+    (span,) = _numbers(span)
+    return pool, Place(span, _id(volume), offset, length, used, data_start, data_length)
 
 
 def _held_spans(
+    places: tuple[Place, ...],
     uuid: str,
     tx: str,
     node: str,
@@ -611,7 +627,6 @@ def _held_spans(
     attempt: int,
     csn: int,
     at: int,
-    places: tuple[Place, ...],
 ) -> HeldSpans:
     _numbers(attempt, csn, at)
     _texts(node)

@@ -318,3 +318,13 @@ class StoreEntry:
     created: int
     csn: int
     objects: int = field(default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceEntry:
+    """Bytes of the catalog, of its log and of its ballast (0: it was given up), and what is free beside them."""
+
+    catalog_bytes: int
+    log_bytes: int
+    ballast_bytes: int
+    free_bytes: int

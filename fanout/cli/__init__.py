@@ -44,10 +44,10 @@ FACE: dict[str, dict[str, Entry]] = {
         "init": Entry("store:init", "Create the catalog and the volumes of fanout.toml"),
         "put": Entry("store:put", "Store files, trees or standard input in every pool at once"),
         "get": Entry("store:get", "Read back, verified, from any pool that holds it"),
-        "query": Entry("query:query", "Pools, volumes, objects, occupancy, gaps"),
+        "query": Entry("query:query", "Pools, volumes, catalog, objects, occupancy, gaps"),
     },
     "Close gaps": {
-        "backup": Entry("reconcile:backup", "Copy to a copy pool what it lacks of a primary pool"),
+        "backup": Entry("reconcile:backup", "Copy to a copy pool what it lacks; copy the catalog"),
         "copy": Entry("reconcile:copy", "Copy to an active-data pool what it lacks"),
         "restore": Entry("reconcile:restore", "Copy back to a primary pool what it has lost"),
     },

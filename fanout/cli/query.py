@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fanout import config as configuration
+from fanout.catalog import CatalogReader
 from fanout.cli import screen
 from fanout.cli.exits import Exit
 from fanout.cli.params import config_option, json_option
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from fanout.pools import VolumeStatus
 
 
-@click.group(short_help="Pools, volumes, objects, occupancy, gaps")
+@click.group(short_help="Pools, volumes, catalog, objects, occupancy, gaps")
 def query() -> None:
     """Ask the store. Works beside a running writer."""
 
@@ -156,6 +158,47 @@ def _readable(one: VolumeStatus) -> bool:
 
 def _share(live: int, size: int) -> str:
     return f"{100 * live / size:.0f} %" if size else "–"
+
+
+# ---- catalog ----------------------------------------------------------------------------------
+
+
+@query.command(short_help="The catalog: how large it is, and the room that it has")
+@config_option
+@json_option
+def catalog(*, config: Path, as_json: bool) -> None:
+    """Show the catalog: size, log, ballast, free space beside it.
+
+    The ballast is space that is given up when the catalog's file system is full,
+    so that what is under way, and its gaps, can still be recorded.
+    """
+    path = configuration.load(config).store.catalog
+    with CatalogReader(path) as reader:
+        space, entry = reader.space(), reader.store()
+    values = {
+        "path": str(path),
+        "store": entry.store.hex(),
+        "csn": entry.csn,
+        "objects": entry.objects,
+        "bytes": space.catalog_bytes,
+        "log_bytes": space.log_bytes,
+        "ballast_bytes": space.ballast_bytes,
+        "free_bytes": space.free_bytes,
+    }
+    if as_json:
+        screen.emit(values)
+        return
+    rows = [
+        ("commits", f"{entry.csn:,}, {screen.count(entry.objects, 'object')} so far"),
+        ("size", f"{format_size(space.catalog_bytes)}, log {format_size(space.log_bytes)}"),
+        ("ballast", format_size(space.ballast_bytes) if space.ballast_bytes else "[red]none[/]"),
+        ("free", format_size(space.free_bytes)),
+    ]
+    screen.out().print(screen.facts(str(path), rows))
+    if not space.ballast_bytes:
+        screen.warn(
+            "There is no ballast beside the catalog: a full disk could not record gaps. The next writer makes it where there is room."
+        )
 
 
 # ---- object -----------------------------------------------------------------------------------

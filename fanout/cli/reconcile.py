@@ -1,8 +1,9 @@
-"""``fanout backup stgpool``, ``copy activedata`` and ``restore stgpool``: the commands that close gaps."""
+"""``fanout backup stgpool``, ``copy activedata`` and ``restore stgpool``, which close gaps; ``fanout backup catalog``."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,20 +11,53 @@ import click
 import fanout
 from fanout.cli import screen
 from fanout.cli.exits import Exit
-from fanout.cli.params import config_option, json_option
+from fanout.cli.params import config_option, force_option, json_option
 from fanout.store import Store
 from fanout.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fanout.reconcile import ReconcileReport
 
 
-@click.group(short_help="Copy to a copy pool what it lacks of a primary pool")
+@click.group(short_help="Copy to a copy pool what it lacks; copy the catalog")
 def backup() -> None:
-    """Copy to a copy pool what it lacks."""
+    """Copy to a copy pool what it lacks, or copy the catalog."""
+
+
+@backup.command(short_help="Copy the catalog, also while the store is in use")
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+@force_option("Replace FILE if it exists.")
+@config_option
+@json_option
+def catalog(*, target: Path, force: bool, config: Path, as_json: bool) -> None:
+    """Copy the catalog to FILE, also while the store is in use.
+
+    The copy is the catalog at one commit, verified, durable, and readable by its
+    owner alone. In the place of a newer catalog it is refused: then 'fanout
+    rebuild catalog --force' makes the newest one from the volumes.
+    """
+    if os.path.lexists(target):
+        screen.confirm(f"{target} exists and would be replaced", force=force)
+        force = True
+    with screen.progress("copying", None, quiet=as_json) as bar:
+        made = fanout.backup_catalog(config, target, force=force, on_progress=bar.reach)
+    if as_json:
+        screen.emit(
+            {
+                "ok": True,
+                "path": made.path,
+                "store": made.store.hex(),
+                "csn": made.csn,
+                "bytes": made.bytes,
+            }
+        )
+    else:
+        screen.say(
+            f"{screen.plain(made.path)}: {format_size(made.bytes)}, up to commit {made.csn:,}.",
+            whole=True,
+        )
 
 
 @backup.command(short_help="Copy to COPYPOOL what it lacks of PRIMARY")

@@ -36,6 +36,7 @@ def test_files_are_private_whatever_the_umask(sample: Sample) -> None:
         "catalog.db-wal": 0o600,
         "catalog.db-shm": 0o600,
         "catalog.db.lock": 0o600,
+        "catalog.db.ballast": 0o600,
     }
 
 

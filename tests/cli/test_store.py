@@ -392,3 +392,21 @@ def test_named_special_file_is_refused(shell: Shell, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     said = shell("put", "N1", tmp_path / "pipe", code=Exit.FAILED)
     assert "pipe it into '-'" in said.err
+
+
+def test_the_catalog_is_shown_and_copied(shell: Shell, tmp_path: Path) -> None:
+    """Beside what is there already; over it only when that is said."""
+    said = shell("query", "catalog", "--json").json
+    assert (said["csn"], said["objects"], said["ballast_bytes"]) == (0, 0, 0)
+    assert "no ballast" in shell("query", "catalog").err
+    (tmp_path / "f").write_bytes(b"x")
+    shell("put", "N1", tmp_path / "f")
+    assert shell("query", "catalog", "--json").json["ballast_bytes"] == 16 << 20
+    copy = tmp_path / "copy.db"
+    made = shell("backup", "catalog", copy, "--json").json
+    assert (made["path"], made["csn"], made["bytes"]) == (str(copy), 1, copy.stat().st_size)
+    assert "would be replaced" in shell("backup", "catalog", copy, code=13).err
+    assert "up to commit 1" in shell("backup", "catalog", copy, "--force").out
+    assert (
+        "of a store" in shell("backup", "catalog", tmp_path / "catalog.db", "--force", code=11).err
+    )

@@ -184,7 +184,7 @@ def read_20(volume: Volume) -> object:
     return volume.read_span(said.spans[0], aggregate=said.aggregate)
 
 
-OLD_HEADERS = {
+OLD_HEADERS: dict[str, dict[str, Any]] = {
     "another transaction": {"transaction": b"?" * 16},
     "an earlier attempt": {"attempt": 9},
     "another aggregate": {"aggregate": b"?" * 16},

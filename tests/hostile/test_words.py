@@ -71,7 +71,7 @@ def test_mutated_files(rng: random.Random) -> None:
 
 def test_every_word_replaced_by_every_other() -> None:
     """Of a value: right of an equals sign, where types and ranges are checked."""
-    values = [match for match in re.finditer(r"(?<== )\S.*", GOOD)]
+    values = list(re.finditer(r"(?<== )\S.*", GOOD))
     for match in values:
         for word in WORDS:
             parsed(GOOD[: match.start()] + word + GOOD[match.end() :])
@@ -129,7 +129,7 @@ def test_a_pipe_is_a_file(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=(GOOD,))
     writer.start()
-    assert cfg.load(pipe).node("N1")
+    assert cfg.load(pipe).node("N1").name == "N1"
     writer.join()
 
 
