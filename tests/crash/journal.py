@@ -72,10 +72,10 @@ class Sent:
 
 
 class Teller:
-    """The client's side: every call is one line, written at once."""
+    """The client's side: every call is one line, written at once to the descriptor `fd`."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def begin(
         self,
@@ -113,7 +113,7 @@ class Teller:
     def _tell(self, **line: Any) -> None:
         data = json.dumps(line).encode() + b"\n"
         while data:
-            data = data[os.write(self._fd, data) :]
+            data = data[os.write(self.fd, data) :]
 
 
 @dataclass(slots=True)

@@ -107,8 +107,8 @@ class Pread:
 
 
 @contextlib.contextmanager
-def locked(path: str | Path) -> Iterator[int]:
-    """A descriptor of an exclusively locked file or device. Raises `Locked`."""
+def locked(path: str | Path, *, medium: str | Path = "") -> Iterator[int]:
+    """A descriptor to read from, while the file or device is locked. `medium`: read this instead. Raises `Locked`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         end = time.monotonic() + LOCK_SECONDS
@@ -122,7 +122,14 @@ def locked(path: str | Path) -> Iterator[int]:
                 time.sleep(_POLL_SECONDS)
         # What the kernel cached before the power failed is not what is on the medium.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        yield fd
+        if not medium:
+            yield fd
+            return
+        below = os.open(medium, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield below
+        finally:
+            os.close(below)
     finally:
         os.close(fd)
 
@@ -186,6 +193,14 @@ class Aggregate:
     gaps: dict[str, frozenset[int]] = field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory, if there is one."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="oracle-", dir=memory) as directory:
+        yield Path(directory)
+
+
 class CatalogCopy:
     """A private copy of a catalog, read with plain SQL.
 
@@ -197,8 +212,8 @@ class CatalogCopy:
     """
 
     def __init__(self, path: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="oracle-") as directory:
-            copy = Path(directory) / "copy.db"
+        with scratch() as directory:
+            copy = directory / "copy.db"
             shutil.copyfile(path, copy)
             if Path(f"{path}-wal").exists():
                 shutil.copyfile(f"{path}-wal", f"{copy}-wal")
@@ -321,8 +336,17 @@ class StoreOnMedia:
 
     @classmethod
     @contextlib.contextmanager
-    def look(cls, config: Path) -> Iterator[StoreOnMedia]:
-        """Wait for the locks, look, and hold them meanwhile. Raises `Locked`."""
+    def look(cls, config: Path, *, below: Path | None = None) -> Iterator[StoreOnMedia]:
+        """Wait for the locks, look, and hold them meanwhile.
+
+        Args:
+            config: path of the store's `fanout.toml`.
+            below: where the files of a fault file system lie that is mounted where the configuration is: volumes are
+                read there, past all requests.
+
+        Raises:
+            Locked: somebody holds a lock for too long.
+        """
         rules = Rules(config)
         with contextlib.ExitStack() as stack:
             lock = Path(f"{rules.catalog}.lock")
@@ -332,7 +356,8 @@ class StoreOnMedia:
             volumes, unreadable = {}, {}
             for uuid, row in catalog.volumes.items():
                 try:
-                    file = Pread(stack.enter_context(locked(row["path"])))
+                    medium = below / Path(row["path"]).relative_to(config.parent) if below else ""
+                    file = Pread(stack.enter_context(locked(row["path"], medium=medium)))
                     volumes[uuid] = Volume(cast("BinaryIO", file))
                 except Locked:
                     raise

@@ -27,7 +27,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from tests.crash.journal import Fate, Journal
-from tests.crash.media import CatalogCopy, Rules, StoreOnMedia
+from tests.crash.media import CatalogCopy, Rules, StoreOnMedia, scratch
 from tests.independent_reader import Bad
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ class Look:
     def __init__(self, store: StoreOnMedia, journal: Journal, *, opened: bool) -> None:
         self.store, self.journal, self.opened = store, journal, opened
         self.findings: list[str] = []
-        self._media: dict[tuple[bytes, int], dict[str, Any]] = {}
 
     def all(self) -> list[str]:
         """Every check."""
@@ -168,15 +166,14 @@ class Look:
             if span is None:
                 continue
             start, piece = span["data_start"], span["data"]
-            if start + len(piece) > aggregate.bytes:
+            end = start + len(piece)
+            if end > aggregate.bytes:
                 self._note(self._at(place, "V1", "its data reach beyond the aggregate"))
                 continue
-            for i in range(start, start + len(piece)):
-                if covered[i] and data[i] != piece[i - start]:
-                    self._note(self._at(place, "V1", f"byte {i} differs from another span's"))
-                    break
-            data[start : start + len(piece)] = piece
-            covered[start : start + len(piece)] = b"\1" * len(piece)
+            if covered.count(1, start, end):
+                self._note(self._at(place, "V1", "holds what another span of the copy holds"))
+            data[start:end] = piece
+            covered[start:end] = b"\1" * len(piece)
             names |= {(name, digest) for name, _, _, digest in span["fragments"] if digest}
         for index in copy.members:
             self._member(aggregate, copy, index, data, covered, names)
@@ -196,7 +193,7 @@ class Look:
             self._note(f"V1 {where}: there is no such object")
             return
         end = member.start + member.length
-        if not all(covered[member.start : end]):
+        if covered.count(1, member.start, end) != member.length:
             self._note(f"V1 {where}: no span holds all of it")
         elif xxhash.xxh3_128_digest(bytes(data[member.start : end])) != member.digest:
             self._note(f"V1 {where}: its bytes are not those that were sent")
@@ -295,9 +292,9 @@ def _spans_of(record: dict[str, Any]) -> set[tuple[int, int]]:
     return {(span["number"], span["offset"]) for span in record["spans"]}
 
 
-def look(config: Path, journal: Journal, *, opened: bool) -> list[str]:
+def look(config: Path, journal: Journal, *, opened: bool, below: Path | None = None) -> list[str]:
     """What is wrong with what lies there. `opened`: the product has opened it since the last crash."""
-    with StoreOnMedia.look(config) as store:
+    with StoreOnMedia.look(config, below=below) as store:
         return Look(store, journal, opened=opened).all()
 
 
@@ -316,8 +313,8 @@ def rebuild(config: Path, journal: Journal, *, exact: bool, flushed: bool) -> li
     from fanout.rebuild import rebuild_catalog
 
     rules = Rules(config)
-    with tempfile.TemporaryDirectory(prefix="oracle-") as directory:
-        path = Path(directory) / "rebuilt.db"
+    with scratch() as directory:
+        path = directory / "rebuilt.db"
         report = rebuild_catalog(config, into=path, lock_wait=30.0)
         made = CatalogCopy(path)
     return list(_compare(rules, CatalogCopy(rules.catalog), made, report, journal, exact, flushed))
@@ -450,6 +447,7 @@ def examine(
     flushed: bool = False,
     repair: bool = False,
     quick: bool = False,
+    below: Path | None = None,
 ) -> list[str]:
     """Everything, in this process; what is wrong, in words.
 
@@ -459,22 +457,25 @@ def examine(
         flushed: the store was opened with `flush_before_acknowledge`.
         repair: close all gaps at the end (V17).
         quick: without rebuilding (V16).
+        below: see `StoreOnMedia.look`.
     """
     stages = ["look", *([] if quick else ["rebuild"]), "open", "look again"]
     stages += [] if quick else ["rebuild again"]
     stages += ["repair", "look after"] if repair else []
     stages += ["rebuild after"] if repair and not quick else []
     for stage in stages:
-        findings = _stage(stage, config, journal, flushed=flushed)
+        findings = _stage(stage, config, journal, flushed=flushed, below=below)
         if findings:  # what follows would only repeat it
             return [f"[{stage}] {finding}" for finding in findings]
     return []
 
 
-def _stage(stage: str, config: Path, journal: Journal, *, flushed: bool) -> list[str]:
+def _stage(
+    stage: str, config: Path, journal: Journal, *, flushed: bool, below: Path | None
+) -> list[str]:
     step, _, later = stage.partition(" ")
     if step == "look":
-        return look(config, journal, opened=bool(later))
+        return look(config, journal, opened=bool(later), below=below)
     if step == "rebuild":
         return rebuild(config, journal, exact=bool(later), flushed=flushed)
     if step == "repair":
@@ -492,8 +493,8 @@ def judge(
     quick: bool = False,
 ) -> None:
     """`examine` in a fresh process. Raises AssertionError with everything that is wrong."""
-    with tempfile.TemporaryDirectory(prefix="oracle-") as directory:
-        kept = Path(directory) / "journal"
+    with scratch() as directory:
+        kept = directory / "journal"
         journal.save(kept)
         options = {"--flushed": flushed, "--repair": repair, "--quick": quick}
         command = [sys.executable, "-m", "tests.crash.oracle", str(config), str(kept)]

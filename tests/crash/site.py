@@ -1,7 +1,7 @@
 """A small store for crashes, and what its clients do to it.
 
 Two clients, a disk primary that overflows to a sequential one (which grows), two copy pools and an active-data pool. All of it fits
-into 30 MiB, so that a case takes tenths of a second. N1's objects belong into all pools, N2's not into the active-data pool.
+into 12 MiB, so that a case takes tenths of a second. N1's objects belong into all pools, N2's not into the active-data pool.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class CrashSite:
     backend: str = "auto"
     copy_continue: bool = True
     devices: dict[str, str] = field(default_factory=dict)
-    size: int = 4 * MIB
+    size: int = 2 * MIB
     hard_deadline: float = 20.0
 
     @property
@@ -66,8 +66,8 @@ class CrashSite:
 [store]
 catalog = "catalog.db"
 [engine]
-memory = "8 MiB"
-slot = "256 KiB"
+memory = "4 MiB"
+slot = "128 KiB"
 backend = "{self.backend}"
 soft_deadline = "{self.hard_deadline / 4} s"
 hard_deadline = "{self.hard_deadline} s"

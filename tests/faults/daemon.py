@@ -12,8 +12,8 @@ control channel (JSON lines on an inherited socket) in a thread of its own, so t
 
 One operation runs like this; `dark` means that the power is off (a `cut` rule fired) until the next crash:
 
-    enter → dark? EIO → rule: delay (ends early at release, EIO at a crash) → errno? → the I/O → delay_after → after_io?
-          → completed (a later flush covers it) → logged → reported
+    enter → dark? EIO → rule: kill → delay (ends early at release, EIO at a crash) → errno? → the I/O → kill_after → delay_after
+          → after_io? → completed (a later flush covers it) → logged → reported
 
 Held operations each keep one of MAX_THREADS libfuse threads; more than that block the mount. None is held for longer than
 MAX_HOLD_SECONDS.
@@ -296,6 +296,8 @@ class Tree:
         if call.rule.cut:
             self._power.cut()
             raise OSError(errno.EIO, "power cut")
+        if call.rule.kill:
+            _kill(call.rule.kill)
         if call.rule.delay:
             self._power.hold(call, call.rule.delay)
         if call.rule.errno and not call.rule.after_io:
@@ -304,6 +306,8 @@ class Tree:
     def _apply_after(self, call: Call) -> None:
         if call.rule is None:
             return
+        if call.rule.kill_after:
+            _kill(call.rule.kill_after)
         if call.rule.delay_after:
             self._power.hold(call, call.rule.delay_after)
         if call.rule.after_io:
@@ -461,6 +465,13 @@ class Tree:
             self._names.unlink(path)
             return 0
 
+    def link(self, new: str, old: str) -> int:
+        with self._call("link", new) as call, self._mutex:
+            call.note["from"] = old
+            os.link(self._real(old), self._real(new))
+            self._names.created(new)
+            return 0
+
     def rename(self, old: str, new: str) -> int:
         with self._call("rename", old) as call, self._mutex:
             call.note["to"] = new
@@ -546,6 +557,11 @@ class Tree:
 
     def _real(self, path: str) -> str:
         return self._root + path
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def _flipped(data: bytes, index: int) -> bytes:

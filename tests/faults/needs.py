@@ -77,6 +77,14 @@ def _strace() -> str:
     )
 
 
+def _ptrace() -> str:
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    level = int(scope.read_text()) if scope.exists() else 0
+    if level == 3 or (level > 0 and os.geteuid() != 0):
+        return "ptrace is forbidden (yama)"
+    return _seccomp()
+
+
 def _seccomp() -> str:
     if os.uname().machine not in ("x86_64", "aarch64"):
         return f"no system call numbers for {os.uname().machine}"
@@ -120,6 +128,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "zram": _zram,
     "ext4": _ext4,
     "strace": _strace,
+    "ptrace": _ptrace,
     "seccomp": _seccomp,
     "throttle": _throttle,
     "engine": _engine,
@@ -145,7 +154,7 @@ def require(*needs: str) -> None:
     """Skip the running test, or the module being collected, unless the machine has all of these.
 
     Args:
-        needs: root, fuse, loop, zram, ext4, strace, seccomp, throttle, engine, xxhash.
+        needs: root, fuse, loop, zram, ext4, strace, ptrace, seccomp, throttle, engine, xxhash.
     """
     for need in needs:
         reason = why_not(need)

@@ -13,7 +13,8 @@ Method: every write keeps the bytes it replaced until it is durable. A crash wal
 change and puts the old bytes back wherever a change is lost; a range that a *newer surviving* change wrote is protected, for
 that one reached the medium later. Sizes are then replayed forward over the survivors.
 
-Not modelled: several names of one file (hard links), renames between directories or of directories, lost attributes.
+A second name of a file (hard link) is a name like any other. Not modelled: renames between directories or of directories, lost
+attributes.
 """
 
 from __future__ import annotations

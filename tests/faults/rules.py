@@ -29,6 +29,7 @@ OPERATIONS = frozenset(
         "fallocate",
         "rename",  # path: the old name
         "unlink",
+        "link",  # path: the new name
         "mkdir",
         "rmdir",
     }
@@ -61,6 +62,8 @@ class Rule:
         flip: index in the request of a byte whose lowest bit is inverted (write: on the medium, read: on the way up).
         shift: bytes by which a write misses its place.
         cut: the power goes off in front of this operation; everything gets EIO until `FaultFS.crash`.
+        kill: process that gets SIGKILL in front of the operation, which is done all the same (with `errno`: is not).
+        kill_after: process that gets SIGKILL when the operation was done, and before that is reported.
         forget: of a failing fsync: what it should have made durable can never become durable again, as on ext4, where the
             pages are marked clean and the next fsync answers 0.
     """
@@ -80,6 +83,8 @@ class Rule:
     flip: int | None = None
     shift: int = 0
     cut: bool = False
+    kill: int = 0
+    kill_after: int = 0
     forget: bool = True
 
     def __post_init__(self) -> None:

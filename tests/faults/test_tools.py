@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -340,6 +341,29 @@ def child_writer(path: str | Path) -> Iterator[subprocess.Popen[str]]:
         child.communicate()
 
 
+@pytest.mark.parametrize(
+    ("moment", "refused"), [("kill", False), ("kill", True), ("kill_after", False)]
+)
+def test_a_kill_in_front_of_an_operation_and_behind_it(
+    fs: FaultFS, moment: str, refused: bool
+) -> None:
+    """The writer is dead by the n-th write; what it had asked for is done, unless an errno says otherwise."""
+    name = f"{moment}-{refused}"
+    path = fs.create_file(name, SIZE)
+    fs.set_rules(Rule(op="open", path=f"/{name}", delay=FOR_EVER))
+    with child_writer(path) as child:
+        fs.wait_for_calls(1, "open")
+        error = errno.EIO if refused else 0
+        rule = Rule(op="write", path=f"/{name}", errno=error)
+        fs.set_rules(replace(rule, **{moment: child.pid}))  # type: ignore[arg-type]
+        fs.release()
+        output, _ = child.communicate(timeout=5)
+    assert (child.returncode, output.split()) == (-signal.SIGKILL, ["go"])
+    kernel.wait_until(lambda: bool(fs.log("write", path=f"/{name}")), "the write is in the log")
+    there = fs.backing(name).read_bytes()[:4] == b"late"
+    assert there == (not refused)
+
+
 def test_a_frozen_daemon_hangs_a_writer_and_a_thawed_one_lets_it_go(fs: FaultFS) -> None:
     path = fs.create_file("frozen", SIZE)
     fs.set_rules(
@@ -474,6 +498,24 @@ def test_power_loss_fails_what_is_held_and_it_never_lands(fs: FaultFS) -> None:
         thread.join()
     assert plain.seen == [(0, errno.EIO)]
     assert fs.backing("held").read_bytes() == bytes(SIZE)
+
+
+def test_a_second_name_is_a_name_like_any_other() -> None:
+    """How a catalog appears whole or not at all: made under a draft's name, linked, and only then synced."""
+    with FaultFS() as fs:
+        for synced in (False, True):
+            fs.create_file("draft", SIZE)
+            os.link(fs.path("draft"), fs.path("real"))
+            with pytest.raises(FileExistsError):
+                os.link(fs.path("draft"), fs.path("real"))
+            directory = os.open(fs.mount, os.O_RDONLY | os.O_DIRECTORY)
+            if synced:
+                os.fsync(directory)
+            os.close(directory)
+            fs.path("draft").unlink()
+            fs.crash()
+            assert sorted(os.listdir(fs.mount)) == (["draft", "real"] if synced else ["draft"])
+            fs.backing("draft").unlink()
 
 
 def test_names_need_a_sync_of_their_directory() -> None:

@@ -1,0 +1,201 @@
+"""A small store on a fault file system, processes that work on it, and their deaths.
+
+with Harness.made() as harness:
+harness.begin_at("some")                          the state of a template
+child = harness.start("mixed", seed=1)            then kill it, somehow
+harness.power_loss(rng)                           what no flush covered is gone
+harness.judge()                                   the oracle, in a fresh process
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.crash.journal import Journal
+from tests.crash.nursery import Nursery
+from tests.crash.site import CrashSite
+from tests.crash.stepping import Stepper
+from tests.faults.faultfs import FaultFS
+from tests.faults.needs import require
+from tests.faults.rules import Rule
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+    from tests.crash.nursery import Child
+    from tests.crash.site import Saved
+
+LOSSES = ("all", "subset", "torn")
+
+# Everything that a ring or an engine thread writes to: disk volumes and sequential ones, and not the catalog.
+VOLUMES = "/*[vo]?[lt]"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is killed: a function of `workloads`, the state that it begins at, and the pool that fails meanwhile."""
+
+    name: str
+    template: str
+    failing: str = ""
+
+
+WORKLOADS = {
+    one.name: one
+    for one in (
+        Workload("mixed", "some"),
+        Workload("losing_a_copy", "some", failing="COPYPOOL1"),
+        Workload("repair", "gaps"),
+    )
+}
+
+
+@dataclass(slots=True)
+class Harness:
+    """See above.
+
+    Attributes:
+        fs: under everything: configuration, catalog and volumes.
+        site: the store.
+        nursery: of all processes.
+        journal: of the present case.
+        templates: states to begin at, with their journals.
+        children: of the present case.
+    """
+
+    fs: FaultFS
+    site: CrashSite
+    nursery: Nursery
+    kept: Path
+    journal: Journal = field(default_factory=Journal)
+    templates: dict[str, tuple[Saved, list[bytes]]] = field(default_factory=dict)
+    children: list[Child] = field(default_factory=list)
+
+    @classmethod
+    @contextlib.contextmanager
+    def made(cls, *, backend: str = "auto", **options: Any) -> Iterator[Harness]:
+        """A store with some transactions (template "some"), one that nothing was written to ("new"), and one with gaps ("gaps")."""
+        require("fuse", "engine")
+        with (
+            FaultFS(cached=True) as fs,
+            Nursery() as nursery,
+            tempfile.TemporaryDirectory(prefix="harness-") as kept,
+        ):
+            site = CrashSite(fs.path(), backend=backend, **options)
+            harness = cls(fs, site, nursery, Path(kept))
+            site.configure()
+            harness.complete("create", seed=None)
+            harness.keep("new")
+            harness.complete("mixed", seed=1)
+            harness.keep("some")
+            fs.set_rules(harness.failing("COPYPOOL1"))
+            harness.complete("losing_a_copy", seed=2)
+            harness.keep("gaps")
+            yield harness
+
+    @property
+    def config(self) -> str:
+        """Of the configuration."""
+        return str(self.site.path)
+
+    def failing(self, pool: str, *, errno: int = 5) -> Rule:
+        """Writes to the space of a pool's volume fail; those to its superblocks and its directory do not."""
+        space = (4096 << 1) + 2 * (256 << 10)
+        name = self.site.volume(pool).relative_to(self.site.base)
+        end = self.site.size - 4096
+        return Rule(op="write", path=f"/{name}", start=space, end=end, count=None, errno=errno)
+
+    # ---- states ------------------------------------------------------------------------------------
+
+    def keep(self, template: str) -> None:
+        """Remember what lies there now, and its journal."""
+        self.heal()
+        self.fs.settle()
+        self.templates[template] = self.site.save(self.fs.backing()), list(self.journal.lines)
+
+    def begin_at(self, template: str) -> None:
+        """Put the state of a template back."""
+        self.heal()
+        self.fs.settle()
+        saved, lines = self.templates[template]
+        self.site.restore(saved, self.fs.backing())
+        self.journal = Journal()
+        self.journal.take(b"".join(lines))
+
+    def prepare(self, workload: Workload) -> None:
+        """The state that a workload begins at, and what fails while it runs."""
+        self.begin_at(workload.template)
+        self.break_for(workload)
+
+    def break_for(self, workload: Workload, *rules: Rule) -> None:
+        """What fails while a workload runs; rules that go before."""
+        failing = [self.failing(workload.failing)] if workload.failing else []
+        self.fs.set_rules(*rules, *failing)
+
+    # ---- processes -----------------------------------------------------------------------------------
+
+    def start(self, workload: str, *, seed: int | None, **arguments: Any) -> Child:
+        """A process that waits for its `go`."""
+        if seed is not None:
+            arguments["seed"] = seed
+        child = self.nursery.start(
+            f"tests.crash.workloads:{workload}",
+            {"config": self.config, **arguments},
+            journal=self.journal,
+        )
+        self.children.append(child)
+        return child
+
+    def complete(self, workload: str, *, seed: int | None, **arguments: Any) -> None:
+        """A process that nobody kills, to its end."""
+        child = self.start(workload, seed=seed, **arguments)
+        child.go()
+        assert child.wait() == 0, child.errors
+
+    def step(self, workload: str, *, seed: int, kill_at: int = 0, **arguments: Any) -> Stepper:
+        """A process that dies at its `kill_at`-th counted system call, or lives if it has fewer."""
+        require("ptrace")
+        child = self.start(workload, seed=seed, step=True, **arguments)
+        stepper = Stepper(child.pid)
+        stepper.attach()
+        child.go()
+        stepper.run(kill_at)
+        self.heal()
+        status = child.wait()
+        assert status in (0, -9), child.errors
+        return stepper
+
+    def heal(self) -> None:
+        """No more faults."""
+        self.fs.heal()
+
+    def power_loss(self, rng: random.Random) -> str:
+        """The power fails, and comes back; nothing is broken any more, and every process is dead. Returns how, in words."""
+        seed, mode = rng.getrandbits(32), rng.choice(LOSSES)
+        self.heal()
+        for child in self.children:
+            if child.status is None:
+                child.kill()
+            child.wait()
+        self.children.clear()
+        loss = self.fs.crash(seed=seed, mode=mode)
+        return f"power loss {mode!r}, seed {seed}: {loss}"
+
+    # ---- judgement -----------------------------------------------------------------------------------
+
+    def judge(self, what: str, **options: bool) -> None:
+        """The oracle, in a fresh process. Raises AssertionError with `what` happened and all that is wrong."""
+        kept = self.kept / "journal"
+        self.journal.save(kept)
+        where = {"journal": str(kept), "below": str(self.fs.backing())}
+        child = self.nursery.run(
+            "tests.crash.workloads:judge",
+            {"config": self.config, **where, **options},
+        )
+        assert not child.journal.words, "\n".join([what, *child.journal.words])
+        assert child.status == 0, f"{what}\n{child.errors}"
