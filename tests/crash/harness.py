@@ -157,6 +157,14 @@ class Harness:
         child.go()
         assert child.wait() == 0, child.errors
 
+    def say(self, workload: str, **arguments: Any) -> dict[str, str]:
+        """What a process that nobody kills says: name=value. It says nothing to the journal."""
+        child = self.nursery.run(
+            f"tests.crash.workloads:{workload}", {"config": self.config, **arguments}
+        )
+        assert child.status == 0, child.errors
+        return dict(word.split("=", 1) for word in child.journal.words if "=" in word)
+
     def step(self, workload: str, *, seed: int, kill_at: int = 0, **arguments: Any) -> Stepper:
         """A process that dies at its `kill_at`-th counted system call, or lives if it has fewer."""
         require("ptrace")

@@ -6,11 +6,12 @@ Each tells the journal what it sends before it sends it, and what it was told. `
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout import backup_stgpool, copy_activedata
-from fanout.errors import CommitUnknown, TransactionFailed, TransactionRetry
+from fanout.errors import CatalogBusy, CommitUnknown, TransactionFailed, TransactionRetry
 from fanout.store import Store
 from fanout.types import ObjectKind
 from tests.crash import oracle, stepping
@@ -112,6 +113,18 @@ def _one(teller: Teller, store: Store, rng: random.Random) -> None:
         put(store, teller, node, objects, transaction=transaction, kind=kind)
     except (TransactionFailed, CommitUnknown):
         return  # the journal knows
+
+
+def states(teller: Teller, config: str, *, lock_wait: float) -> None:
+    """Open, and tell the state of every volume, or that the catalog is busy."""
+    teller.say("waiting")
+    try:
+        with Store.open(config, lock_wait=lock_wait) as store:
+            teller.say(f"opened={time.monotonic()}")
+            for status in store.query_volumes():
+                teller.say(f"{Path(status.path).name}={status.state}")
+    except CatalogBusy:
+        teller.say("catalog=busy")
 
 
 def _begin(teller: Teller, seed: int, *, step: bool = False) -> random.Random:
