@@ -11,22 +11,21 @@ from __future__ import annotations
 import difflib
 import enum
 import os
-import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from fanout import tables
 from fanout.errors import ConfigError, UnknownPool
 from fanout.types import Destination, ObjectKind, PoolKind, Primary, Secondary
-from fanout.units import format_size, parse_seconds, parse_size
+from fanout.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from fanout.tables import Table
+
 T = TypeVar("T")
-E = TypeVar("E", bound=enum.Enum)
 
 # Limits of the model (docs/simultaneous-write.md says where they come from).
 MAX_POOL_NAME = 30
@@ -36,15 +35,11 @@ MAX_SECONDARIES = 15  # a stream has at most 16 legs, and one is the primary's
 MAX_ACTIVE_DESTINATIONS = 10
 MAX_VOLUMES = 1024
 MAX_LISTED = 40  # names in a message
-MAX_KEY = 200  # characters of a key in a message
-MAX_FILE = 1 << 20  # bytes of the file: some ten thousand volumes
 # Sizes of volumes are multiples of the largest granule that common devices have.
 SIZE_GRANULE = 4096
 MIN_VOLUME_SIZE = 1 << 20
 MIN_SLOT_SIZE, MAX_SLOT_SIZE = 64 << 10, 16 << 20
 MIN_SLOTS = 8
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+&@-]*", re.ASCII)
 
 
 class Access(enum.Enum):
@@ -237,20 +232,7 @@ def load(path: str | os.PathLike[str]) -> Config:
     Raises:
         ConfigError: the file cannot be read, is not TOML, or holds a mistake.
     """
-    name = os.fspath(path)
-    try:
-        with open(name, "rb") as file:
-            raw = file.read(MAX_FILE + 1)  # a device or a pipe may have no end
-        if len(raw) > MAX_FILE:
-            raise ConfigError(f"is larger than {format_size(MAX_FILE)}", path=name)
-        text = raw.decode()
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror or error}", path=name) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"is not UTF-8 (byte {error.start}); TOML files are", path=name
-        ) from error
-    return parse(text, path=name)
+    return parse(tables.read(path), path=os.fspath(path))
 
 
 def parse(text: str, *, path: str) -> Config:
@@ -263,13 +245,8 @@ def parse(text: str, *, path: str) -> Config:
     Raises:
         ConfigError: the text is not TOML, or holds a mistake.
     """
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of 5,000 digits
-        raise ConfigError(f"is not valid TOML: {error}", path=path) from error
-    root = _Table(
-        path, "", data, ("store", "engine", "device_classes", "pools", "domains", "nodes")
-    )
+    sections = ("store", "engine", "device_classes", "pools", "domains", "nodes")
+    root = tables.parse(text, path=path, allowed=sections)
     store = _store(root.table("store", ("catalog", "strict_limits", "verify")))
     config = Config(
         path=Path(os.path.abspath(path)),
@@ -286,189 +263,10 @@ def parse(text: str, *, path: str) -> Config:
     return config
 
 
-# ---- one table of the file -----------------------------------------------------------------------
-
-
-class _Table:
-    """One table of the file: typed look-ups that know their dotted key."""
-
-    def __init__(self, path: str, key: str, data: object, allowed: Iterable[str] | None) -> None:
-        self.path, self.key = path, key
-        if not isinstance(data, dict):
-            raise ConfigError(f"must be a table, found {_said(data)}", path=path, key=key)
-        self.data: dict[str, Any] = data
-        if allowed is not None:
-            self.only(*allowed)
-
-    def only(self, *allowed: str) -> None:
-        """Refuse every other key, with the nearest allowed one."""
-        for name in self.data:
-            if name not in allowed:
-                near = difflib.get_close_matches(name, allowed, n=1)
-                hint = f'; did you mean "{near[0]}"?' if near else ""
-                raise self.error(
-                    name, f"unknown key{hint} (allowed here: {', '.join(sorted(allowed))})"
-                )
-
-    def dotted(self, name: str) -> str:
-        return f"{self.key}.{name}" if self.key else name
-
-    def error(self, name: str, message: str) -> ConfigError:
-        key = self.dotted(name)
-        shown = key if len(key) <= MAX_KEY else f"{key[:MAX_KEY]}…"
-        return ConfigError(message, path=self.path, key=shown)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.data
-
-    def table(self, name: str, allowed: Iterable[str]) -> _Table:
-        if name not in self.data:
-            raise self.error(name, "this section is missing")
-        return _Table(self.path, self.dotted(name), self.data[name], allowed)
-
-    def named(self, name: str, limit: int, make: Callable[[str, _Table], T]) -> Mapping[str, T]:
-        """A section of named tables. A missing section is empty."""
-        section = _Table(self.path, self.dotted(name), self.data.get(name, {}), None)
-        made: dict[str, T] = {}
-        seen: dict[str, str] = {}
-        for key, value in section.data.items():
-            if len(key) > limit or not _NAME.fullmatch(key):
-                allowed = "letters, digits, and _ . + & @ - after the first"
-                raise section.error(key, f"not a name: 1 to {limit} characters, {allowed}")
-            other = seen.setdefault(key.lower(), key)
-            if other != key:
-                raise section.error(
-                    key, f'there is already, and names must differ in more than case: "{other}"'
-                )
-            made[key] = make(key, _Table(self.path, section.dotted(key), value, None))
-        return MappingProxyType(made)
-
-    def _typed(self, name: str, kind: type[T], what: str) -> T | None:
-        value = self.data.get(name)
-        # bool is an int to Python, but `true` is no size.
-        if value is not None and (
-            not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
-        ):
-            raise self.error(name, f"must be {what}, found {_said(value)}")
-        return value
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._typed(name, str, "a string")
-        value = default if value is None else value
-        if not value:
-            raise self.error(
-                name, "this key is missing" if name not in self.data else "must not be empty"
-            )
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        return self.text(name) if name in self.data else None
-
-    def flag(self, name: str, *, default: bool) -> bool:
-        value = self._typed(name, bool, "true or false")
-        return default if value is None else value
-
-    def integer(self, name: str, default: int, *, low: int, high: int) -> int:
-        value = self._typed(name, int, "a whole number")
-        value = default if value is None else value
-        if not low <= value <= high:
-            raise self.error(name, f"must be {low} to {high}, found {_shown(value)}")
-        return value
-
-    def choice(self, name: str, kind: type[E], default: E | None = None) -> E:
-        value = self.text(name, None if default is None else str(default.value))
-        try:
-            return kind(value)
-        except ValueError:
-            allowed = [str(member.value) for member in kind]
-            near = difflib.get_close_matches(value, allowed, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise self.error(name, f"{value!r} is not one of {', '.join(allowed)}{hint}") from None
-
-    def size(self, name: str, default: int | None = None) -> int | None:
-        if name not in self.data:
-            return default
-        value = self.data[name]
-        if isinstance(value, bool) or not isinstance(value, (int, str)):
-            raise self.error(
-                name, f'must be a size like "64 MiB" or a number of bytes, found {_said(value)}'
-            )
-        try:
-            size = parse_size(value)
-        except ValueError as error:
-            raise self.error(name, str(error)) from error
-        if size == 0 or size >= 1 << 63:
-            raise self.error(
-                name, f"must be at least 1 byte and below 8 EiB, found {_shown(value)}"
-            )
-        return size
-
-    def seconds(self, name: str, default: float) -> float:
-        value = self.data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise self.error(
-                name, f'must be a time like "30 s" or a number of seconds, found {_said(value)}'
-            )
-        try:
-            seconds = parse_seconds(value)
-        except ValueError as error:
-            raise self.error(name, str(error)) from error
-        if not 0.001 <= seconds <= 86400 * 365:
-            raise self.error(name, f"must be 1 ms to one year, found {_shown(value)}")
-        return seconds
-
-    def file(self, name: str) -> Path:
-        text = self.text(name)
-        if "\0" in text:
-            raise self.error(name, "a path cannot hold a zero byte")
-        base = Path(os.path.abspath(self.path)).parent
-        return Path(os.path.abspath(base / text))
-
-    def names(self, name: str) -> tuple[str, ...]:
-        values = self._typed(name, list, "a list of names") or []
-        seen: set[str] = set()
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise self.error(f"{name}[{index}]", f"must be a name, found {_said(value)}")
-            if value in seen:
-                raise self.error(f"{name}[{index}]", f'"{value}" is listed twice')
-            seen.add(value)
-        return tuple(values)
-
-    def tables(self, name: str, allowed: Iterable[str]) -> list[_Table]:
-        values = self._typed(name, list, "a list of tables") or []
-        return [
-            _Table(self.path, self.dotted(f"{name}[{index}]"), value, allowed)
-            for index, value in enumerate(values)
-        ]
-
-
-_WORDS: dict[type, str] = {
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "a list",
-    dict: "a table",
-}
-
-
-def _said(value: object) -> str:
-    return f"{_WORDS.get(type(value), 'a date or time')} ({_shown(value)})"
-
-
-def _shown(value: object) -> str:
-    """A value, at most 60 characters of it. Python refuses to write integers of more than 4,300 digits."""
-    try:
-        return f"{value!r:.60}"
-    except ValueError:
-        return "a very large number"
-
-
 # ---- the sections --------------------------------------------------------------------------------
 
 
-def _store(table: _Table) -> StoreConfig:
+def _store(table: Table) -> StoreConfig:
     return StoreConfig(
         table.file("catalog"),
         table.flag("strict_limits", default=False),
@@ -483,7 +281,7 @@ class _Backend(enum.Enum):
     FAULTY = "faulty"
 
 
-def _engine(root: _Table) -> EngineConfig:
+def _engine(root: Table) -> EngineConfig:
     if "engine" not in root:
         return EngineConfig()
     table = root.table(
@@ -513,7 +311,7 @@ def _engine(root: _Table) -> EngineConfig:
     )
 
 
-def _device_class(name: str, table: _Table) -> DeviceClass:
+def _device_class(name: str, table: Table) -> DeviceClass:
     kind = table.choice("type", DeviceType)
     if kind is DeviceType.DISK:
         table.only("type")
@@ -527,7 +325,7 @@ def _device_class(name: str, table: _Table) -> DeviceClass:
     return DeviceClass(name, kind, table.file("directory"), size, volumes)
 
 
-def _check_volume_size(table: _Table, name: str, size: int) -> None:
+def _check_volume_size(table: Table, name: str, size: int) -> None:
     if size % SIZE_GRANULE or size < MIN_VOLUME_SIZE:
         allowed = f"a multiple of {SIZE_GRANULE} bytes, at least {format_size(MIN_VOLUME_SIZE)}"
         raise table.error(name, f"the size of a volume is {allowed}, found {size} bytes")
@@ -537,7 +335,7 @@ _ANY_POOL = ("type", "device_class", "volumes", "access", "on_slow", "verify")
 _PRIMARY_ONLY = ("next", "max_size", "copy_pools", "active_data_pools", "copy_continue")
 
 
-def _pool(name: str, table: _Table, verify: Verify) -> Pool:
+def _pool(name: str, table: Table, verify: Verify) -> Pool:
     table.only(*_ANY_POOL, *_PRIMARY_ONLY)
     kind = table.choice("type", PoolKind)
     for key in _PRIMARY_ONLY:
@@ -565,19 +363,19 @@ def _pool(name: str, table: _Table, verify: Verify) -> Pool:
     )
 
 
-def _volume(table: _Table) -> VolumeSpec:
+def _volume(table: Table) -> VolumeSpec:
     size = table.size("size")
     if size is not None:
         _check_volume_size(table, "size", size)
     return VolumeSpec(table.file("path"), size)
 
 
-def _domain(name: str, table: _Table) -> Domain:
+def _domain(name: str, table: Table) -> Domain:
     table.only("destination", "active_destinations")
     return Domain(name, table.text("destination"), table.names("active_destinations"))
 
 
-def _node(name: str, table: _Table) -> Node:
+def _node(name: str, table: Table) -> Node:
     table.only("domain")
     return Node(name, table.text("domain"))
 

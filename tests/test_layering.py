@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fanout"
 
 # The doors, from the metal up. A module may import those of its own layer and of the layers that `BELOW` names.
 LAYERS = {
-    "base": {"errors", "types", "units"},
+    "base": {"errors", "types", "units", "tables"},
     "engine": {"engine", "aio", "sources", "_tee"},
     "session": {"policy", "host", "aggregate", "blame", "placing", "transaction", "session"},
     "catalog": {"catalog"},
