@@ -1,8 +1,9 @@
 """Who is compared: fanout and its peers. Each can `run` the same `Work` any number of times.
 
-All write 1 MiB at a time and end with a flush of every target. What differs is said with each class; where a peer could be given more
-or less, it is given more: fio never reads a client's memory nor hashes, the Python threads write the client's memory without a
-copy, `dd` reads the client's bytes from memory and does not hash.
+All end with a flush of every target. fanout and the Python threads take the client's chunks as they come; those who have no client
+write 1 MiB at a time. What differs is said with each class; where a peer could be given more or less, it is given more: fio never
+reads a client's memory nor hashes, the Python threads write the client's memory without a copy, `dd` reads the client's bytes from
+memory and does not hash. The peers that need more than the bare targets are in `peers`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import TYPE_CHECKING, Protocol
 import xxhash
 
 from fanout.bench.measure import Meter, Sample
-from fanout.bench.work import CHUNK_BYTES, MIB
+from fanout.bench.work import BLOCK_BYTES, MIB
 from fanout.errors import FanoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from fanout.bench.work import Work
-    from fanout.engine import Engine, Target
+    from fanout.engine import Engine, Stream, Target
 
 DEPTH = 8
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
@@ -47,12 +48,42 @@ class Contender(Protocol):
     def missing(self) -> str | None:
         """Why it cannot run here; None when it can."""
 
+    def unfit(self, work: Work) -> str | None:
+        """Why it cannot do this work; None when it can."""
+
     def run(self, work: Work) -> Sample:
         """Do the work once."""
 
 
 class BenchmarkError(FanoutError):
     """A contender did not do its work; its figure would be void."""
+
+
+def one_stream(work: Work) -> str | None:
+    """What a contender without threads of its own says to several clients at once."""
+    return "it takes one stream" if work.streams > 1 else None
+
+
+def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run all at once, a thread for each; raise the first error. A single one needs no thread."""
+    errors: list[BaseException] = []
+
+    def guarded(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            errors.append(error)
+
+    if len(jobs) == 1:
+        return jobs[0]()
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return None
 
 
 # ---- fanout -------------------------------------------------------------------------------------------------------------
@@ -63,42 +94,52 @@ class Fanout:
 
     Args:
         engine: open for the whole comparison, as in a daemon. Targets are opened for each run, outside the clock, as fio does.
+        depth: writes in flight on a target; 0: the engine's default, which is `DEPTH`.
     """
 
     name = "fanout"
     family = "fanout"
     title = "fanout (copy + hash)"
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, *, depth: int = 0) -> None:
+        self._engine, self._depth = engine, depth
 
     def missing(self) -> str | None:
+        """Never."""
+        return None
+
+    def unfit(self, work: Work) -> str | None:
         """Never."""
         return None
 
     def run(self, work: Work) -> Sample:
         """Stream the client's chunks and sync."""
         with contextlib.ExitStack() as stack:
-            opened = [self._open(path, work) for path in work.targets]
-            for target in opened:
+            targets = [self._open(path, work) for path in work.targets]
+            for target in targets:
                 stack.callback(target.close)
-            with self._engine.stream(opened) as stream:
-                stream.place([0] * len(opened), work.size_bytes)
-                with Meter() as meter:
-                    for chunk in work.chunks():
-                        stream.write(chunk)
-                    outcomes = stream.sync()
-            bad = {
-                target.path: str(outcome) for target, outcome in outcomes.items() if not outcome.ok
-            }
-            if bad:
-                raise BenchmarkError(f"fanout: {bad}")
+            jobs = []
+            for share in work.shares():
+                stream = stack.enter_context(self._engine.stream(targets))
+                stream.place([share.start] * len(targets), len(share))
+                jobs.append(functools.partial(_land, stream, work, share))
+            with Meter() as meter:
+                side_by_side(jobs)
         return meter.sample(work.size_bytes, len(work.targets))
 
     def _open(self, path: str, work: Work) -> Target:
         """Say how long it will be: no space is allocated ahead while the clock runs."""
         size = 0 if work.block_devices else work.size_bytes
-        return self._engine.open(path, lock=work.block_devices, size=size)
+        return self._engine.open(path, lock=work.block_devices, size=size, depth=self._depth)
+
+
+def _land(stream: Stream, work: Work, share: range) -> None:
+    for chunk in work.chunks(share):
+        stream.write(chunk)
+    outcomes = stream.sync()
+    bad = {target.path: str(outcome) for target, outcome in outcomes.items() if not outcome.ok}
+    if bad:
+        raise BenchmarkError(f"fanout: {bad}")
 
 
 # ---- fio ----------------------------------------------------------------------------------------------------------------
@@ -123,6 +164,10 @@ class Fio:
     def missing(self) -> str | None:
         """It is an optional package."""
         return None if shutil.which("fio") else "fio is not installed (Debian: apt-get install fio)"
+
+    def unfit(self, work: Work) -> str | None:
+        """With one thread for all it has one stream."""
+        return None if self._jobs_per_target else one_stream(work)
 
     def run(self, work: Work) -> Sample:
         """Run fio and take time and processor time from its report."""
@@ -153,8 +198,8 @@ class Fio:
             "--ioengine=io_uring",
             "--direct=1",
             "--rw=write",
-            f"--bs={CHUNK_BYTES}",
-            f"--iodepth={DEPTH if self._jobs_per_target else DEPTH * len(work.targets)}",
+            f"--bs={BLOCK_BYTES}",
+            f"--iodepth={self._depth(work)}",
             "--end_fsync=1",
             "--fallocate=none",
             "--allow_file_create=0",
@@ -165,23 +210,28 @@ class Fio:
                 "--fixedbufs=1",
                 "--registerfiles=1",
                 "--scramble_buffers=0",
-                *self._huge_memory(len(work.targets)),
+                *self._huge_memory(work),
             ]
         if self._jobs_per_target:
-            jobs = [
-                (f"lane{number}", path, work.size_bytes) for number, path in enumerate(work.targets)
-            ]
-        else:
-            # fio separates file names with colons.
-            names = ":".join(path.replace(":", "\\:") for path in work.targets)
-            jobs = [("all", names, work.size_bytes * len(work.targets))]
-        for name, filename, size in jobs:
-            common += [f"--name={name}", f"--filename={filename}", f"--size={size}"]
-        return common
+            for number, path in enumerate(work.targets):
+                for share in work.shares():
+                    common += [f"--name=lane{number}", f"--filename={path}"]
+                    common += [f"--offset={share.start}", f"--size={len(share)}"]
+            return common
+        # fio separates file names with colons.
+        names = ":".join(path.replace(":", "\\:") for path in work.targets)
+        total = work.size_bytes * len(work.targets)
+        return [*common, "--name=all", f"--filename={names}", f"--size={total}"]
 
-    def _huge_memory(self, targets: int) -> list[str]:
-        # DEPTH buffers for each target, and a page more for each thread, because it rounds up.
-        wanted = targets * (DEPTH * CHUNK_BYTES // HUGE_PAGE_BYTES + 1)
+    def _depth(self, work: Work) -> int:
+        if self._jobs_per_target:
+            return max(1, DEPTH // work.streams)
+        return DEPTH * len(work.targets)
+
+    def _huge_memory(self, work: Work) -> list[str]:
+        # A page more for each thread, because it rounds up.
+        threads = len(work.targets) * work.streams if self._jobs_per_target else 1
+        wanted = threads * (self._depth(work) * BLOCK_BYTES // HUGE_PAGE_BYTES + 1)
         if int(_meminfo("HugePages_Free")) >= wanted:
             self.memory = "reserved huge pages"
             return ["--iomem=mmaphuge"]
@@ -248,6 +298,10 @@ class PythonThreads:
         """Never."""
         return None
 
+    def unfit(self, work: Work) -> str | None:
+        """Never."""
+        return None
+
     def run(self, work: Work) -> Sample:
         """Feed the queues, join the threads."""
         flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_DIRECT if self._direct else 0)
@@ -255,32 +309,37 @@ class PythonThreads:
             fds = [os.open(path, flags) for path in work.targets]
             for fd in fds:
                 stack.callback(os.close, fd)
-            lanes: list[queue.Queue[memoryview | None]] = [queue.Queue(DEPTH) for _ in fds]
-            errors: list[OSError] = []
-            threads = [
-                threading.Thread(target=_python_lane, args=(fd, lane, errors))
-                for fd, lane in zip(fds, lanes, strict=True)
-            ]
-            digest = xxhash.xxh3_128()
+            jobs = [functools.partial(self._client, fds, work, share) for share in work.shares()]
             with Meter() as meter:
-                for thread in threads:
-                    thread.start()
-                for chunk in work.chunks():
-                    for lane in lanes:
-                        lane.put(chunk)
-                    if self._hashing:  # while the lanes write
-                        digest.update(chunk)
-                for lane in lanes:
-                    lane.put(None)
-                for thread in threads:
-                    thread.join()
-        if errors:
-            raise BenchmarkError(f"{self.name}: {errors[0]}")
+                side_by_side(jobs)
         return meter.sample(work.size_bytes, len(work.targets))
 
+    def _client(self, fds: Sequence[int], work: Work, share: range) -> None:
+        lanes: list[queue.Queue[memoryview | None]] = [queue.Queue(DEPTH) for _ in fds]
+        errors: list[OSError] = []
+        threads = [
+            threading.Thread(target=_python_lane, args=(fd, lane, share.start, errors))
+            for fd, lane in zip(fds, lanes, strict=True)
+        ]
+        digest = xxhash.xxh3_128()
+        for thread in threads:
+            thread.start()
+        for chunk in work.chunks(share):
+            for lane in lanes:
+                lane.put(chunk)
+            if self._hashing:  # while the lanes write
+                digest.update(chunk)
+        for lane in lanes:
+            lane.put(None)
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise BenchmarkError(f"{self.name}: {errors[0]}")
 
-def _python_lane(fd: int, lane: queue.Queue[memoryview | None], errors: list[OSError]) -> None:
-    offset = 0
+
+def _python_lane(
+    fd: int, lane: queue.Queue[memoryview | None], offset: int, errors: list[OSError]
+) -> None:
     while (chunk := lane.get()) is not None:
         try:
             while not errors and chunk:
@@ -317,6 +376,10 @@ class DdTee:
         """Both belong to coreutils."""
         return None if shutil.which("dd") and shutil.which("tee") else "dd or tee is not installed"
 
+    def unfit(self, work: Work) -> str | None:
+        """A pipe is one stream."""
+        return one_stream(work)
+
     def run(self, work: Work) -> Sample:
         """Start the pipeline, wait for all of it."""
         os.lseek(work.memory_fd, 0, os.SEEK_SET)  # dd shares our position in it
@@ -328,7 +391,7 @@ class DdTee:
         return meter.sample(work.size_bytes, len(work.targets))
 
     def _start(self, work: Work) -> list[subprocess.Popen[bytes]]:
-        block = f"bs={CHUNK_BYTES // MIB}M"
+        block = f"bs={BLOCK_BYTES // MIB}M"
         # fullblock gathers the pieces of a pipe into whole blocks, without which O_DIRECT would be impossible.
         sink = ["dd", block, "iflag=fullblock", "conv=notrunc,fdatasync", "status=none"]
         if self._direct:
@@ -340,7 +403,9 @@ class DdTee:
             processes.append(process)
             ends.append(process.stdin)
         source = subprocess.Popen(
-            ["dd", block, "status=none"], stdin=work.memory_fd, stdout=subprocess.PIPE
+            ["dd", block, f"count={work.size_bytes // BLOCK_BYTES}", "status=none"],
+            stdin=work.memory_fd,
+            stdout=subprocess.PIPE,
         )
         first, *others = ends
         tee = subprocess.Popen(
@@ -358,10 +423,10 @@ class DdTee:
 # ---- the field ----------------------------------------------------------------------------------------------------------
 
 
-def field(engine: Engine) -> list[Contender]:
-    """Everybody, fanout first."""
+def field(engine: Engine, *, depth: int = 0) -> list[Contender]:
+    """Everybody who needs nothing but the targets, fanout first."""
     return [
-        Fanout(engine),
+        Fanout(engine, depth=depth),
         Fio(tuned=True, jobs_per_target=True),
         Fio(tuned=True, jobs_per_target=False),
         Fio(tuned=False, jobs_per_target=True),

@@ -1,56 +1,35 @@
-"""Rounds, ratios and the report.
-
-In every round each contender runs once, in an order that moves by one from round to round, so that
-nobody always runs after the same neighbour. A ratio is made within its round, and reported as the
-median over the rounds with the smallest and largest.
-"""
+"""``fanout bench quick``: everybody who is present, on the same targets, and five ratios."""
 
 from __future__ import annotations
 
-import mmap
-import os
-import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fanout.bench import machine
-from fanout.bench.contenders import BenchmarkError, Fanout, field, reserved_huge_pages
-from fanout.bench.work import CHUNK_BYTES, matches, prepare
+from fanout.bench.contenders import field, reserved_huge_pages
+from fanout.bench.rounds import (
+    TOUCHED_SHARE,
+    Spread,
+    best,
+    describe_engine,
+    interleaved,
+    ratio,
+    summary,
+    touch_free_memory,
+    warm_up,
+)
+from fanout.bench.work import BLOCK_BYTES, prepare
 from fanout.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from fanout.bench.contenders import Contender
     from fanout.bench.measure import Sample
     from fanout.bench.work import Work
 
 REPORT_VERSION = 1
-# How much free memory is touched before anything is timed: the page cache of the buffered peers.
-TOUCHED_SHARE = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """A figure over the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Median, smallest and largest of at least one value."""
-        return cls(statistics.median(values), min(values), max(values))
-
-    def rounded(self, digits: int) -> dict[str, float]:
-        """For JSON."""
-        return {
-            "median": round(self.median, digits),
-            "min": round(self.low, digits),
-            "max": round(self.high, digits),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,89 +97,12 @@ def quick(
         absent = {one.name: why for one in contenders if (why := one.missing())}
         present = [one for one in contenders if one.name not in absent]
         about = machine.describe()  # with the huge pages in place
-        about_engine = _describe(engine)
-        absent |= _warm_up(present, work, on_step)
+        about_engine = describe_engine(engine)
+        absent |= warm_up(present, work, on_step)
         present = [one for one in present if one.name not in absent]
-        samples = _rounds(present, work, rounds, on_step)
+        jobs = {one.name: (one, work) for one in present}
+        samples = interleaved(jobs, rounds, on_step)
     return _report(work, samples, present, absent, {"machine": about, "engine": about_engine})
-
-
-def touch_free_memory(size_bytes: int) -> None:
-    """Touch memory once and give it back, so that no contender pays for the host's first page."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with mmap.mmap(-1, max(mmap.PAGESIZE, min(size_bytes, available // 2))) as memory:
-        for start in range(0, len(memory), mmap.PAGESIZE):
-            memory[start] = 1
-
-
-def best(samples: Iterable[Sequence[Sample]], figure: str) -> Sequence[Sample]:
-    """The rounds of the contender with the best median."""
-    if figure == "bandwidth":
-        return max(samples, key=lambda runs: statistics.median(_figure(runs, figure)))
-    return min(samples, key=lambda runs: statistics.median(_figure(runs, figure)))
-
-
-def ratio(ours: Sequence[Sample], theirs: Sequence[Sample], figure: str) -> Spread:
-    """Fanout's figure divided by the peer's, round by round."""
-    pairs = zip(_figure(ours, figure), _figure(theirs, figure), strict=True)
-    return Spread.of([mine / other for mine, other in pairs])
-
-
-def _figure(runs: Sequence[Sample], figure: str) -> list[float]:
-    if figure == "bandwidth":
-        return [run.aggregate_bytes_per_second for run in runs]
-    return [run.cpu_ms_per_client_gib for run in runs]
-
-
-def _describe(engine: Engine) -> dict[str, object]:
-    info = engine.info
-    return {
-        "backend": info.backend,
-        "reason": info.reason,
-        "memory_bytes": info.memory_bytes,
-        "slot_bytes": info.slot_size,
-        "huge_pages": info.huge_pages,
-        "registered": info.registered,
-        "hash_isa": info.hash_isa,
-    }
-
-
-def _prove(work: Work) -> None:
-    """A fast writer of wrong bytes is no contender."""
-    wrong = [path for path in work.targets if not matches(work, path)]
-    if wrong:
-        raise BenchmarkError(f"fanout wrote other bytes than it was given to {', '.join(wrong)}")
-
-
-def _warm_up(
-    present: Sequence[Contender], work: Work, on_step: Callable[[str], None]
-) -> dict[str, str]:
-    """Run each once; names of the peers that cannot, and why. Fanout has no excuse."""
-    absent = {}
-    for one in present:
-        on_step(f"warming up: {one.title}")
-        try:
-            one.run(work)
-        except BenchmarkError as error:
-            if isinstance(one, Fanout):
-                raise
-            absent[one.name] = str(error)
-        else:
-            if isinstance(one, Fanout):
-                _prove(work)
-    return absent
-
-
-def _rounds(
-    present: Sequence[Contender], work: Work, rounds: int, on_step: Callable[[str], None]
-) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {one.name: [] for one in present}
-    for number in range(rounds):
-        shift = number % len(present)
-        for one in (*present[shift:], *present[:shift]):
-            on_step(f"round {number + 1} of {rounds}: {one.title}")
-            samples[one.name].append(one.run(work))
-    return samples
 
 
 def _report(
@@ -228,28 +130,12 @@ def _report(
             "targets": list(work.targets),
             "kind": "block devices" if work.block_devices else "files",
             "size_bytes": work.size_bytes,
-            "block_bytes": CHUNK_BYTES,
+            "block_bytes": BLOCK_BYTES,
             "rounds": len(samples[ours.name]),
         },
         "ratios": {key: spread and round(spread.median, 3) for key, spread in spreads.items()},
         "spread": {key: spread and spread.rounded(3) for key, spread in spreads.items()},
         "goals": {question.key: question.goal for question in QUESTIONS},
-        "contenders": {one.name: _summary(one, samples[one.name]) for one in present},
+        "contenders": {one.name: summary(one, samples[one.name]) for one in present},
         "absent": absent,
-    }
-
-
-def _summary(one: Contender, runs: Sequence[Sample]) -> dict[str, object]:
-    return {
-        "title": one.title,
-        "family": one.family,
-        "memory": getattr(one, "memory", None),
-        "aggregate_mb_per_second": Spread.of(
-            [run.aggregate_bytes_per_second / 1e6 for run in runs]
-        ).rounded(1),
-        "cpu_ms_per_client_gib": Spread.of([run.cpu_ms_per_client_gib for run in runs]).rounded(1),
-        "machine_cpu_ms_per_client_gib": Spread.of(
-            [run.machine_cpu_ms_per_client_gib for run in runs]
-        ).rounded(1),
-        "seconds": [round(run.seconds, 4) for run in runs],
     }

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MIB = 1 << 20
-CHUNK_BYTES = MIB
+# What goes to a device at once, where the peer may choose it. 1 MiB: beyond it little is gained, and fio's best is here too.
+BLOCK_BYTES = MIB
 CLIENT_BYTES = 16 * MIB
 
 
@@ -34,9 +35,11 @@ class Work:
     Attributes:
         targets: paths of files or block devices, each at least `size_bytes` long, preallocated and written once.
         block_devices: whether they are block devices (all or none).
-        size_bytes: client bytes of one run, a multiple of `CHUNK_BYTES`.
-        memory_fd: descriptor of a memory file that holds the client's bytes in full length.
-        view: the `CLIENT_BYTES` that they repeat, page-aligned.
+        size_bytes: client bytes of one run, a multiple of `BLOCK_BYTES` for each stream.
+        memory_fd: descriptor of a memory file that holds the client's bytes in full length or more.
+        view: memory that repeats them every `CLIENT_BYTES`, page-aligned, as long as the longest chunk at least.
+        chunk_bytes: what the client hands over at once, a power of two.
+        streams: clients at once. Each has its own share of every target.
     """
 
     targets: tuple[str, ...]
@@ -44,12 +47,63 @@ class Work:
     size_bytes: int
     memory_fd: int
     view: memoryview
+    chunk_bytes: int = BLOCK_BYTES
+    streams: int = 1
 
-    def chunks(self) -> Iterator[memoryview]:
-        """The client's bytes in pieces of `CHUNK_BYTES`."""
-        for start in range(0, self.size_bytes, CHUNK_BYTES):
-            at = start % CLIENT_BYTES
-            yield self.view[at : at + CHUNK_BYTES]
+    def shares(self) -> list[range]:
+        """For each stream the offsets of its bytes, on every target as in the client's memory."""
+        share = self.size_bytes // self.streams
+        return [range(start, start + share) for start in range(0, self.size_bytes, share)]
+
+    def chunks(self, share: range | None = None) -> Iterator[memoryview]:
+        """The client's bytes in pieces of `chunk_bytes`, of one stream or of all."""
+        wrap = max(CLIENT_BYTES, self.chunk_bytes)
+        offsets = share if share is not None else range(self.size_bytes)
+        for start in offsets[:: self.chunk_bytes]:
+            at = start % wrap
+            yield self.view[at : at + self.chunk_bytes]
+
+    def blocks(self) -> Iterator[tuple[int, memoryview]]:
+        """All of them in pieces of `BLOCK_BYTES`, each with its offset."""
+        for start in range(0, self.size_bytes, BLOCK_BYTES):
+            yield start, self.view[(at := start % CLIENT_BYTES) : at + BLOCK_BYTES]
+
+
+@contextlib.contextmanager
+def client(
+    targets: Sequence[str], *, size_bytes: int, longest_chunk: int = BLOCK_BYTES, seed: int = 1
+) -> Iterator[Work]:
+    """Make the client's bytes ready.
+
+    Args:
+        targets: files or block devices, which must be there when the work is done.
+        size_bytes: client bytes of one run.
+        longest_chunk: of all the chunks that will be asked for.
+        seed: of the random content.
+
+    Raises:
+        InterfaceError: mixed files and devices, or a size that is not a positive multiple of 1 MiB.
+    """
+    if size_bytes <= 0 or size_bytes % BLOCK_BYTES:
+        raise InterfaceError(
+            f"the size of a run must be a multiple of 1 MiB, not {size_bytes} bytes"
+        )
+    devices = {_is_block_device(path) for path in targets}
+    if len(devices) != 1:
+        raise InterfaceError("the targets must be all files or all block devices")
+    fd = os.memfd_create("fanout-bench", os.MFD_CLOEXEC)
+    try:
+        # The mapping is left to the garbage collector: closing it would fail while a contender's last slice of it still lives.
+        memory = mmap.mmap(-1, max(CLIENT_BYTES, longest_chunk))
+        pattern = random.Random(seed).randbytes(CLIENT_BYTES)
+        for _ in range(len(memory) // CLIENT_BYTES):
+            memory.write(pattern)
+        work = Work(tuple(targets), devices.pop(), size_bytes, fd, memoryview(memory))
+        for offset, block in work.blocks():
+            os.pwrite(fd, block, offset)
+        yield work
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -65,29 +119,13 @@ def prepare(targets: Sequence[str], *, size_bytes: int, seed: int = 1) -> Iterat
         seed: of the random content.
 
     Raises:
-        InterfaceError: mixed files and devices, or a size that is not a positive multiple of 1 MiB.
+        InterfaceError: as `client`.
         OSError: a target cannot be made or is too small.
     """
-    if size_bytes <= 0 or size_bytes % CHUNK_BYTES:
-        raise InterfaceError(
-            f"the size of a run must be a multiple of 1 MiB, not {size_bytes} bytes"
-        )
-    devices = {_is_block_device(path) for path in targets}
-    if len(devices) != 1:
-        raise InterfaceError("the targets must be all files or all block devices")
-    fd = os.memfd_create("fanout-bench", os.MFD_CLOEXEC)
-    try:
-        # The mapping is left to the garbage collector: closing it would fail while a contender's last slice of it still lives.
-        memory = mmap.mmap(-1, CLIENT_BYTES)
-        memory.write(random.Random(seed).randbytes(CLIENT_BYTES))
-        work = Work(tuple(targets), devices.pop(), size_bytes, fd, memoryview(memory))
-        for number, chunk in enumerate(work.chunks()):
-            os.pwrite(fd, chunk, number * CHUNK_BYTES)
+    with client(targets, size_bytes=size_bytes, seed=seed) as work:
         for path in targets:
             write_once(path, work)
         yield work
-    finally:
-        os.close(fd)
 
 
 def write_once(path: str, work: Work) -> None:
@@ -98,8 +136,8 @@ def write_once(path: str, work: Work) -> None:
     try:
         if not _is_block_device(path):
             os.posix_fallocate(fd, 0, work.size_bytes)
-        for number, chunk in enumerate(work.chunks()):
-            os.pwrite(fd, chunk, number * CHUNK_BYTES)
+        for offset, block in work.blocks():
+            os.pwrite(fd, block, offset)
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
@@ -111,10 +149,7 @@ def matches(work: Work, path: str) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return all(
-            os.pread(fd, CHUNK_BYTES, number * CHUNK_BYTES) == chunk
-            for number, chunk in enumerate(work.chunks())
-        )
+        return all(os.pread(fd, len(block), offset) == block for offset, block in work.blocks())
     finally:
         os.close(fd)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.bench import compare
+from fanout.bench import quick as quickly
 from fanout.cli import screen, space
 from fanout.cli.params import SIZE, force_option, json_option
 from fanout.units import format_size
@@ -79,7 +79,7 @@ def quick(
     if size % MIB or not size:
         raise click.BadParameter("a multiple of 1 MiB is needed", param_hint="--size")
     with _targets(targets, directory, size, force=force) as paths, screen.status() as tell:
-        report = compare.quick(paths, size_bytes=size, rounds=rounds, backend=backend, on_step=tell)
+        report = quickly.quick(paths, size_bytes=size, rounds=rounds, backend=backend, on_step=tell)
     if save:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -157,7 +157,7 @@ def _contender_table(report: dict[str, Any]) -> Table:
 
 def _ratio_table(report: dict[str, Any]) -> Table:
     rows = []
-    for question in compare.QUESTIONS:
+    for question in quickly.QUESTIONS:
         spread = report["spread"][question.key]
         goal = "" if question.goal is None else f"{question.goal:g}"
         if spread is None:

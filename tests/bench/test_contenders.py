@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from fanout.bench import compare
+from fanout.bench import quick
 from fanout.bench.contenders import (
     HUGE_PAGES,
     BenchmarkError,
@@ -184,7 +184,7 @@ def test_peer_that_cannot_run_is_left_out(tmp_path: Path, monkeypatch: pytest.Mo
         raise BenchmarkError("dd_tee_direct: no")
 
     monkeypatch.setattr("fanout.bench.contenders.DdTee.run", fail)
-    report = compare.quick([str(tmp_path / "t")], size_bytes=4 << 20, rounds=1)
+    report = quick.quick([str(tmp_path / "t")], size_bytes=4 << 20, rounds=1)
     ratios, absent = report["ratios"], report["absent"]
     assert isinstance(ratios, dict)
     assert isinstance(absent, dict)

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from fanout.bench.compare import QUESTIONS, Spread, best, ratio
 from fanout.bench.measure import GIB, Meter, Sample
+from fanout.bench.quick import QUESTIONS
+from fanout.bench.rounds import Spread, best, ratio
 
 
 def sample(seconds: float, cpu: float = 0.1) -> Sample:
