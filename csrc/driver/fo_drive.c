@@ -213,7 +213,9 @@ static int run(const options *o, const unsigned char *source) {
         return 1;
     }
     for (uint32_t i = 0; i < o->count; i++) {
-        fo_open open = {.flags = FO_OPEN_REPLACE | FO_OPEN_LOCK, .size = o->bytes + (16u << 20), .depth = o->depth};
+        /* In whole slots: that is how far the last write may reach. */
+        uint64_t size = (o->bytes + o->slot - 1) / o->slot * o->slot;
+        fo_open open = {.flags = FO_OPEN_REPLACE | FO_OPEN_LOCK, .size = size, .depth = o->depth};
         fo_outcome why;
         rc = fo_target_open(e, o->paths[i], &open, MINUTE, &ids[i], &why);
         if (rc != 0) {

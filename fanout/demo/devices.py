@@ -70,7 +70,7 @@ def loop(backing: Path, *, size_bytes: int, sector_bytes: int = 512) -> Iterator
     try:
         yield device
     finally:
-        _patiently(lambda: run("losetup", "-d", device))
+        patiently(lambda: run("losetup", "-d", device))
         backing.unlink(missing_ok=True)
 
 
@@ -112,7 +112,7 @@ def thin_loop(mount: Path, *, size_bytes: int) -> Iterator[ThinLoop]:
             with loop(mount / "device", size_bytes=size_bytes) as device:
                 yield ThinLoop(device, mount)
         finally:
-            _patiently(lambda: run("umount", str(mount)))
+            patiently(lambda: run("umount", str(mount)))
     finally:
         mount.rmdir()
 
@@ -151,8 +151,8 @@ def zram(*, size_bytes: int) -> Iterator[Zram]:
         yield Zram(device, sysfs)
     finally:
         # A reset is refused while anything, udev included, still holds the device open.
-        _patiently(lambda: (sysfs / "reset").write_text("1\n", encoding="ascii"))
-        _patiently(lambda: (ZRAM_CONTROL / "hot_remove").write_text(f"{number}\n"))
+        patiently(lambda: (sysfs / "reset").write_text("1\n", encoding="ascii"))
+        patiently(lambda: (ZRAM_CONTROL / "hot_remove").write_text(f"{number}\n"))
 
 
 def _wait_for(device: str) -> None:
@@ -205,7 +205,7 @@ def why_no_zram() -> str | None:
     return None
 
 
-def _patiently(action: Callable[[], object]) -> None:
+def patiently(action: Callable[[], object]) -> None:
     """Do it again while it is busy, for a few seconds; then say so."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:

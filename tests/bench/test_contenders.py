@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,15 +21,16 @@ from fanout.bench.contenders import (
     field,
     reserved_huge_pages,
 )
+from fanout.bench.peers import Btrfs, Driver, RcloneUnion, btrfs_bytes
 from fanout.bench.work import MIB, matches, prepare
 from fanout.cli import main
 from fanout.cli.exits import Exit
+from fanout.demo import devices
 from fanout.engine import Engine
 from fanout.errors import InterfaceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SIZE = 8 * MIB
 
@@ -40,7 +44,7 @@ def spoil(path: Path) -> None:
 @pytest.fixture(scope="module")
 def everybody() -> Iterator[dict[str, Contender]]:
     with Engine() as engine:
-        yield {one.name: one for one in field(engine)}
+        yield {one.name: one for one in (*field(engine), Driver(engine), RcloneUnion())}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,7 @@ def everybody() -> Iterator[dict[str, Contender]]:
         "python_threads_bare_direct",
         "dd_tee_buffered",
         "dd_tee_direct",
+        "driver",
     ],
 )
 def test_writes_everything(name: str, everybody: dict[str, Contender], tmp_path: Path) -> None:
@@ -71,10 +76,93 @@ def test_writes_everything(name: str, everybody: dict[str, Contender], tmp_path:
         assert sample.client_bytes == SIZE
         for path in paths:
             assert path.stat().st_size == SIZE
-            if isinstance(contender, Fio):  # it makes its own bytes
+            if isinstance(contender, (Fio, Driver)):  # they make their own bytes
                 assert path.read_bytes().count(0) < SIZE // 2
             else:
                 assert matches(work, str(path))
+
+
+@pytest.mark.parametrize("chunk", [4096, 65536, 2 * MIB])
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("name", ["fanout", "fio_tuned_jobs", "python_threads_buffered"])
+def test_chunks_and_streams_lose_nothing(
+    name: str, streams: int, chunk: int, everybody: dict[str, Contender], tmp_path: Path
+) -> None:
+    """A share that is written twice or not at all, a chunk at the wrong place: quick, and void."""
+    contender = everybody[name]
+    if why := contender.missing():
+        pytest.skip(why)
+    paths = [tmp_path / f"t{number}" for number in range(2)]
+    with prepare([str(path) for path in paths], size_bytes=SIZE) as whole:
+        work = dataclasses.replace(whole, chunk_bytes=chunk, streams=streams)
+        assert contender.unfit(work) is None
+        for path in paths:
+            spoil(path)
+        sample = contender.run(work)
+        assert (sample.client_bytes, sample.targets) == (SIZE, 2)
+        for path in paths:
+            if isinstance(contender, Fio):
+                pieces = [path.read_bytes()[at : at + MIB] for at in range(0, SIZE, MIB)]
+                assert all(any(piece) for piece in pieces)
+            else:
+                assert matches(work, str(path))
+
+
+def test_one_of_several_streams_that_fails_is_noticed(tmp_path: Path) -> None:
+    """An error in a thread that nobody waits for."""
+    with (
+        Engine() as engine,
+        prepare([str(tmp_path / "t")], size_bytes=SIZE) as whole,
+    ):
+        work = dataclasses.replace(whole, streams=2, targets=("/dev/full",))
+        threads = next(one for one in field(engine) if one.name == "python_threads_buffered")
+        with pytest.raises(BenchmarkError, match="python_threads_buffered"):
+            threads.run(work)
+
+
+def test_peers_say_what_they_cannot_do(everybody: dict[str, Contender], tmp_path: Path) -> None:
+    """A figure of another work beside ours."""
+    with prepare([str(tmp_path / "t")], size_bytes=SIZE) as whole:
+        several = dataclasses.replace(whole, streams=2)
+        shorter = dataclasses.replace(whole, size_bytes=4 * MIB)
+        for name in ("dd_tee_direct", "driver", "rclone", "fio_tuned_single"):
+            assert everybody[name].unfit(several) == "it takes one stream"
+        assert everybody["rclone"].unfit(shorter) == "it takes the whole of the client's memory"
+        assert everybody["rclone"].unfit(whole) is None
+        assert Btrfs(direct=True).unfit(whole) == "it needs block devices"
+
+
+def test_rclone_writes_a_file_beside_every_target(tmp_path: Path) -> None:
+    """The union that writes to one of its directories only, or leaves gigabytes there."""
+    contender = RcloneUnion()
+    if why := contender.missing():
+        pytest.skip(why)
+    paths = [str(tmp_path / f"t{number}") for number in range(3)]
+    with prepare(paths, size_bytes=SIZE) as work:
+        assert contender.unfit(work) is None
+        assert contender.run(work).cpu_seconds > 0  # and it has looked at the length of each
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["t0", "t1", "t2"]
+
+
+@pytest.mark.loop
+def test_btrfs_writes_and_goes(tmp_path: Path) -> None:
+    """A mount that stays holds the devices for ever."""
+    if why := Btrfs(direct=True).missing() or devices.why_no_devices():
+        pytest.skip(why)
+    with contextlib.ExitStack() as stack:
+        paths = [
+            stack.enter_context(devices.loop(tmp_path / f"t{number}", size_bytes=btrfs_bytes(SIZE)))
+            for number in range(3)
+        ]
+        work = stack.enter_context(prepare(paths, size_bytes=SIZE))
+        for direct in (False, True):
+            contender = Btrfs(direct=direct)
+            assert contender.unfit(work) is None
+            assert contender.run(work).machine_cpu_seconds >= 0
+            for path in paths:
+                assert path not in Path("/proc/self/mounts").read_text(encoding="utf-8")
+        large = dataclasses.replace(work, size_bytes=btrfs_bytes(SIZE))
+        assert Btrfs(direct=True).unfit(large) == "the devices have no room for its structures"
 
 
 def test_matches_notices_one_wrong_byte(tmp_path: Path) -> None:
