@@ -20,10 +20,20 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "transparent_huge_pages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "huge_pages_reserved": int(_first("/proc/meminfo", "HugePages_Total") or 0),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": load(),
         "fio": tool_version("fio"),
         "user": "root" if os.geteuid() == 0 else "not root",
     }
+
+
+def load() -> float:
+    """How many processes have lately wanted a processor: more than this benchmark's own make its figures doubtful."""
+    return round(os.getloadavg()[0], 2)
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping."""
+    return int((_first("/proc/meminfo", "MemAvailable") or "0 kB").split()[0]) << 10
 
 
 def tool_version(name: str) -> str | None:

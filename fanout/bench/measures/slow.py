@@ -1,0 +1,294 @@
+"""A target slows down in the middle of a stream: what the client and the healthy targets get, over time.
+
+One client writes as fast as it is let. After a while the last target may take only a share of what it took before, then all again.
+A second thread looks every few milliseconds how far each target has come. Beside each trace stands the rate of the healthy targets
+alone, without the slow one, in the same round: what nobody can beat.
+
+What is done about a slow target is a `Policy`. ``wait`` does nothing. ``eject`` is what whoever embeds the engine can do: read its
+SLOW events, and drop a target from the stream after `STRIKES` of them, if it is well behind the others (else all are slow, or none).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import statistics
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fanout.bench.contenders import BenchmarkError
+from fanout.bench.figures import Figure, rounded
+from fanout.bench.measures import Found
+from fanout.bench.plan import Policy, named
+from fanout.bench.rounds import describe_engine
+from fanout.bench.throttle import throttle, why_not
+from fanout.bench.work import client, write_once
+from fanout.engine import Engine, EventKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fanout.bench.measures import Tell
+    from fanout.bench.places import Place
+    from fanout.bench.plan import SlowMeasure
+    from fanout.bench.throttle import Throttle
+    from fanout.bench.work import Work
+    from fanout.engine import Stream, Target
+
+SAMPLE_SECONDS = 0.02
+BIN_SECONDS = 0.05
+SOFT_SECONDS = 0.05  # a healthy target answers in a tenth of that
+STRIKES, BEHIND_SLOTS = 3, 8
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one stream went through, written while it does.
+
+    Attributes:
+        times: seconds since it began.
+        completed: for each of these, the bytes that each target had confirmed.
+        slowed: when the last target was slowed down, and when it was let go again; None: never.
+        ejected: seconds at which targets were dropped, by their number.
+    """
+
+    times: list[float] = field(default_factory=list)
+    completed: list[tuple[int, ...]] = field(default_factory=list)
+    slowed: tuple[float, float] | None = None
+    ejected: dict[int, float] = field(default_factory=dict)
+
+    def rate(self, number: int, start: float, end: float) -> float:
+        """Bytes per second of a target between two moments."""
+        inside = [at for at, moment in enumerate(self.times) if start <= moment <= end]
+        if len(inside) < 2:
+            return 0.0
+        first, last = inside[0], inside[-1]
+        done = self.completed[last][number] - self.completed[first][number]
+        return done / (self.times[last] - self.times[first])
+
+
+def run(measure: SlowMeasure, place: Place, *, backend: str, tell: Tell) -> Found:
+    """Trace each policy in each round."""
+    if why := why_not():
+        return Found({}, absent={measure.name: why})
+    with (
+        client(place.paths, size_bytes=place.spec.size_bytes) as work,
+        throttle() as group,
+        Engine(backend=backend) as engine,
+    ):
+        tell(f"{measure.title}: preparing the targets")
+        for path in place.paths:
+            write_once(path, work)
+        alone: list[float] = []
+        traces: dict[Policy, list[Trace]] = {policy: [] for policy in measure.policies}
+        for number in range(measure.rounds):
+            step = f"{measure.title}: round {number + 1} of {measure.rounds}"
+            tell(f"{step}: the healthy targets alone")
+            alone.append(_alone(engine, work, measure.seconds))
+            for policy in measure.policies:
+                tell(f"{step}: {policy.value}")
+                traces[policy].append(_Run(engine, work, group, measure, policy).trace())
+        about = describe_engine(engine)
+    record = {
+        "engine": about,
+        "targets": len(place.paths),
+        "share": measure.share,
+        "bin_seconds": BIN_SECONDS,
+        "alone_mb_per_second": rounded(statistics.median(alone) / 1e6),
+        "traces": {policy.value: _shown(traces[policy]) for policy in measure.policies},
+    }
+    return Found(record, tuple(_figures(measure, alone, traces)))
+
+
+def _alone(engine: Engine, work: Work, seconds: float) -> float:
+    """Bytes per second of the slowest healthy target when the last one does not take part."""
+    healthy = dataclasses.replace(work, targets=work.targets[:-1])
+    trace = Trace()
+    with _opened(engine, healthy) as targets, engine.stream(targets) as stream:
+        done = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(stream, trace, time.perf_counter(), done))
+        watcher.start()
+        try:
+            _write(stream, healthy, time.perf_counter() + seconds)
+        finally:
+            done.set()
+            watcher.join()
+        stream.abort()
+        stream.drained(timeout=None)
+    return min(trace.rate(number, 0.0, seconds) for number in range(len(targets)))
+
+
+@contextlib.contextmanager
+def _opened(engine: Engine, work: Work) -> Iterator[list[Target]]:
+    with contextlib.ExitStack() as stack:
+        targets = []
+        for path in work.targets:
+            targets.append(engine.open(path, lock=True, soft_deadline=SOFT_SECONDS))
+            stack.callback(targets[-1].close)
+        yield targets
+
+
+def _write(stream: Stream, work: Work, until: float) -> None:
+    """The same region again and again, as fast as it is taken."""
+    while time.perf_counter() < until:
+        stream.place([0] * len(stream.targets), work.size_bytes)
+        for chunk in work.chunks():
+            stream.write(chunk)
+            if time.perf_counter() >= until:
+                return
+
+
+def _watch(stream: Stream, trace: Trace, began: float, done: threading.Event) -> None:
+    while not done.wait(SAMPLE_SECONDS):
+        trace.times.append(time.perf_counter() - began)
+        trace.completed.append(tuple(leg.completed for leg in stream.legs()))
+
+
+class _Run:
+    """One stream with a slow target in it: the client, and beside it a watcher, a hand on the brake, and whoever ejects."""
+
+    def __init__(
+        self, engine: Engine, work: Work, group: Throttle, measure: SlowMeasure, policy: Policy
+    ) -> None:
+        self._engine, self._work, self._group = engine, work, group
+        self._share, self._seconds, self._policy = measure.share, measure.seconds, policy
+        self._slow = work.targets[-1]
+        self._done = threading.Event()
+        self._trace, self._began = Trace(), 0.0
+
+    def trace(self) -> Trace:
+        """Write for twice as long as the target is slow: a half before, a half after."""
+        self._engine.events()  # of earlier streams
+        with (
+            _opened(self._engine, self._work) as targets,
+            self._engine.stream(targets) as stream,
+            self._released(),
+        ):
+            self._began = time.perf_counter()
+            helpers = [
+                threading.Thread(
+                    target=_watch, args=(stream, self._trace, self._began, self._done)
+                ),
+                threading.Thread(target=self._brake),
+            ]
+            if self._policy is Policy.EJECT:
+                helpers.append(threading.Thread(target=self._eject, args=(stream, targets)))
+            for helper in helpers:
+                helper.start()
+            try:
+                _write(stream, self._work, self._began + 2 * self._seconds)
+            finally:
+                self._done.set()
+                for helper in helpers:
+                    helper.join()
+                self._group.limit(self._slow, None)
+            stream.abort()
+            stream.drained(timeout=None)
+        if self._trace.slowed is None:
+            raise BenchmarkError(f"{self._slow}: could not be slowed down")
+        return self._trace
+
+    @contextlib.contextmanager
+    def _released(self) -> Iterator[None]:
+        """Whatever happens: nothing waits for a target that is still held back."""
+        try:
+            yield
+        finally:
+            self._group.limit(self._slow, None)
+
+    def _brake(self) -> None:
+        trace, last = self._trace, len(self._work.targets) - 1
+        if self._done.wait(self._seconds / 2):
+            return
+        start = time.perf_counter() - self._began
+        usual = trace.rate(last, 0.0, start)
+        self._group.limit(self._slow, max(1, int(usual * self._share)))
+        # A client that waits for the slow target may be done before the time is up.
+        self._done.wait(self._seconds)
+        self._group.limit(self._slow, None)
+        trace.slowed = (start, time.perf_counter() - self._began)
+
+    def _eject(self, stream: Stream, targets: Sequence[Target]) -> None:
+        numbers = {target.id: number for number, target in enumerate(targets)}
+        strikes: Counter[int] = Counter()
+        while not self._done.is_set():
+            for event in self._engine.events(timeout=SAMPLE_SECONDS):
+                if event.kind is not EventKind.SLOW or event.target not in numbers:
+                    continue
+                number = numbers[event.target]
+                strikes[number] += 1
+                if strikes[number] >= STRIKES and self._is_behind(stream, number):
+                    stream.eject(targets[number])
+                    self._trace.ejected[number] = time.perf_counter() - self._began
+
+    def _is_behind(self, stream: Stream, number: int) -> bool:
+        completed = [leg.completed for leg in stream.legs() if leg.state == "active"]
+        own = stream.legs()[number]
+        behind = max(completed, default=0) - own.completed
+        return own.state == "active" and behind >= BEHIND_SLOTS * self._engine.slot_size
+
+
+# ---- what comes of it ----------------------------------------------------------------------------
+
+
+def _healthy_rate(trace: Trace, policy: Policy) -> float:
+    """Bytes per second of the slowest healthy target while the last one is slow; with ``eject`` from the ejection on."""
+    assert trace.slowed is not None
+    start, end = trace.slowed
+    last = len(trace.completed[0]) - 1
+    if policy is Policy.EJECT:
+        start = max(start, trace.ejected.get(last, start))
+    return min(trace.rate(number, start, end) for number in range(last))
+
+
+def _figures(
+    measure: SlowMeasure, alone: list[float], traces: dict[Policy, list[Trace]]
+) -> Iterator[Figure]:
+    for policy, several in traces.items():
+        pairs = zip(several, alone, strict=True)
+        yield Figure(
+            named(measure, f"healthy_rate_{policy.value}"),
+            f"healthy targets' rate beside a slow one ÷ without it, {policy.value}",
+            "",
+            more_is_better=True,
+            relative=True,
+            rounds=tuple(_healthy_rate(trace, policy) / rate for trace, rate in pairs),
+        )
+
+
+def _shown(several: list[Trace]) -> dict[str, object]:
+    """The trace of the round in the middle, in bins that an eye can tell apart."""
+    ordered = sorted(several, key=lambda trace: trace.completed[-1][0] / trace.times[-1])
+    trace = ordered[len(ordered) // 2]
+    bins = [number * BIN_SECONDS for number in range(int(trace.times[-1] / BIN_SECONDS))]
+    last = len(trace.completed[0])
+    return {
+        "slowed_seconds": [rounded(moment) for moment in trace.slowed or ()],
+        "ejected_seconds": {str(at): rounded(moment) for at, moment in trace.ejected.items()},
+        "mb_per_second": [
+            [rounded(_between(trace, number, start) / 1e6) for start in bins]
+            for number in range(last)
+        ],
+    }
+
+
+def _between(trace: Trace, number: int, start: float) -> float:
+    """Bytes per second of a target in one bin; what was confirmed at its ends is interpolated."""
+    ends = (start, start + BIN_SECONDS)
+    first, last = (_at(trace, number, moment) for moment in ends)
+    return (last - first) / BIN_SECONDS
+
+
+def _at(trace: Trace, number: int, moment: float) -> float:
+    after = bisect.bisect_left(trace.times, moment)
+    if after == len(trace.times):
+        return trace.completed[-1][number]
+    before_time, before = (
+        (trace.times[after - 1], trace.completed[after - 1][number]) if after else (0.0, 0)
+    )
+    share = (moment - before_time) / (trace.times[after] - before_time)
+    return before + share * (trace.completed[after][number] - before)
