@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.bench import quick as quickly
+from fanout.bench import report, results, scenario
+from fanout.bench import run as running
+from fanout.bench.places import PlaceError
 from fanout.cli import screen, space
+from fanout.cli.exits import Exit, Unsuitable
 from fanout.cli.params import SIZE, force_option, json_option
-from fanout.units import format_size
+from fanout.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +91,136 @@ def quick(
         screen.emit(report)
     else:
         _show(report)
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@bench.command(short_help="A scenario from a file; JSON and an HTML report")
+@click.argument("file", metavar="SCENARIO.toml", type=_FILE)
+@click.option(
+    "--save",
+    type=_FILE,
+    help="Keep the JSON here.  [default: FILE of the --html report, with .json]",
+)
+@click.option("--html", type=_FILE, help="Write the report here: one file, opens anywhere.")
+@click.option("--rounds", type=click.IntRange(1, 99), help="Instead of the scenario's.")
+@click.option(
+    "--directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where targets on disk are made.  [default: the directory for temporary files]",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "io_uring", "threads"]),
+    default="auto",
+    show_default=True,
+    help="Of fanout's engine.",
+)
+@force_option("Overwrite the block devices that the scenario names.")
+@json_option
+def run(
+    *,
+    file: Path,
+    save: Path | None,
+    html: Path | None,
+    rounds: int | None,
+    directory: Path | None,
+    backend: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run a scenario: targets are set up, measured, taken down.
+
+    Scenarios are kept in benchmarks/scenarios; benchmarks/README.md says how
+    to write one. benchmarks/scenarios/cost.toml fills in the cost table.
+    """
+    plan = scenario.load(file, rounds=rounds)
+    for path in running.destroyed(plan):
+        screen.confirm(f"{path}: what is on this device will be overwritten", force=force)
+    command = ["fanout", "bench", "run", str(file), *_given(rounds, directory, backend)]
+    try:
+        with screen.status() as tell:
+            result = running.run(
+                plan, directory=directory, backend=backend, command=command, tell=tell
+            )
+    except PlaceError as error:
+        raise Unsuitable(str(error)) from error
+    if save is None and html is not None:
+        save = html.with_suffix(".json")
+    if save:
+        results.save(result, save)
+    if html:
+        report.write(result, html)
+    if as_json:
+        screen.emit(result)
+    else:
+        _show_run(result)
+
+
+def _given(rounds: int | None, directory: Path | None, backend: str) -> list[str]:
+    """The options that change what is measured, for the record."""
+    options = {"--rounds": rounds, "--directory": directory}
+    if backend != "auto":
+        options["--backend"] = backend  # type: ignore[assignment]
+    return [text for key, value in options.items() if value for text in (key, str(value))]
+
+
+@bench.command("report", short_help="The HTML report of a result that was kept")
+@click.argument("file", metavar="RESULT.json", type=_FILE)
+@click.argument("html", metavar="REPORT.html", type=_FILE)
+@json_option
+def report_(*, file: Path, html: Path, as_json: bool) -> None:
+    """Write the HTML report of a result of 'fanout bench run'.
+
+    One file without anything from outside: it opens anywhere, also years later.
+    """
+    report.write(results.load(file), html)
+    if as_json:
+        screen.emit({"ok": True, "report": str(html)})
+
+
+@bench.command(short_help="Has anything become slower? Exit code 15 says yes")
+@click.argument("before", metavar="BEFORE.json", type=_FILE)
+@click.argument("after", metavar="AFTER.json", type=_FILE)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 10),
+    default=results.TOLERANCE,
+    show_default=True,
+    help="How much worse a median may be: 0.1 is a tenth.",
+)
+@click.option(
+    "--absolute",
+    is_flag=True,
+    help="Judge speeds and times as well, not only ratios to what ran beside.",
+)
+@json_option
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    *,
+    before: Path,
+    after: Path,
+    tolerance: float,
+    absolute: bool,
+    as_json: bool,
+) -> None:
+    """Compare two results of 'fanout bench run'.
+
+    A figure is worse when its median is worse by more than the tolerance and
+    the middle halves of the rounds no longer overlap. Exit code 0: none that
+    is judged is worse; 15: one is.
+    """
+    found = results.compare(
+        results.load(before), results.load(after), tolerance=tolerance, absolute=absolute
+    )
+    if as_json:
+        screen.emit(results.to_json(found))
+    else:
+        _show_comparison(found)
+    if found.regressions:
+        ctx.exit(Exit.REGRESSION)
 
 
 @contextlib.contextmanager
@@ -180,3 +314,102 @@ def _ratio_table(report: dict[str, Any]) -> Table:
             )
         )
     return screen.table(("fanout's …", "ratio", "spread", "goal", ""), rows, right=(1, 2, 3))
+
+
+# ---- scenarios -----------------------------------------------------------------------------------
+
+
+def _show_run(result: dict[str, Any]) -> None:
+    console = screen.out()
+    machine = result["machine"]
+    console.print(
+        f"{screen.plain(result['scenario']['title'])}: {machine['processors_usable']} processors,"
+        f" Linux {machine['kernel']}, load {machine['load_before']} before,"
+        f" {format_seconds(result['seconds'])}"
+    )
+    if result["goals"]:
+        console.print(_goal_table(result))
+    console.print(_figure_table(result))
+    for name, why in result["absent"].items():
+        console.print(screen.bullet(f"left out: {name}: {why}"))
+
+
+def _goal_table(result: dict[str, Any]) -> Table:
+    rows = []
+    for goal in result["goals"]:
+        sign = "≥" if goal["at"] == "least" else "≤"
+        levels = [f"{sign} {level:g}" for level in goal["levels"]]
+        value = "–" if goal["value"] is None else f"{goal['value']:,.4g} {goal['unit']}".strip()
+        rows.append(
+            (
+                screen.plain(goal["title"]),
+                value,
+                *[*levels, ""][:2],
+                _reached(goal["reached"]),
+            )
+        )
+    return screen.table(("", "measured", "first", "then", ""), rows, right=(1, 2, 3))
+
+
+def _reached(levels: list[bool | None]) -> str:
+    if None in levels:
+        return "not measured"
+    if all(levels):
+        return "[green]reached[/]"
+    return "[yellow]first reached[/]" if levels[0] else "[red]missed[/]"
+
+
+def _figure_table(result: dict[str, Any]) -> Table:
+    rows = [
+        (
+            screen.plain(name),
+            f"{one['median']:,.4g}",
+            f"{one['min']:,.4g} to {one['max']:,.4g}",
+            one["unit"],
+        )
+        for name, one in result["figures"].items()
+    ]
+    return screen.table(("figure", "median", "spread", ""), rows, right=(1, 2))
+
+
+_COLOURS = {"better": "green", "worse": "red", "same": "dim"}
+
+
+def _show_comparison(found: results.Comparison) -> None:
+    console = screen.out()
+    moved = [one for one in found.changes if one.verdict is not results.Verdict.SAME]
+    if moved:
+        headings = ("figure", "before", "after", "change", "")
+        console.print(screen.table(headings, map(_changed, moved), right=(1, 2, 3)))
+    same = len(found.changes) - len(moved)
+    console.print(f"{screen.count(same, 'figure')} the same within noise and tolerance")
+    for note in found.notes:
+        console.print(screen.bullet(note))
+    if found.gone:
+        console.print(screen.bullet(f"only before, nobody knows: {', '.join(found.gone)}"))
+    console.print(_sentence(found))
+
+
+def _changed(one: results.Change) -> tuple[str, ...]:
+    colour = _COLOURS[one.verdict.value]
+    said = one.verdict.value if one.judged else f"{one.verdict.value}, not judged"
+    return (
+        screen.plain(one.name),
+        f"{one.before:,.4g} {one.unit}".strip(),
+        f"{one.after:,.4g} {one.unit}".strip(),
+        f"{one.after / one.before - 1:+.1%}",
+        f"[{colour}]{said}[/]",
+    )
+
+
+def _sentence(found: results.Comparison) -> str:
+    worst = found.regressions
+    if worst:
+        first = worst[0]
+        return (
+            f"[bold red]Worse[/]: {screen.count(len(worst), 'figure')}; most of all"
+            f" {screen.plain(first.name)}, by {abs(first.gain):.1%}"
+        )
+    if found.verdict is results.Verdict.BETTER:
+        return "[bold green]Better[/]: nothing is worse"
+    return "[bold]The same[/]: nothing is worse"

@@ -37,6 +37,7 @@ class Exit(enum.IntEnum):
     TARGET = 12
     REFUSED = 13
     UNSUITABLE = 14
+    REGRESSION = 15
     INTERRUPTED = 130
 
 
