@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py fanout/_core.pyx fanout/_csrc.pxd $(wildcard csrc/*.c csrc/*.h)
 PYTEST_ARGS ?=
 
-.PHONY: help system setup build demo test test-python test-c lint format sanitize bench clean
+.PHONY: help system setup build driver demo test test-python test-c lint format sanitize bench cost clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,12 +41,15 @@ $(STAMPS)/build: $(EXTENSION_SOURCES) $(STAMPS)/venv | $(STAMPS)/install
 
 build: system $(STAMPS)/build ## build the extension in place
 
+driver: system # the C driver, a peer in the benchmarks
+	@$(MAKE) --no-print-directory -s -C csrc
+
 demo: build ## the whole scenario on real data and real targets, in seconds
 	$(BIN)/fanout demo
 
 test: test-python test-c ## every test, Python's and C's
 
-test-python: build
+test-python: build driver
 	@scripts/setup.sh faults
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
 
@@ -71,6 +74,10 @@ format: setup ## let ruff format and sort
 bench: build ## micro-benchmarks, then fanout against its peers on the same targets
 	$(BIN)/python -P -m pytest benchmarks --benchmark-only
 	$(BIN)/fanout bench quick
+
+cost: build driver ## the cost table, from benchmarks/scenarios/cost.toml: JSON and an HTML report under benchmarks/results
+	@scripts/setup.sh peers
+	$(BIN)/fanout bench run benchmarks/scenarios/cost.toml --html benchmarks/results/cost.html
 
 clean: ## remove what was built; keeps the virtual environment (rm -rf .venv for that)
 	rm -rf build dist *.egg-info fanout/_core.c fanout/*.so $(STAMPS)/build

@@ -17,75 +17,26 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 import fanout
+from fanout.bench.measures.small import NODE, POOLS, busy_neighbour, put_many, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-NODE = "N1"
 SMALL_BYTES = 4096
 STALL_SECONDS = 3.0
 SESSIONS, STALLED = 8, 2
-
-CONFIG = """
-[store]
-catalog = "catalog.db"
-[device_classes.disk]
-type = "disk"
-[pools.PRIMARY]
-type = "primary"
-device_class = "disk"
-volumes = [{{ path = "primary.vol", size = "{size} MiB" }}]
-copy_pools = ["COPY1", "COPY2"]
-[pools.COPY1]
-type = "copy"
-device_class = "disk"
-volumes = [{{ path = "copy1.vol", size = "{size} MiB" }}]
-[pools.COPY2]
-type = "copy"
-device_class = "disk"
-volumes = [{{ path = "copy2.vol", size = "{size} MiB" }}]
-[domains.D]
-destination = "PRIMARY"
-[nodes.N1]
-domain = "D"
-"""
 
 
 def peak_rss() -> int:
     """Bytes, of this process since its start."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def store(directory: Path, size_mib: int) -> Iterator[fanout.Store]:
-    """A new store in a directory of its own, removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="fanout-limits-", dir=directory) as made:
-        config = Path(made, "fanout.toml")
-        config.write_text(CONFIG.format(size=size_mib), encoding="utf-8")
-        fanout.Store.create(config, write_once=True)
-        with fanout.Store.open(config) as opened:
-            yield opened
-
-
-def put_many(opened: fanout.Store, count: int, group: int, size: int, label: str) -> float:
-    """Objects per second, committed durably in all three pools, in transactions of `group`."""
-    data = os.urandom(size)
-    began = time.monotonic()
-    with opened.session(NODE) as session:
-        for first in range(0, count, group):
-            for attempt in session.attempts():
-                with attempt as transaction:
-                    for number in range(first, min(first + group, count)):
-                        transaction.put(f"{label}/{number}", data)
-    return count / (time.monotonic() - began)
 
 
 def held(opened: fanout.Store) -> set[int]:
@@ -104,7 +55,7 @@ def edges(opened: fanout.Store) -> dict[str, Any]:
     same = all(
         b"".join(opened.get(NODE, name, pool=pool)) == data
         for name, data in wanted.items()
-        for pool in ("PRIMARY", "COPY1", "COPY2")
+        for pool in POOLS
     )
     return {"holds": same}
 
@@ -168,25 +119,6 @@ def stalled_clients(opened: fanout.Store, size: int) -> dict[str, Any]:
         "slowest_other_seconds": round(others, 3),
         "fastest_stalled_seconds": round(stalled, 3),
     }
-
-
-@contextmanager
-def busy_neighbour() -> Iterator[None]:
-    """A Python thread that never lets go of the interpreter by itself."""
-    stop = threading.Event()
-
-    def spin() -> None:
-        count = 0
-        while not stop.is_set():
-            count += 1
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def small_objects(opened: fanout.Store, count: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh system   compiler, headers, a usable Python (installed when root, else named in one line)
 #   scripts/setup.sh venv     the virtual environment and the tools of the `dev` group
+#   scripts/setup.sh peers    what the benchmarks compare with; as root only, and never required
 #   scripts/setup.sh faults   what tests use to break real devices; as root only, and never required
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -91,9 +92,24 @@ faults() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 }
 
+# A peer that is missing is left out, and the result says so.
+peers() {
+    local packages=()
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
+    command -v fio >/dev/null || packages+=(fio)
+    command -v rclone >/dev/null || packages+=(rclone)
+    command -v mkfs.btrfs >/dev/null || packages+=(btrfs-progs)
+    command -v losetup >/dev/null || packages+=(mount)
+    [ ${#packages[@]} -eq 0 ] && return
+    say "installing ${packages[*]} for the benchmarks"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+}
+
 case ${1:-} in
     system) system ;;
     venv) venv ;;
     faults) faults ;;
-    *) say "usage: scripts/setup.sh system|venv|faults"; exit 2 ;;
+    peers) peers ;;
+    *) say "usage: scripts/setup.sh system|venv|faults|peers"; exit 2 ;;
 esac

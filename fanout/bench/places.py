@@ -49,6 +49,11 @@ class Place:
     directory: Path | None
 
 
+def prefix() -> str:
+    """How the names of all begin that this process makes: who finds one left knows whose it was."""
+    return f"fanout-bench-{os.getpid()}-"
+
+
 def why_not(spec: Targets) -> str | None:
     """Why these targets cannot be set up here; None when they can."""
     if spec.kind is Kind.LOOPS and (why := devices.why_no_devices()):
@@ -81,7 +86,7 @@ def standing(
     size = btrfs_bytes(spec.size_bytes) if btrfs and spec.kind is Kind.LOOPS else spec.size_bytes
     base = MEMORY if spec.over is Over.MEMORY else spec.directory or directory
     with Stack() as stack:
-        made = tempfile.TemporaryDirectory(prefix="fanout-bench-", dir=base)
+        made = tempfile.TemporaryDirectory(prefix=prefix(), dir=base)
         place = Path(stack.enter_context(made))
         _check_space(place, size * spec.count)
         names = [place / f"target{number}" for number in range(spec.count)]

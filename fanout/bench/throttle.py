@@ -73,7 +73,7 @@ def throttle() -> Iterator[Throttle]:
     try:
         if version == 2:
             (base / "cgroup.subtree_control").write_text("+io", encoding="ascii")
-        group = Path(tempfile.mkdtemp(prefix="fanout-bench-", dir=base))
+        group = Path(tempfile.mkdtemp(prefix=f"fanout-bench-{os.getpid()}-", dir=base))
     except OSError as error:
         raise DeviceError(f"{base}: {error}") from error
     try:

@@ -9,6 +9,7 @@ memory that the host of a virtual machine must first find makes buffered writers
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import random
@@ -129,10 +130,14 @@ def prepare(targets: Sequence[str], *, size_bytes: int, seed: int = 1) -> Iterat
 
 
 def write_once(path: str, work: Work) -> None:
-    """Preallocate a file (a device has its size) and write all of it, durably."""
-    fd = os.open(
-        path, os.O_RDWR | os.O_CLOEXEC | (0 if _is_block_device(path) else os.O_CREAT), 0o600
-    )
+    """Preallocate a file (a device has its size) and write all of it, durably; direct where that can be done."""
+    flags = os.O_RDWR | os.O_CLOEXEC | (0 if _is_block_device(path) else os.O_CREAT)
+    try:
+        fd = os.open(path, flags | os.O_DIRECT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.open(path, flags, 0o600)
     try:
         if not _is_block_device(path):
             os.posix_fallocate(fd, 0, work.size_bytes)
@@ -149,7 +154,10 @@ def matches(work: Work, path: str) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return all(os.pread(fd, len(block), offset) == block for offset, block in work.blocks())
+        # Bytes with bytes: a memoryview is compared item by item, a hundred times as slowly.
+        return all(
+            os.pread(fd, len(block), offset) == bytes(block) for offset, block in work.blocks()
+        )
     finally:
         os.close(fd)
 

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from fanout.bench.measure import GIB, Meter, Sample
+from fanout.bench.measures.slow import Trace, healthy_rate
+from fanout.bench.plan import Policy
 from fanout.bench.quick import QUESTIONS
 from fanout.bench.rounds import Spread, best, ratio
 
@@ -64,3 +66,33 @@ def test_meter_charges_own_and_children() -> None:
         subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
     assert busy.children_cpu_seconds > 0.01
     assert busy.sample(GIB, 3).cpu_seconds >= busy.children_cpu_seconds
+
+
+# ---- a slow target --------------------------------------------------------------------------------
+
+
+def trace(ejected: dict[int, float]) -> Trace:
+    """Two targets, looked at every second for ten: the last one is slow from 2 to 8, the first from 2 to 5."""
+    first = [0, 10, 20, 21, 22, 23, 33, 43, 53, 63, 73]
+    last = [0, 10, 20, 21, 22, 23, 24, 25, 26, 36, 46]
+    times = [float(second) for second in range(1, 11)]
+    return Trace(times, list(zip(first[1:], last[1:], strict=True)), (2.0, 8.0), ejected)
+
+
+def test_rates_between_two_looks() -> None:
+    """Moments at which nobody has looked, before the first look and after the last one."""
+    found = trace({})
+    assert found.rate(0, 0.0, 2.0) == pytest.approx(10)
+    assert found.rate(0, 0.5, 1.5) == pytest.approx(10)
+    assert found.rate(1, 2.5, 3.5) == pytest.approx(1)
+    assert found.done(0, 99.0) == 73
+
+
+def test_the_healthy_rate_counts_from_the_ejection() -> None:
+    """Praise for an ejection that came too late, or blame for the time before."""
+    whole = (53 - 20) / 6
+    assert healthy_rate(trace({}), Policy.WAIT) == pytest.approx(whole)
+    assert healthy_rate(trace({1: 5.0}), Policy.EJECT) == pytest.approx(10)
+    assert healthy_rate(trace({}), Policy.EJECT) == pytest.approx(whole)
+    assert healthy_rate(trace({1: 7.9}), Policy.EJECT) == pytest.approx(whole)
+    assert healthy_rate(trace({0: 5.0}), Policy.EJECT) == pytest.approx(whole)

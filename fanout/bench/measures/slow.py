@@ -43,6 +43,7 @@ SAMPLE_SECONDS = 0.02
 BIN_SECONDS = 0.05
 SOFT_SECONDS = 0.05  # a healthy target answers in a tenth of that
 STRIKES, BEHIND_SLOTS = 3, 8
+LATE_SHARE = 0.8
 
 
 @dataclass(slots=True)
@@ -63,12 +64,18 @@ class Trace:
 
     def rate(self, number: int, start: float, end: float) -> float:
         """Bytes per second of a target between two moments."""
-        inside = [at for at, moment in enumerate(self.times) if start <= moment <= end]
-        if len(inside) < 2:
-            return 0.0
-        first, last = inside[0], inside[-1]
-        done = self.completed[last][number] - self.completed[first][number]
-        return done / (self.times[last] - self.times[first])
+        return (self.done(number, end) - self.done(number, start)) / (end - start)
+
+    def done(self, number: int, moment: float) -> float:
+        """Bytes that a target had confirmed at a moment, between two looks in proportion."""
+        after = bisect.bisect_left(self.times, moment)
+        if after == len(self.times):
+            return self.completed[-1][number] if self.completed else 0.0
+        before_time, before = (
+            (self.times[after - 1], self.completed[after - 1][number]) if after else (0.0, 0)
+        )
+        share = (moment - before_time) / (self.times[after] - before_time)
+        return before + share * (self.completed[after][number] - before)
 
 
 def run(measure: SlowMeasure, place: Place, *, backend: str, tell: Tell) -> Found:
@@ -235,13 +242,17 @@ class _Run:
 # ---- what comes of it ----------------------------------------------------------------------------
 
 
-def _healthy_rate(trace: Trace, policy: Policy) -> float:
-    """Bytes per second of the slowest healthy target while the last one is slow; with ``eject`` from the ejection on."""
+def healthy_rate(trace: Trace, policy: Policy) -> float:
+    """Bytes per second of the slowest healthy target while the last one is slow.
+
+    With ``eject`` from the ejection on, unless that comes when the time is nearly over: then it has helped nobody.
+    """
     assert trace.slowed is not None
     start, end = trace.slowed
     last = len(trace.completed[0]) - 1
-    if policy is Policy.EJECT:
-        start = max(start, trace.ejected.get(last, start))
+    ejected = trace.ejected.get(last, end)
+    if policy is Policy.EJECT and ejected < start + LATE_SHARE * (end - start):
+        start = max(start, ejected)
     return min(trace.rate(number, start, end) for number in range(last))
 
 
@@ -256,7 +267,7 @@ def _figures(
             "",
             more_is_better=True,
             relative=True,
-            rounds=tuple(_healthy_rate(trace, policy) / rate for trace, rate in pairs),
+            rounds=tuple(healthy_rate(trace, policy) / rate for trace, rate in pairs),
         )
 
 
@@ -270,25 +281,7 @@ def _shown(several: list[Trace]) -> dict[str, object]:
         "slowed_seconds": [rounded(moment) for moment in trace.slowed or ()],
         "ejected_seconds": {str(at): rounded(moment) for at, moment in trace.ejected.items()},
         "mb_per_second": [
-            [rounded(_between(trace, number, start) / 1e6) for start in bins]
+            [rounded(trace.rate(number, at, at + BIN_SECONDS) / 1e6) for at in bins]
             for number in range(last)
         ],
     }
-
-
-def _between(trace: Trace, number: int, start: float) -> float:
-    """Bytes per second of a target in one bin; what was confirmed at its ends is interpolated."""
-    ends = (start, start + BIN_SECONDS)
-    first, last = (_at(trace, number, moment) for moment in ends)
-    return (last - first) / BIN_SECONDS
-
-
-def _at(trace: Trace, number: int, moment: float) -> float:
-    after = bisect.bisect_left(trace.times, moment)
-    if after == len(trace.times):
-        return trace.completed[-1][number]
-    before_time, before = (
-        (trace.times[after - 1], trace.completed[after - 1][number]) if after else (0.0, 0)
-    )
-    share = (moment - before_time) / (trace.times[after] - before_time)
-    return before + share * (trace.completed[after][number] - before)
