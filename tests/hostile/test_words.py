@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from fanout import config as cfg
+from fanout import tables
 from fanout.cli import main
 from fanout.errors import ConfigError
 from tests.cli.conftest import Shell, describe
@@ -104,7 +105,7 @@ LARGE = {
 def test_a_large_file_is_read_in_time(what: str) -> None:
     """Nothing takes the square, or the cube, of what a file of 1 MiB can hold."""
     text = GOOD + LARGE[what]
-    assert len(text) < cfg.MAX_FILE
+    assert len(text) < tables.MAX_FILE
     began = time.monotonic()
     parsed(text)
     assert time.monotonic() - began < LIMIT
@@ -115,7 +116,7 @@ def test_a_file_without_end(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="larger than"):
         cfg.load("/dev/zero")
     large = tmp_path / "fanout.toml"
-    large.write_bytes(b"#" * (cfg.MAX_FILE + 1))
+    large.write_bytes(b"#" * (tables.MAX_FILE + 1))
     with pytest.raises(ConfigError, match=re.escape(str(large))):
         cfg.load(large)
     large.write_bytes(GOOD.encode() + b"#\xff")
