@@ -70,14 +70,15 @@ int fo_arena_open(fo_arena *a, size_t size, char *reason, size_t reason_size) {
     advised = madvise(a->base, size, MADV_HUGEPAGE) == 0;
     populate(a);
     (void)madvise(a->base, size, MADV_WIPEONFORK); /* before Linux 4.14 the child shares the pages, and never looks */
-    if (advised) {
+    if (advised && size >= HUGE_SIZE) {
         long long huge = huge_bytes(a);
         a->huge_pages = huge < 0 || huge >= (long long)(size / HUGE_SIZE * HUGE_SIZE) / 2;
     }
     if (!a->huge_pages) {
         (void)snprintf(reason, reason_size, "%s",
-                       advised ? "small pages: the kernel has no transparent huge pages to give"
-                               : "small pages: this kernel refuses MADV_HUGEPAGE");
+                       size < HUGE_SIZE ? "small pages: the budget is less than one huge page"
+                       : advised        ? "small pages: the kernel has no transparent huge pages to give"
+                                        : "small pages: this kernel refuses MADV_HUGEPAGE");
     }
     return 0;
 }
