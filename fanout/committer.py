@@ -185,7 +185,7 @@ class Committer:
         keys = [_key(ticket) for ticket in group]
         try:
             csns = self._catalog.fence(keys)
-        except CatalogError as error:
+        except Exception as error:  # whatever it was: this thread must live, and its callers wait
             self._refusal = (
                 "read-only: the outcome of a commit is unknown, and the catalog takes no fence; "
                 f"mend what keeps it from being written, then open the store again ({error})"

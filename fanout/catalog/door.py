@@ -291,7 +291,7 @@ class Catalog(CatalogReader):
         try:
             yield
             self._writes.execute("COMMIT")
-        except sqlite3.Error:
+        except (sqlite3.Error, MemoryError):  # SQLite's own has no class of its own
             with suppress(sqlite3.Error):
                 self._writes.execute("ROLLBACK")
             raise

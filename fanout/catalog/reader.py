@@ -817,5 +817,7 @@ def translated(path: str) -> Iterator[None]:
         if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
             raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
         raise CatalogError(path, f"{error} ({name})" if name else str(error)) from error
+    except MemoryError as error:  # SQLite's own has no class of its own
+        raise CatalogError(path, "out of memory") from error
     except UnicodeDecodeError as error:  # a text column of a damaged page
         raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
