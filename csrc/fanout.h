@@ -161,6 +161,21 @@ typedef struct fo_fault {
     uint32_t reserved;
 } fo_fault;
 
+/* One operation that the faulty backend has carried out: a record of the journal. */
+typedef struct fo_carried {
+    uint64_t issued, done; /* one sequence for both: a flush covers a write when write.done < flush.issued */
+    uint64_t ino;          /* of the file; 0: not known yet */
+    uint64_t offset, length;
+    int64_t medium; /* bytes written or read, 0, or negative errno; -EINPROGRESS: the power failed before it ended */
+    int64_t result; /* what was reported */
+    uint64_t data;  /* WRITE: so many bytes of what was written follow the record */
+    uint16_t target;
+    uint8_t kind;   /* fo_op_kind */
+    uint8_t action; /* fo_fault_action that struck, or 0 */
+    uint32_t reserved;
+} fo_carried;
+_Static_assert(sizeof(fo_carried) == 72, "the journal is read as records of 72 bytes");
+
 typedef struct fo_config {
     uint32_t slot_size;        /* power of two, 64 KiB … 16 MiB; default 1 MiB */
     uint32_t slot_count;       /* the whole budget in slots; default 64 */
@@ -218,6 +233,10 @@ uint64_t fo_now(fo_engine *e);
 int fo_faults_set(fo_engine *e, const fo_fault *faults, uint32_t count); /* replaces the script; counters start anew */
 int fo_faults_advance(fo_engine *e, uint64_t ns); /* simulated time passes; deadlines and due completions are processed */
 int fo_faults_release(fo_engine *e, uint16_t target); /* let go of the NEVER operations of a target: they complete now */
+int fo_faults_journal(fo_engine *e, int fd); /* every operation is appended to fd, an ordinary file of the caller's; -1: no more */
+/* The power fails after so many more operations (0: now, UINT64_MAX: not): from then on all but closing ends with EIO and changes
+ * nothing.  The journal ends with the writes that were in flight, and a record of kind NONE.  -ENODEV: it had failed already. */
+int fo_faults_power(fo_engine *e, uint64_t ops);
 
 /* ---- targets --------------------------------------------------------------------------------------------------- */
 

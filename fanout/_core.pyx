@@ -327,6 +327,20 @@ cdef class Engine:
             status = c.fo_faults_release(self._engine, target)
         return self.leave(status)
 
+    def faults_journal(self, int fd):
+        """Append what is carried out to a descriptor."""
+        cdef int status = self.enter()
+        if status < 0:
+            return status
+        return self.leave(c.fo_faults_journal(self._engine, fd))
+
+    def faults_power(self, uint64_t ops):
+        """Let the power fail after so many operations."""
+        cdef int status = self.enter()
+        if status < 0:
+            return status
+        return self.leave(c.fo_faults_power(self._engine, ops))
+
     # ---- targets
 
     def target_open(self, bytes path, *, uint32_t flags, uint32_t depth, uint64_t size,

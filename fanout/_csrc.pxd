@@ -177,6 +177,8 @@ cdef extern from "fanout.h" nogil:
     int fo_faults_set(fo_engine *e, const fo_fault *faults, uint32_t count) noexcept
     int fo_faults_advance(fo_engine *e, uint64_t ns) noexcept
     int fo_faults_release(fo_engine *e, uint16_t target) noexcept
+    int fo_faults_journal(fo_engine *e, int fd) noexcept
+    int fo_faults_power(fo_engine *e, uint64_t ops) noexcept
 
     int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t timeout_ns,
                        uint16_t *id, fo_outcome *why) noexcept

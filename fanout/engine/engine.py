@@ -421,6 +421,22 @@ class Engine:
         """Let the operations of a target that never complete, complete now."""
         checked(self._core.faults_release(target.id), "release")
 
+    def record_to(self, fd: int) -> None:
+        """Append every operation that is carried out to an ordinary file, as a record of csrc/fanout.h; -1: no more."""
+        checked(self._core.faults_journal(fd), "record_to")
+
+    def cut_power(self, *, after: int | None = 0) -> bool:
+        """Let the power fail after so many more operations; None: not. From then on all but closing fails with EIO.
+
+        Returns:
+            Whether there was power until now.
+        """
+        status = self._core.faults_power(_core.FOREVER if after is None else after)
+        if status == -errno.ENODEV:
+            return False
+        checked(status, "cut_power")
+        return True
+
 
 # ---- from numbers to values
 
