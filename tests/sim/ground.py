@@ -1,0 +1,147 @@
+"""The sites on disk: configuration, volumes and catalog, made once and used again by every run."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import fanout.volume
+from fanout import config as configuration
+from fanout.catalog import Catalog, PoolEntry, VolumeEntry
+from fanout.engine import Engine
+from fanout.volume import Volume
+from tests.sim.medium import Medium
+from tests.sim.plan import NODES, SLOT
+
+if TYPE_CHECKING:
+    from fanout.config import Config
+    from tests.sim.plan import Site
+
+SLOTS = 24
+DIRECTORY_BYTES = 16 << 10  # of a half: small, so that it fills up and is checkpointed
+MIN_CONFIGURED = 1 << 20
+HARD_DEADLINE = 120.0  # simulated seconds
+START_NS = 1_700_000_000_000_000_000
+
+
+class Ground:
+    """A site on disk, as it was made: every run on it begins and ends here."""
+
+    def __init__(self, site: Site, base: Path) -> None:
+        self.site, self.base = site, base / f"site{site.number}"
+        self.base.mkdir()
+        (self.base / "fanout.toml").write_text(_configuration(site))
+        self.config: Config = configuration.load(self.base / "fanout.toml")
+        self.catalog = self.config.store.catalog
+        self.pool_of: dict[str, str] = {}
+        self._make()
+        self.medium = Medium([Path(path) for path in self.pool_of], self.catalog)
+
+    def _make(self) -> None:
+        """As `Store.create`, with volumes that may run full and directories so small that they do."""
+        sizes = dict(self.site.sizes)
+        store = bytes(15) + bytes([self.site.number + 1])
+        rng = random.Random(f"ground {self.site.number}")
+        pools = {
+            p.name: PoolEntry(rng.randbytes(16), p.name, p.kind) for p in self.config.pools.values()
+        }
+        entries = []
+        with new_engine(0) as engine:
+            for pool in self.config.pools.values():
+                for spec, size in zip(pool.volumes, sizes[pool.name], strict=True):
+                    self.pool_of[str(spec.path)] = pool.name
+                    with mock.patch.object(fanout.volume, "secrets", _Random(rng)):
+                        block = Volume.create(
+                            engine, spec.path, store=store, pool=pool.name, pool_uuid=pools[pool.name].pool,
+                            size=size, directory_bytes=DIRECTORY_BYTES, now_ns=lambda: START_NS,
+                        )  # fmt: skip
+                    entries.append(
+                        VolumeEntry(
+                            block.volume,
+                            pool.name,
+                            str(spec.path),
+                            block.size,
+                            block.granule,
+                            block.epoch,
+                            block.device,
+                            block.inode,
+                            block.block_device,
+                        )
+                    )
+        Catalog.create(
+            self.catalog, store=store, pools=pools.values(), volumes=entries, clock=lambda: START_NS
+        )
+
+
+class _Random:
+    """`secrets` with a seed."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.token_bytes = rng.randbytes
+
+
+def _configuration(site: Site) -> str:
+    sizes = dict(site.sizes)
+    copies = [pool for pool in site.secondaries if pool[0] == "C"]
+    actives = [pool for pool in site.secondaries if pool[0] == "A"]
+    out = ['[store]\ncatalog = "catalog.db"\n[device_classes.disk]\ntype = "disk"\n']
+    for index, (name, limit) in enumerate(site.chain):
+        out.append(_pool(name, "primary", sizes[name]))
+        if index + 1 < len(site.chain):
+            out.append(f'next = "{site.chain[index + 1][0]}"\n')
+        if limit is not None:
+            out.append(f"max_size = {limit}\n")
+        if index == 0:
+            out.append(f"copy_pools = {copies}\nactive_data_pools = {actives}\n")
+            out.append(f"copy_continue = {str(site.copy_continue).lower()}\n")
+    out += [_pool(name, "copy", sizes[name]) for name in copies]
+    out += [_pool(name, "active-data", sizes[name]) for name in actives]
+    for node, allowed in zip(NODES, (actives, []), strict=True):
+        out.append(f'[domains.D{node}]\ndestination = "{site.chain[0][0]}"\n')
+        out.append(f"active_destinations = {allowed}\n" if allowed else "")
+        out.append(f'[nodes.{node}]\ndomain = "D{node}"\n')
+    return "".join(out)
+
+
+def _pool(name: str, kind: str, sizes: tuple[int, ...]) -> str:
+    volumes = ", ".join(
+        f'{{ path = "{name}-{n}.vol", size = {max(size, MIN_CONFIGURED)} }}'
+        for n, size in enumerate(sizes)
+    )
+    return f'[pools.{name}]\ntype = "{kind}"\ndevice_class = "disk"\nvolumes = [{volumes}]\n'
+
+
+def new_engine(seed: int) -> Engine:
+    """A simulated engine, as small as it may be."""
+    return Engine(
+        backend="faulty", memory_bytes=SLOTS * SLOT, slot_size_bytes=SLOT, max_streams=6,
+        soft_deadline=30.0, hard_deadline=HARD_DEADLINE, seed=seed,
+    )  # fmt: skip
+
+
+class Grounds:
+    """The sites that were used so far, on a memory file system if there is one. A context manager."""
+
+    def __init__(self) -> None:
+        shm = "/dev/shm"
+        self._base = tempfile.TemporaryDirectory(
+            prefix="fanout-sim-", dir=shm if os.path.isdir(shm) else None
+        )
+        self._made: dict[int, Ground] = {}
+
+    def of(self, site: Site) -> Ground:
+        if site.number not in self._made:
+            self._made[site.number] = Ground(site, Path(self._base.name))
+        return self._made[site.number]
+
+    def __enter__(self) -> Grounds:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for ground in self._made.values():
+            ground.medium.close()
+        self._base.cleanup()

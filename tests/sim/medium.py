@@ -1,0 +1,338 @@
+"""What the disks hold, and what a power loss leaves of it.
+
+Every write stays volatile until a flush has covered it: one that was *issued* after the write had completed (the strict rule of
+dm-log-writes: a writer that does not drain before it flushes is caught). What a failed flush covered stays volatile for ever,
+whatever later flushes say. A power loss keeps any subset of the volatile writes, whole or in sectors; it never invents bytes.
+
+The files themselves always hold all writes, for the product reads them. The durable state is kept beside them, block by block, over
+the template that every run starts from; `settle` makes the files what a loss has left, `reset` makes them the template again.
+
+Not modelled: lost names (the catalog's log is made once and synced with its directory by SQLite), and media that lie about a flush.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+BLOCK = 4096
+SECTOR = 512
+RECORD = struct.Struct("=5QqqQHBBI")  # fo_carried of csrc/fanout.h
+NONE, WRITE, READ, FLUSH, OPEN = 0, 1, 2, 3, 7  # fo_op_kind
+IN_FLIGHT = -115  # EINPROGRESS: the power failed before it ended
+SHORT, DELAY = 3, 5  # fo_fault_action
+_ZEROS = bytes(BLOCK)
+
+
+class Carried(NamedTuple):
+    """One operation of the engine's that was carried out; times are numbers of one sequence."""
+
+    issued: int
+    done: int
+    ino: int
+    offset: int
+    length: int
+    medium: int
+    result: int
+    data: int
+    target: int
+    kind: int
+    action: int
+    reserved: int
+
+    @property
+    def injected(self) -> bool:
+        """Whether a fault struck that somebody must hear of: not a delay that ended well."""
+        return self.action not in (0, DELAY)
+
+
+@dataclass(slots=True)
+class Change:
+    """A write that no flush has covered, or (data None) a new length of the file."""
+
+    done: int
+    offset: int
+    data: bytes | None
+    flying: bool = False
+    doomed: bool = False
+
+    def less(self, newer: Change) -> Iterator[Change]:
+        """What is left of it beside a newer one."""
+        if self.data is None:
+            return
+        start, end = self.offset, self.offset + len(self.data)
+        # A new length takes everything behind it.
+        stop = newer.offset + len(newer.data) if newer.data is not None else end
+        for first, last in ((start, min(end, newer.offset)), (max(start, stop), end)):
+            if first < last:
+                yield replace(self, offset=first, data=self.data[first - start : last - start])
+
+
+class File:
+    """One file: its durable blocks over a template, and its volatile changes in the order in which they were carried out."""
+
+    def __init__(self, path: Path, *, grows: bool) -> None:
+        self.path, self.grows = path, grows
+        self.template = path.read_bytes() if path.exists() else b""
+        self.exists = path.exists()
+        self.size = len(self.template)
+        self.blocks: dict[int, bytes] = {}
+        self.volatile: list[Change] = []
+        self.touched: set[int] = set()
+
+    def change(self, change: Change) -> None:
+        self.volatile.append(change)
+        if change.data:
+            first, last = change.offset // BLOCK, (change.offset + len(change.data) - 1) // BLOCK
+            self.touched.update(range(first, last + 1))
+
+    def flushed(self, before: int) -> None:
+        """A flush that was issued at this moment did what it should."""
+        kept: list[Change] = []
+        for change in self.volatile:
+            if change.done < before and not change.doomed and not change.flying:
+                self.apply(change)
+                # What is older and never became durable cannot come back over it.
+                kept = [left for older in kept for left in older.less(change)]
+            else:
+                kept.append(change)
+        self.volatile = kept
+
+    def failed(self, before: int) -> None:
+        """A flush that was issued at this moment failed."""
+        for change in self.volatile:
+            change.doomed = change.doomed or change.done < before
+
+    def apply(self, change: Change, sectors: Iterable[int] | None = None) -> None:
+        """Make a change durable, or only some sectors of it."""
+        if change.data is None:
+            self.size = change.offset
+            for number in [n for n in self.blocks if n * BLOCK >= self.size]:
+                del self.blocks[number]
+            return
+        if sectors is None:
+            self._put(change.offset, change.data)
+        else:
+            for sector in sectors:
+                at = sector * SECTOR
+                self._put(change.offset + at, change.data[at : at + SECTOR])
+        if self.grows:
+            self.size = max(self.size, change.offset + len(change.data))
+
+    def _put(self, offset: int, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            number, start = divmod(offset + at, BLOCK)
+            piece = data[at : at + BLOCK - start]
+            if len(piece) < BLOCK:
+                old = self.block(number)
+                piece = old[:start] + piece + old[start + len(piece) :]
+            self.blocks[number] = piece
+            at += BLOCK - start
+
+    def block(self, number: int) -> bytes:
+        found = self.blocks.get(number)
+        if found is None:
+            found = self.template[number * BLOCK : (number + 1) * BLOCK]
+            if self.grows and (number + 1) * BLOCK > self.size:
+                found = found[: max(0, self.size - number * BLOCK)]
+            found = found.ljust(BLOCK, b"\0")
+        return found
+
+    # ---- a loss ----------------------------------------------------------------------------------------
+
+    def lose(self, keep: Callable[[Change], Sequence[int] | bool]) -> int:
+        """The power has failed: of the volatile changes those remain that `keep` says, or those sectors of them.
+
+        Returns:
+            How many were lost, wholly or in part.
+        """
+        lost = 0
+        for change in self.volatile:
+            kept = keep(change)
+            if kept is True:
+                self.apply(change)
+            else:
+                lost += 1
+                if kept:
+                    self.apply(change, kept)
+        self.volatile = []
+        return lost
+
+    def settle(self) -> None:
+        """Make the file what is durable."""
+        if self.grows:
+            if not self.exists:
+                self.path.unlink(missing_ok=True)
+                return
+            count = -(-self.size // BLOCK)
+            self.path.write_bytes(b"".join(self.block(n) for n in range(count))[: self.size])
+            return
+        fd = os.open(self.path, os.O_WRONLY)
+        try:
+            for number in self.touched:
+                os.pwrite(fd, self.block(number), number * BLOCK)
+        finally:
+            os.close(fd)
+
+    def reset(self) -> None:
+        """Back to the template."""
+        self.blocks, self.volatile, self.size = {}, [], len(self.template)
+        self.exists = not self.grows or bool(self.template)
+        self.settle()
+        self.touched = set()
+
+
+class Medium:
+    """All files of a store: the volumes, whose changes come from the engine's journal, and the catalog's, from SQLite's.
+
+    Attributes:
+        files: by path.
+        faults: of this engine, that somebody must hear of: the file, and what became of the operation.
+        dark: the power has failed.
+        operations: of all engines.
+        watch: is told of every operation of the engine, with the file and what was written.
+    """
+
+    def __init__(self, volumes: Iterable[Path], catalog: Path) -> None:
+        self.files = {str(path): File(path, grows=False) for path in volumes}
+        self._by_ino = {os.stat(path).st_ino: file for path, file in self.files.items()}
+        for path in (catalog, catalog.with_name(catalog.name + "-wal")):
+            self.files[str(path)] = File(path, grows=True)
+        self.catalog = catalog
+        self.journal = os.memfd_create("journal")
+        self._read = 0
+        self._clock = 0  # of the catalog's files
+        self.faults: list[tuple[str, Carried]] = []
+        self.dark = False
+        self.operations = 0
+        self.watch: Callable[[str, Carried, bytes], None] = _nobody
+
+    def close(self) -> None:
+        os.close(self.journal)
+
+    def path_of(self, ino: int) -> str:
+        return str(self._by_ino[ino].path)
+
+    # ---- the volumes -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A new engine, which counts from 0 again."""
+        os.ftruncate(self.journal, 0)
+        os.lseek(self.journal, 0, os.SEEK_SET)
+        self._read = 0
+        self.faults, self.dark = [], False
+
+    def take(self) -> None:
+        """Take over what the engine has carried out since."""
+        end = os.lseek(self.journal, 0, os.SEEK_CUR)
+        data = os.pread(self.journal, end - self._read, self._read)
+        self._read = end
+        at = 0
+        while at < len(data):
+            carried = Carried._make(RECORD.unpack_from(data, at))
+            at += RECORD.size
+            written = data[at : at + carried.data]
+            at += carried.data
+            self._carried(carried, written)
+
+    def _carried(self, carried: Carried, written: bytes) -> None:
+        if carried.kind == NONE:
+            self.dark = True
+            return
+        self.operations += 1
+        file = self._by_ino.get(carried.ino)
+        if file is None:
+            return  # an open that did not get that far
+        self.watch(str(file.path), carried, written)
+        if carried.injected:
+            self.faults.append((str(file.path), carried))
+        if carried.kind == WRITE and written:
+            flying = carried.medium == IN_FLIGHT
+            file.change(Change(carried.done, carried.offset, written, flying=flying))
+        elif carried.kind == FLUSH:
+            if carried.medium == 0:
+                file.flushed(carried.issued)
+            else:
+                file.failed(carried.issued)
+
+    # ---- the catalog -----------------------------------------------------------------------------------
+
+    def catalog_write(self, path: str, offset: int, data: bytes) -> None:
+        self._clock += 1
+        self.files[path].exists = True
+        self.files[path].change(Change(self._clock, offset, data))
+
+    def catalog_truncate(self, path: str, size: int) -> None:
+        self._clock += 1
+        self.files[path].change(Change(self._clock, size, None))
+
+    def catalog_sync(self, path: str, *, good: bool) -> None:
+        self._clock += 1
+        if good:
+            self.files[path].flushed(self._clock)
+        else:
+            self.files[path].failed(self._clock)
+
+    def catalog_delete(self, path: str) -> None:
+        file = self.files[path]
+        file.blocks, file.volatile, file.size, file.exists = {}, [], 0, False
+
+    # ---- the loss --------------------------------------------------------------------------------------
+
+    def lose(self, rng: random.Random, mode: str) -> int:
+        """The power has failed, and comes back. Returns how many changes were lost.
+
+        Args:
+            rng: says which.
+            mode: ``none`` (a process was killed: only what was in flight may be missing), ``all``, ``prefix``, ``subset`` or ``torn``.
+        """
+        self.take()
+        lost = 0
+        for file in self.files.values():
+            lost += file.lose(keeper(rng, mode, len(file.volatile)))
+        self.settle()
+        return lost
+
+    def settle(self) -> None:
+        """Make the files what is durable."""
+        for file in self.files.values():
+            file.settle()
+        self.catalog.with_name(self.catalog.name + "-shm").unlink(missing_ok=True)
+
+    def reset(self) -> None:
+        for file in self.files.values():
+            file.reset()
+        self.catalog.with_name(self.catalog.name + "-shm").unlink(missing_ok=True)
+        self.operations = self._clock = 0
+        self.watch = _nobody
+
+
+def keeper(rng: random.Random, mode: str, count: int) -> Callable[[Change], Sequence[int] | bool]:
+    """What of a file's volatile changes a loss leaves, by the words of `Medium.lose`."""
+    left = rng.randint(0, count)
+
+    def keep(change: Change) -> Sequence[int] | bool:
+        nonlocal left
+        left -= 1
+        if mode == "none" and not change.flying:
+            return True
+        if mode in ("all", "prefix"):
+            return mode == "prefix" and left >= 0
+        if mode == "torn" and change.data and rng.random() < 0.7:
+            count = -(-len(change.data) // SECTOR)
+            return [sector for sector in range(count) if rng.random() < 0.5]
+        return rng.random() < 0.5
+
+    return keep
+
+
+def _nobody(path: str, carried: Carried, written: bytes) -> None:
+    """Nobody watches."""

@@ -1,0 +1,249 @@
+"""Stands below SQLite: sees every read, write and sync of the catalog's files, and can make each of them fail.
+
+The default VFS of the library that `sqlite3` uses is taken as it is; only three entries of its table and four of each file's are
+led through here. So it is SQLite's own code that runs, on real files. One `Below` is in use at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import functools
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.sim.medium import Medium
+
+# Extended result codes: what SQLite says when the system call below it fails.
+CODES = {
+    "EIO read": 10 | 1 << 8,
+    "EIO write": 10 | 3 << 8,
+    "EIO sync": 10 | 4 << 8,
+    "EIO truncate": 10 | 6 << 8,
+    "ENOSPC": 13,
+    "ENOMEM": 7,
+    "EIO short": 10 | 2 << 8,
+}
+_OPEN_DELETE_ON_CLOSE = 0x8
+_FILE = c.c_void_p
+_WRITE = c.CFUNCTYPE(c.c_int, _FILE, c.c_void_p, c.c_int, c.c_int64)
+_TRUNCATE = c.CFUNCTYPE(c.c_int, _FILE, c.c_int64)
+_SYNC = c.CFUNCTYPE(c.c_int, _FILE, c.c_int)
+
+
+class _Methods(c.Structure):
+    """sqlite3_io_methods, version 3."""
+
+    _fields_: ClassVar = [
+        ("version", c.c_int),
+        ("close", c.c_void_p),
+        ("read", _WRITE),
+        ("write", _WRITE),
+        ("truncate", _TRUNCATE),
+        ("sync", _SYNC),
+        ("others", c.c_void_p * 13),
+    ]
+
+
+class _File(c.Structure):
+    """sqlite3_file: the rest belongs to the VFS below."""
+
+    _fields_: ClassVar = [("methods", c.POINTER(_Methods))]
+
+
+# Names go through as the pointers that they are: the VFS below keeps them, and looks at what SQLite has put round them.
+_XOPEN = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.POINTER(_File), c.c_int, c.c_void_p)
+_XDELETE = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p, c.c_int)
+
+
+class _Vfs(c.Structure):
+    """The beginning of sqlite3_vfs."""
+
+    _fields_: ClassVar = [
+        ("version", c.c_int),
+        ("file_size", c.c_int),
+        ("max_path", c.c_int),
+        ("next", c.c_void_p),
+        ("name", c.c_char_p),
+        ("data", c.c_void_p),
+        ("open", _XOPEN),
+        ("delete", _XDELETE),
+    ]
+
+
+class Below:
+    """What happens below SQLite in one run.
+
+    Attributes:
+        script: called with the operation (``read``, ``write``, ``sync`` or ``truncate``) and the file before each; gives the
+            name of a result code, and whether the operation is carried out all the same. None: it goes well.
+        powered: asked before each operation.
+        trace: is told of every fault.
+        reads: whether reads are led through here; the others always are.
+        asleep: everything goes well, and nothing is counted: the oracle reads.
+        wrong: is given what was raised in here, for SQLite cannot carry it.
+    """
+
+    def __init__(self, medium: Medium) -> None:
+        self.medium, self.asleep = medium, False
+        self.script: Callable[[str, str], tuple[str, bool] | None] = _all_is_well
+        self.powered: Callable[[], bool] = lambda: True
+        self.trace: Callable[[str], None] = lambda line: None
+        self.wrong: Callable[[BaseException], None] = lambda error: None
+
+    @property
+    def reads(self) -> bool:
+        return _the_hook().reads
+
+    @reads.setter
+    def reads(self, wanted: bool) -> None:
+        if wanted != _the_hook().reads:
+            _the_hook().watch_reads(wanted)
+
+    def fault(self, operation: str, path: str) -> tuple[str, bool] | None:
+        """What becomes of an operation."""
+        if self.asleep:
+            return None
+        if not self.powered():
+            return f"EIO {operation}", False
+        found = self.script(operation, path)
+        if not self.powered():  # the script has cut it
+            return f"EIO {operation}", False
+        if found is not None:
+            self.trace(f"catalog {operation} {os.path.basename(path)}: {found}")
+        return found
+
+
+def _all_is_well(operation: str, path: str) -> None:
+    """No faults."""
+
+
+class _Hook:
+    """The patched tables. Made once; it lives as long as the process, for SQLite keeps pointers to it."""
+
+    def __init__(self) -> None:
+        library = _library()
+        library.sqlite3_vfs_find.restype = c.POINTER(_Vfs)
+        self.vfs = library.sqlite3_vfs_find(None).contents
+        assert self.vfs.version in (1, 2, 3)
+        self.below: Below | None = None
+        self.reads = False
+        self.paths: dict[int, str] = {}
+        self.tables: dict[int, _Methods] = {}
+        # By address: a function that is read from a table is whatever the table holds when it is called.
+        self.original_open = _XOPEN(_address(self.vfs.open))
+        self.original_delete = _XDELETE(_address(self.vfs.delete))
+        self.open, self.delete = _XOPEN(self._open), _XDELETE(self._delete)
+        self.vfs.open, self.vfs.delete = self.open, self.delete
+
+    def _open(self, vfs: int, name: int | None, file: Any, flags: int, out: int) -> int:
+        code = self.original_open(vfs, name, file, flags, out)
+        if code or self.below is None or name is None or flags & _OPEN_DELETE_ON_CLOSE:
+            return int(code)
+        path = os.fsdecode(c.string_at(name))
+        if path in self.below.medium.files:
+            address = c.addressof(file.contents)
+            self.paths[address] = path
+            self.below.medium.files[path].exists = True
+            file.contents.methods = c.pointer(self._table(file.contents.methods))
+        return 0
+
+    def _delete(self, vfs: int, name: int, sync: int) -> int:
+        path = os.fsdecode(c.string_at(name))
+        below = self.below
+        if below is not None and path in below.medium.files:
+            if below.fault("truncate", path):
+                return CODES["EIO truncate"]
+            below.medium.catalog_delete(path)
+        return int(self.original_delete(vfs, name, sync))
+
+    def _table(self, methods: Any) -> _Methods:
+        """The table of a file with our entries; one for each table of the VFS below."""
+        address = c.addressof(methods.contents)
+        made = self.tables.get(address)
+        if made is None:
+            below = methods.contents
+            made = _Methods.from_buffer_copy(below)
+            made.kept = (below.read, below.write, below.truncate, below.sync)
+            made.watched = _WRITE(lambda *a: self._run("read", made.kept[0], a))
+            made.read = made.watched if self.reads else made.kept[0]
+            made.write = _WRITE(lambda *a: self._run("write", made.kept[1], a))
+            made.truncate = _TRUNCATE(lambda *a: self._run("truncate", made.kept[2], a))
+            made.sync = _SYNC(lambda *a: self._run("sync", made.kept[3], a))
+            self.tables[address] = made
+        return made
+
+    def watch_reads(self, wanted: bool) -> None:
+        """Lead reads through here as well, or not: there are many."""
+        self.reads = wanted
+        for table in self.tables.values():
+            table.read = table.watched if wanted else table.kept[0]
+
+    def _run(self, operation: str, original: Any, arguments: tuple[Any, ...]) -> int:
+        below, path = self.below, self.paths.get(arguments[0])
+        if below is None or path is None:
+            return int(original(*arguments))
+        try:
+            return self._led_through(below, operation, path, original, arguments)
+        except BaseException as error:
+            below.wrong(error)
+            return CODES["EIO read"]
+
+    def _led_through(
+        self, below: Below, operation: str, path: str, original: Any, arguments: tuple[Any, ...]
+    ) -> int:
+        fault = below.fault(operation, path)
+        code = 0
+        if fault is None or fault[1]:
+            code = int(original(*arguments))
+            if code == 0:
+                self._note(below.medium, operation, path, arguments)
+        elif operation == "sync":
+            below.medium.catalog_sync(path, good=False)
+        return code if fault is None else CODES[fault[0]]
+
+    @staticmethod
+    def _note(medium: Medium, operation: str, path: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "write":
+            medium.catalog_write(path, arguments[3], c.string_at(arguments[1], arguments[2]))
+        elif operation == "truncate":
+            medium.catalog_truncate(path, arguments[1])
+        elif operation == "sync":
+            medium.catalog_sync(path, good=True)
+
+
+@functools.cache
+def _the_hook() -> _Hook:
+    return _Hook()
+
+
+def _address(function: Any) -> int:
+    return c.cast(function, c.c_void_p).value or 0
+
+
+def _library() -> c.CDLL:
+    """The very library that the `sqlite3` module uses: it is loaded already, so its name is in the map of the process."""
+    import sqlite3
+
+    assert sqlite3.sqlite_version
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        found = [line.split(None, 5)[5].strip() for line in maps if "sqlite3" in line]
+    names = [name for name in found if ".so" in name]
+    shared = [name for name in names if "libsqlite3" in name]
+    return c.CDLL((shared or names)[0])
+
+
+@contextmanager
+def below_sqlite(below: Below) -> Iterator[Below]:
+    """Stand below all files that SQLite opens meanwhile and that the medium knows."""
+    hook = _the_hook()
+    hook.below = below
+    try:
+        yield below
+    finally:
+        below.reads = False
+        hook.below = None
+        hook.paths.clear()
