@@ -98,6 +98,7 @@ class ImageEngine:
         lock_wait: float = 0.0,
         size: int = 0,
         timeout: float = 0.0,
+        on_slow: str = "wait",
     ) -> ImageTarget:
         name = os.fspath(path)
         if create:
