@@ -23,6 +23,7 @@ import xxhash
 
 from fanout.bench.measure import Meter, Sample
 from fanout.bench.work import BLOCK_BYTES, MIB
+from fanout.demo import signals
 from fanout.errors import FanoutError
 
 if TYPE_CHECKING:
@@ -65,24 +66,42 @@ def one_stream(work: Work) -> str | None:
 
 
 def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run all at once, a thread for each; raise the first error. A single one needs no thread."""
-    errors: list[BaseException] = []
+    """Run all at once, a thread for each; raise the first error. A single one needs no thread.
+
+    Ctrl-C waits until all have ended: what they use is taken down next.
+    """
+    if len(jobs) == 1:
+        return jobs[0]()
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def guarded(job: Callable[[], None]) -> None:
         try:
             job()
         except BaseException as error:
-            errors.append(error)
+            done.put(error)
+        else:
+            done.put(None)
 
-    if len(jobs) == 1:
-        return jobs[0]()
     threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
+    errors: list[BaseException | None] = []
+    try:
+        with signals.held_back():
+            for thread in threads:
+                thread.start()
+    except KeyboardInterrupt as interrupt:
+        errors.append(interrupt)
+    running = len(threads)
+    while running:  # not by joining: a join that is interrupted takes its thread for ended
+        try:
+            errors.append(done.get())
+            running -= 1
+        except KeyboardInterrupt as interrupt:
+            errors.insert(0, interrupt)
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[0]
+    for error in errors:
+        if error is not None:
+            raise error
     return None
 
 

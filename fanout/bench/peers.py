@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fanout.bench.contenders import BenchmarkError, one_stream
 from fanout.bench.measure import Meter, Sample
 from fanout.bench.work import CLIENT_BYTES, MIB
-from fanout.demo import devices
+from fanout.demo import devices, signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +129,8 @@ class Btrfs:
     def run(self, work: Work) -> Sample:
         """Write one file from the client's memory, chunk by chunk, and flush it."""
         flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | (os.O_DIRECT if self._direct else 0)
-        with _btrfs(work.targets) as mount:
+        with signals.undisturbed() as stack:
+            mount = stack.enter_context(_btrfs(work.targets))
             fd = os.open(mount / "file", flags, 0o600)
             try:
                 with Meter() as meter:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import dataclasses
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ from fanout.bench.contenders import (
     Fio,
     field,
     reserved_huge_pages,
+    side_by_side,
 )
 from fanout.bench.peers import Btrfs, Driver, RcloneUnion, btrfs_bytes
 from fanout.bench.work import MIB, matches, prepare
@@ -118,6 +122,22 @@ def test_one_of_several_streams_that_fails_is_noticed(tmp_path: Path) -> None:
         threads = next(one for one in field(engine) if one.name == "python_threads_buffered")
         with pytest.raises(BenchmarkError, match="python_threads_buffered"):
             threads.run(work)
+
+
+def test_ctrl_c_waits_for_the_other_threads() -> None:
+    """Streams and files that are closed under the feet of threads that still use them."""
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        _thread.interrupt_main()
+
+    def go_on() -> None:
+        time.sleep(0.3)  # longer than the interrupt takes to arrive
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([go_on, interrupt])
+    assert ended.is_set()
 
 
 def test_peers_say_what_they_cannot_do(everybody: dict[str, Contender], tmp_path: Path) -> None:

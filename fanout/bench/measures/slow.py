@@ -27,6 +27,7 @@ from fanout.bench.plan import Policy, named
 from fanout.bench.rounds import describe_engine
 from fanout.bench.throttle import throttle, why_not
 from fanout.bench.work import client, write_once
+from fanout.demo import signals
 from fanout.engine import Engine, EventKind
 
 if TYPE_CHECKING:
@@ -82,11 +83,10 @@ def run(measure: SlowMeasure, place: Place, *, backend: str, tell: Tell) -> Foun
     """Trace each policy in each round."""
     if why := why_not():
         return Found({}, absent={measure.name: why})
-    with (
-        client(place.paths, size_bytes=place.spec.size_bytes) as work,
-        throttle() as group,
-        Engine(backend=backend) as engine,
-    ):
+    with signals.undisturbed() as stack:
+        work = stack.enter_context(client(place.paths, size_bytes=place.spec.size_bytes))
+        group = stack.enter_context(throttle())
+        engine = stack.enter_context(Engine(backend=backend))
         tell(f"{measure.title}: preparing the targets")
         for path in place.paths:
             write_once(path, work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING
@@ -24,9 +23,11 @@ from fanout.bench.rounds import (
     warm_up,
 )
 from fanout.bench.work import MIB, client, write_once
+from fanout.demo import signals
 from fanout.engine import Engine
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Iterator, Mapping
 
     from fanout.bench.measure import Sample
@@ -56,7 +57,7 @@ def run(measure: StreamMeasure, place: Place, *, backend: str, tell: Tell) -> Fo
     """Measure every point."""
     size = max(map(measure.run_bytes, measure.points))
     longest = max(point.chunk_bytes for point in measure.points)
-    with contextlib.ExitStack() as stack:
+    with signals.undisturbed() as stack:
         base = stack.enter_context(client(place.paths, size_bytes=size, longest_chunk=longest))
         tell(f"{measure.title}: preparing the targets")
         for path in place.paths:
@@ -64,16 +65,16 @@ def run(measure: StreamMeasure, place: Place, *, backend: str, tell: Tell) -> Fo
         stack.enter_context(reserved_huge_pages(_huge_pages(measure)))
         touch_free_memory(TOUCHED_SHARE * size * len(place.paths))
         engines = _Engines(backend, stack)
+        step = functools.partial(_step, measure.title, tell)
         jobs, absent = {}, {}
         for number, point in enumerate(measure.points):
             work = _work(base, measure, point)
             for one in _contenders(measure, engines.at(point), point):
-                why = one.missing() or one.unfit(work) or _warmed(one, work, tell)
+                why = one.missing() or one.unfit(work) or _warmed(one, work, step)
                 if why:
                     absent[number, one.name] = why
                 else:
                     jobs[number, one.name] = (one, work)
-        step = functools.partial(_step, measure.title, tell)
         samples = interleaved(jobs, measure.rounds, step)
         about = describe_engine(engines.at(measure.points[0]))
     return _found(measure, jobs, samples, absent, about)
