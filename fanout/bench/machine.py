@@ -36,6 +36,16 @@ def available_memory() -> int:
     return int((_first("/proc/meminfo", "MemAvailable") or "0 kB").split()[0]) << 10
 
 
+def revision() -> str | None:
+    """What git calls the state of the tree that runs, "+" when it is changed; None outside of a checkout."""
+    home = Path(__file__).resolve().parents[2]
+    if not (home / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(home), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return said.stdout.strip() or None
+
+
 def tool_version(name: str) -> str | None:
     """First line of ``name --version``, or None when the tool is not installed."""
     path = shutil.which(name)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.10
 # What makes figures that are not relative incomparable when it differs.
-_MACHINE = ("processor", "processors", "processors_usable", "kernel")
+_MACHINE = ("processor", "processors", "processors_usable", "memory_mib", "kernel")
 
 
 def save(result: Mapping[str, object], path: Path) -> None:
@@ -55,6 +55,8 @@ def load(path: Path) -> dict[str, Any]:
             path=name,
             key="version",
         )
+    if not isinstance(found.get("machine"), dict):
+        raise ConfigError("must be a table", path=name, key="machine")
     figures = found.get("figures")
     if not isinstance(figures, dict):
         raise ConfigError("must be a table of figures", path=name, key="figures")
@@ -200,7 +202,7 @@ def _change(
 
 
 def _notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    old, new = before.get("machine", {}), after.get("machine", {})
+    old, new = before["machine"], after["machine"]
     notes = [
         f"{key}: {old.get(key)} before, {new.get(key)} after"
         for key in _MACHINE

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import fanout
 from fanout.bench import machine
 from fanout.bench.figures import rounded
 from fanout.bench.measures import Found, hang, latency, memory, slow, small, stream
@@ -77,6 +78,7 @@ def run(
         "made_at": made_at,
         "seconds": round(time.monotonic() - began, 1),
         "command": list(command),
+        "fanout": {"version": fanout.__version__, "revision": machine.revision()},
         "machine": about | {"load_after": machine.load()},
         "scenario": {"path": scenario.path, "title": scenario.title, "note": scenario.note},
         "targets": {name: _shown(spec) for name, spec in scenario.targets.items()},

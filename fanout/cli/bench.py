@@ -18,6 +18,7 @@ from fanout.bench.places import PlaceError
 from fanout.cli import screen, space
 from fanout.cli.exits import Exit, Unsuitable
 from fanout.cli.params import SIZE, force_option, json_option
+from fanout.errors import ConfigError
 from fanout.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -160,9 +161,11 @@ def run(
 
 def _given(rounds: int | None, directory: Path | None, backend: str) -> list[str]:
     """The options that change what is measured, for the record."""
-    options = {"--rounds": rounds, "--directory": directory}
-    if backend != "auto":
-        options["--backend"] = backend  # type: ignore[assignment]
+    options: dict[str, object] = {
+        "--rounds": rounds,
+        "--directory": directory,
+        "--backend": None if backend == "auto" else backend,
+    }
     return [text for key, value in options.items() if value for text in (key, str(value))]
 
 
@@ -175,7 +178,12 @@ def report_(*, file: Path, html: Path, as_json: bool) -> None:
 
     One file without anything from outside: it opens anywhere, also years later.
     """
-    report.write(results.load(file), html)
+    result = results.load(file)
+    try:
+        report.write(result, html)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # Whoever has cut something out of a result by hand gets a word, not a traceback.
+        raise ConfigError(f"lacks what a report shows: {error!r}", path=str(file)) from error
     if as_json:
         screen.emit({"ok": True, "report": str(html)})
 

@@ -137,9 +137,15 @@ def test_exit_codes_and_sentences(tmp_path: Path) -> None:
         ([], 'is not a result of "fanout bench run"'),
         ({"report": "fanout bench quick"}, 'is not a result of "fanout bench run"'),
         ({"report": "fanout bench run", "version": 2}, "version: is version 2"),
-        ({"report": "fanout bench run", "version": 1}, "figures: must be a table"),
+        ({"report": "fanout bench run", "version": 1}, "machine: must be a table"),
+        ({"report": "fanout bench run", "version": 1, "machine": {}}, "figures: must be a table"),
         (
-            {"report": "fanout bench run", "version": 1, "figures": {"m.x": {"median": "1"}}},
+            {
+                "report": "fanout bench run",
+                "version": 1,
+                "machine": {},
+                "figures": {"m.x": {"median": "1"}},
+            },
             "figures.m.x: is not a whole figure",
         ),
     ],
@@ -152,6 +158,15 @@ def test_other_files_are_refused(tmp_path: Path, value: object, said: str) -> No
         results.load(path)
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_a_result_that_was_cut_gets_a_word(result: dict[str, Any], tmp_path: Path) -> None:
+    """A traceback for a file that somebody has edited."""
+    cut = keep(tmp_path / "cut.json", {**result, "measures": [{"kind": "stream"}]})
+    said = CliRunner().invoke(main, ["bench", "report", cut, str(tmp_path / "r.html")])
+    assert said.exit_code == Exit.CONFIG
+    assert "lacks what a report shows" in said.output
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_kept_is_what_was_found(result: dict[str, Any], tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from fanout.bench import places, plan
+from fanout.bench import places, plan, run, scenario
 from fanout.bench.contenders import BenchmarkError
 from fanout.bench.measures import hang, slow
+from fanout.bench.report import page
 from fanout.bench.throttle import why_not
 from fanout.cli import main
 from fanout.cli.exits import Exit
 from fanout.demo import devices
+from fanout.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,6 +147,47 @@ def test_mistakes_end_with_the_code_for_them(tmp_path: Path) -> None:
     found = CliRunner().invoke(main, ["bench", "run", str(file), "--force"])
     assert found.exit_code == Exit.UNSUITABLE
     assert "/dev/null: is not a block device" in found.output
+
+
+def test_what_a_machine_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without root the rest is measured, and nothing that was not looks measured."""
+    monkeypatch.setattr(devices, "why_no_devices", lambda: "not root")
+    text = (
+        'title = "S"\n[targets.l]\nkind = "loops"\n[[measure]]\nname = "m"\nkind = "stream"\n'
+        '[[goal]]\nfigure = "m.cpu"\nat_most = 1\n'
+    )
+    found = run.run(scenario.parse(text, path="s.toml"))
+    assert found["absent"] == {"m": "loop devices: not root"}
+    assert found["figures"] == {}
+    assert found["goals"] == [
+        {
+            "figure": "m.cpu",
+            "title": "m.cpu",
+            "at": "most",
+            "levels": [1.0],
+            "value": None,
+            "unit": "",
+            "reached": [None],
+        }
+    ]
+    assert "not measured" in page(found)
+
+
+@pytest.mark.parametrize("backend", ["io_uring", "threads"])
+def test_every_backend(backend: str, tmp_path: Path) -> None:
+    """A result that names a backend which did not run."""
+    text = (
+        'title = "S"\nrounds = 1\n[targets.f]\nkind = "files"\nsize = "4 MiB"\n'
+        '[[measure]]\nname = "m"\nkind = "stream"\npeers = ["driver"]\n'
+    )
+    try:
+        found: Any = run.run(
+            scenario.parse(text, path="s.toml"), directory=tmp_path, backend=backend
+        )
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert found["measures"][0]["engine"]["backend"] == backend
+    assert found["figures"]["m.bandwidth"]["median"] > 0
 
 
 # ---- setting up and taking down -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,15 @@ def test_mistakes_name_the_place(text: str, key: str, said: str) -> None:
     message = refused(text)
     assert message.startswith(f"x.toml: {key}: " if key else "x.toml: ")
     assert said in message
+
+
+def test_the_example_of_the_readme_is_right() -> None:
+    """What people copy first."""
+    text = (SCENARIOS[0].parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S)
+    found = scenario.parse(example, path="x.toml")
+    assert [goal.figure for goal in found.goals] == ["throughput.targets=3.bandwidth_vs_fio_tuned"]
+    assert set(found.targets) == {"disks", "loops"}
 
 
 def test_names_are_used_once() -> None:

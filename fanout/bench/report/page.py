@@ -92,6 +92,7 @@ def _head(result: Mapping[str, Any], title: str) -> Iterator[str]:
     facts = (
         ("made", result["made_at"].replace("T", " ").removesuffix("Z") + " UTC"),
         ("in", format_seconds(result["seconds"])),
+        ("fanout", result["fanout"]["revision"] or result["fanout"]["version"]),
         ("processor", f"{machine['processors_usable']} × {machine['processor']}"),
         ("memory", format_size(machine["memory_mib"] << 20)),
         ("Linux", machine["kernel"]),
