@@ -41,7 +41,7 @@ from fanout.errors import (
 )
 from fanout.format import SuperblockState
 from fanout.host import Placement, Span
-from fanout.volume import FIRST_EPOCH, Volume, VolumeState
+from fanout.volume import FIRST_EPOCH, Volume, VolumeState, private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -894,11 +894,11 @@ def _number(path: str) -> tuple[str, int]:
 
 def _paths_to_make(pool: PoolConfig, kind: DeviceClass) -> Iterator[tuple[Path, int | None]]:
     for spec in pool.volumes:
-        spec.path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(spec.path.parent)
         yield spec.path, spec.size
     if kind.type is DeviceType.FILE:
         assert kind.directory is not None
-        kind.directory.mkdir(parents=True, exist_ok=True)
+        private_directory(kind.directory)
         yield kind.directory / _sequential_name(pool.name, 1), kind.volume_size
 
 

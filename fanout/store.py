@@ -57,6 +57,7 @@ from fanout.read import CopyReader, ObjectReader
 from fanout.scribe import Scribe
 from fanout.session import Session
 from fanout.types import ObjectKind, PoolKind, Receipt
+from fanout.volume import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ class Store:
                     str(path), "there is something here already; nothing is overwritten"
                 )
             Catalog.discard(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_directory(path.parent)
         store = secrets.token_bytes(16)
         pools = [
             PoolEntry(secrets.token_bytes(16), pool.name, pool.kind)

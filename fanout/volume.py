@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -32,7 +33,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout import format as fmt
 from fanout.allocator import Allocator
@@ -52,6 +53,7 @@ from fanout.types import Outcome, OutcomeCode, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from fanout.engine import Engine, Geometry, Target
     from fanout.format import DirectoryRecord, SpanFooter, SpanHeader, StoredSpan
@@ -221,7 +223,7 @@ class Volume:
         """
         name = os.fspath(path)
         with _translated(name, "cannot be opened"):
-            target = engine.open(name, read_only=True, timeout=OPEN_TIMEOUT)
+            target = _open_target(engine, name, read_only=True, timeout=OPEN_TIMEOUT)
         try:
             with _translated(name, "cannot be read"):
                 if _nothing_there(engine, target):
@@ -309,7 +311,8 @@ class Volume:
         on_slow: str = "wait",
     ) -> None:
         with _translated(self.path, "cannot be opened"):
-            self.target = self.engine.open(
+            self.target = _open_target(
+                self.engine,
                 self.path,
                 read_only=read_only,
                 lock=not read_only,
@@ -660,6 +663,42 @@ class Volume:
         return header, footer
 
 
+# ---- opening targets -----------------------------------------------------------------------------
+
+
+def _open_target(engine: Engine, path: str, **options: Any) -> Target:
+    """What is at `path`.
+
+    A symbolic link may lead to a block device (/dev/disk/by-id), never to a file: who can plant a link beside the volumes could
+    else have any file written.
+
+    Raises:
+        TargetError: it cannot be opened.
+        VolumeForeign: it is a link to a file.
+    """
+    try:
+        return engine.open(path, follow_links=False, **options)
+    except TargetError as error:
+        if error.outcome.phase is not Phase.OPEN or error.outcome.errno != errno.ELOOP:
+            raise
+    target = engine.open(path, **{**options, "size": 0})
+    if not target.geometry.is_block:
+        target.close(timeout=CLOSE_TIMEOUT)
+        raise VolumeForeign(path, "is a symbolic link to a file, which is refused: name the file")
+    return target
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory, and what is missing above it, open to nobody else. What is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = list(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))
+    for one in reversed(missing):
+        one.mkdir(0o700, exist_ok=True)
+
+
 # ---- finding superblocks -------------------------------------------------------------------------
 
 
@@ -740,7 +779,7 @@ def _open_for_creation(
         raise VolumeForeign(path, "there is a file already; --force takes it and all that is in it")
     with _translated(path, "cannot be opened"):
         preallocated = (size or 0) if stat.S_ISREG(mode) else 0
-        return engine.open(path, lock=True, size=preallocated, timeout=OPEN_TIMEOUT), False
+        return _open_target(engine, path, lock=True, size=preallocated, timeout=OPEN_TIMEOUT), False
 
 
 def _new_superblock(

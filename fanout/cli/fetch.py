@@ -1,20 +1,21 @@
-"""Objects to files, verified before they get their name."""
+"""Objects to files, verified before they get their name. Names come from clients: none leads out of the directory that was asked for."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fanout.cli.exits import Exit, Refused, judge
 from fanout.errors import FanoutError, ObjectNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fanout.catalog import ObjectEntry
     from fanout.store import Store
@@ -84,25 +85,44 @@ def find(
     return found
 
 
-def plan(
-    wanted: Sequence[ObjectEntry], *, to: Path, output: str | None
-) -> list[tuple[ObjectEntry, Path]]:
+class Goal(NamedTuple):
+    """Where an object goes: below `root`, which the operator named, by `parts`, which a client chose."""
+
+    entry: ObjectEntry
+    root: Path
+    parts: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """For people."""
+        return self.root.joinpath(*self.parts)
+
+
+def plan(wanted: Sequence[ObjectEntry], *, to: Path, output: str | None) -> list[Goal]:
     """Where each object goes.
 
     Raises:
-        Refused: a name would leave the directory.
+        Refused: a name would leave the directory, or two would become one file.
     """
     if output is not None:
-        return [(wanted[0], Path(output))]
-    return [(entry, to / inside(entry.name)) for entry in wanted]
+        file = Path(output)
+        return [Goal(wanted[0], file.parent, (file.name,))]
+    goals = [Goal(entry, to, inside(entry.name)) for entry in wanted]
+    seen: dict[tuple[str, ...], Goal] = {}
+    for goal in goals:
+        other = seen.setdefault(goal.parts, goal)
+        if other is not goal:
+            names = " and ".join(repr(os.fsdecode(one.entry.name)) for one in (other, goal))
+            raise Refused(f"{names} would become one file; read them one by one, with --output")
+    return goals
 
 
-def inside(name: bytes) -> str:
-    """An object's name as a relative path that cannot leave its directory."""
-    parts = [part for part in os.fsdecode(name).split("/") if part not in {"", "."}]
+def inside(name: bytes) -> tuple[str, ...]:
+    """An object's name as the parts of a relative path that cannot leave its directory."""
+    parts = tuple(part for part in os.fsdecode(name).split("/") if part not in {"", "."})
     if not parts or ".." in parts or "\0" in os.fsdecode(name):
         raise Refused(f"{os.fsdecode(name)!r} is no name of a file; use --output FILE")
-    return "/".join(parts)
+    return parts
 
 
 def to_stream(store: Store, entry: ObjectEntry, stream: BinaryIO, *, pool: str | None) -> None:
@@ -115,17 +135,27 @@ def to_stream(store: Store, entry: ObjectEntry, stream: BinaryIO, *, pool: str |
 
 def run(
     store: Store,
-    planned: Sequence[tuple[ObjectEntry, Path]],
+    planned: Sequence[Goal],
     *,
     pool: str | None,
+    force: bool,
     on_bytes: Callable[[int], None],
 ) -> Done:
-    """Write every object to its file; one that fails does not stop the others."""
+    """Write every object to its file; one that fails does not stop the others.
+
+    Args:
+        store: to read from.
+        planned: what goes where.
+        pool: to read from; None: the best.
+        force: replace files that exist.
+        on_bytes: called with bytes written.
+    """
     done, began = Done(), time.monotonic()
-    for entry, path in planned:
+    for goal in planned:
+        entry, path = goal.entry, goal.path
         name = os.fsdecode(entry.name)
         try:
-            _write(store, entry, path, pool, on_bytes)
+            _write(store, goal, pool, on_bytes, force=force)
         except (FanoutError, OSError) as error:
             verdict = judge(error)
             done.failed.append(Failed(name, verdict.line, verdict.code))
@@ -137,25 +167,65 @@ def run(
 
 
 def _write(
-    store: Store,
-    entry: ObjectEntry,
-    path: Path,
-    pool: str | None,
-    on_bytes: Callable[[int], None],
+    store: Store, goal: Goal, pool: str | None, on_bytes: Callable[[int], None], *, force: bool
 ) -> None:
-    """To a nameless neighbour first: half a file, or a wrong one, never has the right name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=".fanout-", dir=path.parent)
+    """To a neighbour of another name first: half a file, or a wrong one, never has the right name."""
+    entry = goal.entry
+    with _directory(goal) as directory:
+        temporary = f".fanout-{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=directory)
+        try:
+            with (
+                open(fd, "wb") as file,
+                store.get(entry.node, entry.name, version=entry.version, pool=pool) as reader,
+            ):
+                for piece in reader:
+                    file.write(piece)
+                    on_bytes(len(piece))
+            _give_name(directory, temporary, goal, force=force)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+
+
+@contextlib.contextmanager
+def _directory(goal: Goal) -> Iterator[int]:
+    """The directory that the file goes to, opened step by step, so that no link below the root leads elsewhere.
+
+    Raises:
+        Refused: a symbolic link, or something that is no directory, stands in the way.
+        OSError: it cannot be made or opened.
+    """
+    goal.root.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(goal.root, flags)
     try:
-        with (
-            open(fd, "wb") as file,
-            store.get(entry.node, entry.name, version=entry.version, pool=pool) as reader,
-        ):
-            for piece in reader:
-                file.write(piece)
-                on_bytes(len(piece))
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+        for part in goal.parts[:-1]:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, dir_fd=fd)
+            try:
+                inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=fd)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+                message = f"{goal.path}: {part!r} on its way is a link or no directory"
+                raise Refused(message) from error
+            os.close(fd)
+            fd = inner
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _give_name(directory: int, temporary: str, goal: Goal, *, force: bool) -> None:
+    """Raises `Refused` when something has the name meanwhile, and nobody said that it may be replaced."""
+    name = goal.parts[-1]
+    if force:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        return
+    try:
+        # Unlike a rename it fails when there is something.
+        os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError as error:
+        raise Refused(f"{goal.path} exists and would be replaced") from error

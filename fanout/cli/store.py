@@ -397,13 +397,13 @@ def get(
                 fetch.to_stream(store, wanted[0], sys.stdout.buffer, pool=pool)
                 return
         plan = fetch.plan(wanted, to=to, output=output)
-        existing = [path for _, path in plan if path.exists()]
+        existing = [goal.path for goal in plan if os.path.lexists(goal.path)]
         if existing and not force:
             more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
             raise Refused(f"{existing[0]}{more} exists and would be replaced")
-        total = sum(entry.length for entry, _ in plan)
+        total = sum(goal.entry.length for goal in plan)
         with screen.progress("reading", total, quiet=as_json) as bar:
-            done = fetch.run(store, plan, pool=pool, on_bytes=bar.add)
+            done = fetch.run(store, plan, pool=pool, force=force, on_bytes=bar.add)
     if as_json:
         screen.emit(done.values())
     else:

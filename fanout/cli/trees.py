@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass, field
@@ -65,38 +66,42 @@ def walk(paths: Iterable[str], *, name: str | None = None) -> Found:
     for path in paths:
         base = os.path.normpath(path) if name is None else name
         if stat.S_ISDIR(Path(path).stat().st_mode):
-            for inner in _files(path, found):
+            for inner, status in _files(path, found):
                 relative = os.path.relpath(inner, path)
-                _add(found, os.path.normpath(f"{base}/{relative}"), inner)
+                _add(found, os.path.normpath(f"{base}/{relative}"), inner, status)
         else:
             found.items.append(_named(base, path))
     return found
 
 
-def _files(root: str, found: Found) -> Iterator[str]:
+def _files(root: str, found: Found) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below that is no directory. Directories are gone through by descriptors: none becomes a link on the way."""
+
     def complain(error: OSError) -> None:
         found.left_out.append((str(error.filename), error.strerror or str(error)))
 
-    for directory, names, files in os.walk(root, onerror=complain):
+    # With the slash the root itself may be a link: the operator named it.
+    for directory, names, files, fd in os.fwalk(os.path.join(root, ""), onerror=complain):
         names.sort()
         for file in sorted(files):
-            yield f"{directory}/{file}"
+            path = os.path.join(directory, file)
+            try:
+                status = os.stat(file, dir_fd=fd, follow_symlinks=False)
+            except OSError as error:
+                found.left_out.append((path, error.strerror or str(error)))
+            else:
+                yield path, status
 
 
-def _add(found: Found, name: str, path: str) -> None:
+def _add(found: Found, name: str, path: str, status: os.stat_result) -> None:
     """A file of a tree."""
-    try:
-        status = Path(path).lstat()
-    except OSError as error:
-        found.left_out.append((path, error.strerror or str(error)))
-        return
     if not stat.S_ISREG(status.st_mode):
         kind = "symbolic links" if stat.S_ISLNK(status.st_mode) else "special files"
         found.skipped[kind] = found.skipped.get(kind, 0) + 1
     elif not os.access(path, os.R_OK):
         found.left_out.append((path, "may not be read by this user"))
     else:
-        found.items.append(Item(os.fsencode(name), path, status.st_size))
+        found.items.append(Item(os.fsencode(name), _TreeFile(path, status), status.st_size))
 
 
 def _named(name: str, path: str) -> Item:
@@ -126,6 +131,44 @@ def groups(items: Iterable[Item], *, objects: int, bytes_: int) -> Iterator[list
             group, held = [], 0
     if group:
         yield group
+
+
+class _TreeFile:
+    """A file that a walk has found, stored only if it is still that very file.
+
+    Whoever owns the tree may put another in its place meanwhile, or a link to somebody else's.
+
+    Args:
+        path: of the file.
+        status: what the walk saw.
+    """
+
+    rereadable = True
+
+    def __init__(self, path: str, status: os.stat_result) -> None:
+        self.name, self.length = path, status.st_size
+        self._identity = status.st_dev, status.st_ino
+
+    def open(self) -> Chunks:
+        """Begin a pass."""
+        return Chunks(self._read())
+
+    def _read(self) -> Generator[Buffer, None, None]:
+        # Not blocking: it may be a pipe by now.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(self.name, flags)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise SourceError(f"{self.name}: became a link while the tree was stored") from error
+        with open(fd, "rb", buffering=0) as file:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != self._identity:
+                raise SourceError(f"{self.name}: was replaced while the tree was stored")
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            with as_source(file, length_hint=self.length, resend=False).open() as chunks:
+                yield from chunks
 
 
 def counted(value: Any, tell: Callable[[int], None]) -> Source:

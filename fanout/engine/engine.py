@@ -231,6 +231,7 @@ class Engine:
         size: int = 0,
         granule: int = 0,
         direct: bool = True,
+        follow_links: bool = True,
         depth: int = 0,
         timeout: float = 60.0,
         soft_deadline: float = 0.0,
@@ -250,6 +251,7 @@ class Engine:
             size: bytes to preallocate (files); 0: grow ahead of the writes.
             granule: alignment to use instead of the discovered one.
             direct: False: go through the page cache.
+            follow_links: False: refuse a symbolic link in the last component of the path (ELOOP).
             depth: writes in flight at once; 0: the default.
             timeout: seconds for the whole of it. Signals are looked at when it is over.
             soft_deadline: seconds, instead of the engine's.
@@ -274,6 +276,7 @@ class Engine:
             | (_core.OPEN_READONLY if read_only else 0)
             | (_core.OPEN_LOCK if lock else 0)
             | (0 if direct else _core.OPEN_BUFFERED)
+            | (0 if follow_links else _core.OPEN_NOFOLLOW)
         )
         status, core, why = self._core.target_open(
             name,

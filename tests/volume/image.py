@@ -96,6 +96,7 @@ class ImageEngine:
         read_only: bool = False,
         lock: bool = False,
         lock_wait: float = 0.0,
+        follow_links: bool = True,
         size: int = 0,
         timeout: float = 0.0,
         on_slow: str = "wait",
