@@ -1,0 +1,152 @@
+"""Volumes and catalogs of every version of the format that there was stay readable; `make_fixture.py` made them.
+
+What could break: a change of a reader that only its own writer understands. The independent reader knows nothing but the format page, so a
+page that does not suffice fails here, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tarfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import xxhash
+
+from fanout import check_store, rebuild_catalog
+from fanout import format as fmt
+from fanout.catalog import CatalogReader
+from fanout.engine import Engine
+from fanout.store import Store
+from tests import independent_reader
+from tests.format.make_fixture import told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent / "fixtures"
+VERSIONS = sorted(path.name.split(".")[0] for path in HERE.glob("*.tar.xz"))
+
+
+@pytest.fixture(params=VERSIONS)
+def fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Any]]:
+    """A store of an old version, unpacked, and what it holds."""
+    with tarfile.open(HERE / f"{request.param}.tar.xz") as archive:
+        for entry in archive:
+            content = archive.extractfile(entry)
+            assert content is not None
+            (tmp_path / entry.name).parent.mkdir(exist_ok=True)
+            (tmp_path / entry.name).write_bytes(content.read())
+    yield tmp_path, json.loads((HERE / f"{request.param}.json").read_text())
+    for path in volumes(tmp_path):
+        path.unlink()
+
+
+def volumes(base: Path) -> list[Path]:
+    return [*base.glob("*.vol"), *base.glob("sequential/*")]
+
+
+def settle(base: Path) -> None:
+    """The store was moved here on purpose: paths in the catalog, kind of file system in the superblocks."""
+    with closing(sqlite3.connect(base / "catalog.db")) as db:
+        for number, path in db.execute("SELECT id, path FROM volume").fetchall():
+            (here,) = (one for one in volumes(base) if one.name == Path(path).name)
+            db.execute("UPDATE volume SET path = ? WHERE id = ?", (str(here), number))
+        db.commit()
+    magic = here_magic(base)
+    for path in volumes(base):
+        data = bytearray(path.read_bytes())
+        first = fmt.decode_superblock(data, path=str(path), offset=0)
+        for copy in (0, 1):
+            at = first.copy_offset(copy)
+            block = fmt.decode_superblock(data[at:], path=str(path), offset=at)
+            data[at : at + block.granule] = fmt.encode_superblock(
+                replace(block, fs_magic=magic), copy
+            )
+        path.write_bytes(data)
+
+
+def here_magic(base: Path) -> int:
+    """The kind of file system that the test runs on, as fanout sees it."""
+    with Engine(memory_bytes=32 << 20) as engine:
+        target = engine.open(base / "fanout.toml", read_only=True)
+        try:
+            return target.geometry.fs_magic
+        finally:
+            target.close()
+
+
+def test_there_is_one_for_this_version() -> None:
+    assert f"v{fmt.FORMAT_VERSION}" in VERSIONS
+
+
+def test_the_independent_reader_finds_every_object(fixture: tuple[Path, Any]) -> None:
+    """By docs/on-disk-format.md alone: every object of every volume, its digest made anew from the bytes."""
+    base, said = fixture
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    for path in volumes(base):
+        with path.open("rb") as file:
+            volume = independent_reader.Volume(file)
+            pool = volume.info["pool"]
+            assert [pool, volume.info["size"], volume.info["epoch"]] == said["volumes"][path.name]
+            for record in volume.records.values():
+                for span in record["spans"]:
+                    read = volume.span(span)
+                    for name, at, length, digest in read["fragments"]:
+                        data = read["data"][at : at + length]
+                        assert digest == xxhash.xxh3_128_digest(data)
+                        found.setdefault(pool, []).append((name.hex(), digest.hex(), length))
+    assert set(found) == {pool for pool, _, _ in said["volumes"].values()}
+    for pool, held in found.items():
+        expected = {
+            (one["name"], one["digest"], one["length"])
+            for one in said["objects"]
+            if pool in one["pools"]
+        }
+        assert set(held) == expected
+
+
+def test_the_catalog_says_what_it_said(fixture: tuple[Path, Any]) -> None:
+    base, said = fixture
+    with CatalogReader(base / "catalog.db") as catalog:
+        assert catalog.verify() == []
+        assert told(catalog) == said
+
+
+def test_the_store_goes_on(fixture: tuple[Path, Any]) -> None:
+    """Check, read every object from every pool, write, and rebuild."""
+    base, said = fixture
+    settle(base)
+    report = check_store(base / "fanout.toml")
+    assert report.ok, [str(problem) for problem in report.problems]
+    with Store.open(base / "fanout.toml") as store:
+        for one in said["objects"]:
+            for pool in one["pools"]:
+                read = store.get(
+                    one["node"], bytes.fromhex(one["name"]), version=one["version"], pool=pool
+                ).read()
+                assert xxhash.xxh3_128_hexdigest(read) == one["digest"]
+        with store.session("N1") as session:
+            for attempt in session.attempts():
+                with attempt as transaction:
+                    transaction.put(b"new", b"new")
+    rebuilt = rebuild_catalog(base / "fanout.toml", into=base / "second.db")
+    assert rebuilt.complete
+    with CatalogReader(rebuilt.catalog) as catalog:
+        mine = told(catalog)
+        assert [one for one in mine["objects"] if one["name"] != b"new".hex()] == said["objects"]
+        assert mine["gaps"] == said["gaps"]
+
+
+def test_the_independent_reader_is_small() -> None:
+    """A page that needs more than 200 lines of plain Python to be followed is too hard; and it may know nothing of fanout."""
+    text = Path(independent_reader.__file__).read_text()
+    assert len(text.splitlines()) <= 200
+    assert "import fanout" not in text
+    assert "from fanout" not in text
+    assert os.path.getsize(HERE / f"{VERSIONS[-1]}.tar.xz") < 64 << 10
