@@ -11,8 +11,9 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py fanout/_core.pyx fanout/_csrc.pxd $(wildcard csrc/*.c csrc/*.h)
 PYTEST_ARGS ?=
+SECONDS ?= 600
 
-.PHONY: help system setup build driver demo test test-python test-c lint format sanitize bench cost clean
+.PHONY: help system setup build driver demo test test-python test-c lint format sanitize fuzz bench cost clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,11 @@ test-c: system
 sanitize: system ## the C tests under ASan + UBSan, then under TSan
 	$(MAKE) -C csrc test SAN=address
 	$(MAKE) -C csrc test SAN=thread
+
+fuzz: build ## forged blocks, volumes, catalogs, configurations, command lines for SECONDS (600)
+	$(MAKE) -C csrc build-address/test_hostile SAN=address
+	FO_HOSTILE_SECONDS=$$(( $(SECONDS) / 6 )) csrc/build-address/test_hostile
+	$(BIN)/python -P -m tests.hostile.fuzz $$(( $(SECONDS) * 5 / 6 ))
 
 lint: build ## ruff, cython-lint, mypy --strict, stubtest
 	$(BIN)/ruff check .

@@ -300,14 +300,15 @@ def test_no_terminal_obeys_a_name(shell: Shell, tmp_path: Path) -> None:
     """A name that clears the screen, moves the cursor, turns the text round, or is rich's own markup."""
     evil = ["\x1b[2J\x1b[31mred", "new\nline\r", "bell\x07", "\u202etxt.exe", "[bold]b[/bold][/x]", "\udcff"]  # fmt: skip
     store_as(shell, *evil)
-    for command in (
+    commands: tuple[tuple[str | Path, ...], ...] = (
         ("query", "object", "N1"),
         ("query", "occupancy"),
         ("check",),
         ("get", "N1", *evil, "--to", tmp_path / "to"),
         ("get", "N1", *evil, "--to", tmp_path / "to"),
         ("get", "N1", "\x1b[31mnot there"),
-    ):
+    )
+    for command in commands:
         said = shell(*command, code=None)
         assert not CONTROL.search(said.out + said.err), (command, said)
     assert "[bold]b[/bold]" in shell("query", "object", "N1").out
