@@ -11,9 +11,8 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py fanout/_core.pyx fanout/_csrc.pxd $(wildcard csrc/*.c csrc/*.h)
 PYTEST_ARGS ?=
-SECONDS ?= 600
 
-.PHONY: help system setup build driver demo test test-python test-c lint format sanitize fuzz bench cost clean
+.PHONY: help system setup build driver demo test test-python test-c lint format sanitize stress soak fuzz bench cost clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,10 +60,18 @@ sanitize: system ## the C tests under ASan + UBSan, then under TSan
 	$(MAKE) -C csrc test SAN=address
 	$(MAKE) -C csrc test SAN=thread
 
-fuzz: build ## forged blocks, volumes, catalogs, configurations, command lines for SECONDS (600)
+fuzz: build ## forged blocks, volumes, catalogs, configurations, command lines for SECONDS=600
 	$(MAKE) -C csrc build-address/test_hostile SAN=address
-	FO_HOSTILE_SECONDS=$$(( $(SECONDS) / 6 )) csrc/build-address/test_hostile
-	$(BIN)/python -P -m tests.hostile.fuzz $$(( $(SECONDS) * 5 / 6 ))
+	FO_HOSTILE_SECONDS=$$(( $(or $(SECONDS),600) / 6 )) csrc/build-address/test_hostile
+	$(BIN)/python -P -m tests.hostile.fuzz $$(( $(or $(SECONDS),600) * 5 / 6 ))
+
+# No suppressions: what ThreadSanitizer says of the core is a failure.
+stress: system ## many threads on failing targets under TSan, for SECONDS=60
+	$(MAKE) -C csrc stress SAN=thread SECONDS=$(or $(SECONDS),60)
+
+soak: build ## random faults, sizes and sessions for SECONDS=600: nothing may leak
+	@scripts/setup.sh faults
+	$(BIN)/python -m tests.soak.soak --seconds $(or $(SECONDS),600) $(SOAK_ARGS)
 
 lint: build ## ruff, cython-lint, mypy --strict, stubtest
 	$(BIN)/ruff check .
