@@ -86,6 +86,8 @@ faults() {
     command -v strace >/dev/null || packages+=(strace)
     command -v mkfs.ext4 >/dev/null || packages+=(e2fsprogs)
     command -v losetup >/dev/null || packages+=(mount)
+    command -v nbdkit >/dev/null || packages+=(nbdkit)
+    command -v nbdfuse >/dev/null || packages+=(libnbd-bin)
     [ ${#packages[@]} -eq 0 ] && return
     say "installing ${packages[*]} for the tests that break real devices"
     apt-get update -qq

@@ -50,6 +50,17 @@ def _loop() -> str:
     return "" if shutil.which("losetup") else "losetup is not installed (Debian package mount)"
 
 
+def _nbd() -> str:
+    if _loop():
+        return _loop()
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "no access to /dev/fuse"
+    for name, package in (("nbdkit", "nbdkit"), ("nbdfuse", "libnbd-bin")):
+        if not shutil.which(name):
+            return f"{name} is not installed (Debian package {package})"
+    return ""
+
+
 def _zram() -> str:
     if _root():
         return "zram needs root"
@@ -125,6 +136,7 @@ _CHECKS: dict[str, Callable[[], str]] = {
     "root": _root,
     "fuse": _fuse,
     "loop": _loop,
+    "nbd": _nbd,
     "zram": _zram,
     "ext4": _ext4,
     "strace": _strace,
@@ -154,7 +166,7 @@ def require(*needs: str) -> None:
     """Skip the running test, or the module being collected, unless the machine has all of these.
 
     Args:
-        needs: root, fuse, loop, zram, ext4, strace, ptrace, seccomp, throttle, engine, xxhash.
+        needs: root, fuse, loop, nbd, zram, ext4, strace, ptrace, seccomp, throttle, engine, xxhash.
     """
     for need in needs:
         reason = why_not(need)
