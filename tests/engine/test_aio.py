@@ -183,6 +183,50 @@ def test_timeouts_and_admission(engine: Engine, tmp_path: Path) -> None:
     run(main())
 
 
+def test_cancelled_at_any_moment(engine: Engine, tmp_path: Path, rng: random.Random) -> None:
+    """Breaks if a wait that is given up, wherever it was, keeps a slot, a place or the stream, or hurts one beside it."""
+    data = rng.randbytes(30 * SLOT + 77)
+    digest = xxhash.xxh3_128_digest(data)
+    targets = [engine.open(tmp_path / f"t{number}", create=True) for number in range(24)]
+    ends = {"synced": 0, "cancelled": 0}
+
+    async def one(number: int, patience: float) -> None:
+        target = targets[number]
+        try:
+            async with asyncio.timeout(patience):
+                with await aio.open_stream(engine, [target]) as stream:
+                    stream.place([0])
+                    await aio.write(stream, data[:SLOT])
+                    with await aio.lease(stream, 100) as lease:
+                        lease.view[:] = data[SLOT : SLOT + 100]
+                        lease.commit(100)
+                    await aio.write(stream, data[SLOT + 100 :])
+                    assert stream.digest() == digest
+                    assert (await aio.sync(stream))[target].ok
+        except TimeoutError:
+            ends["cancelled"] += 1
+            return
+        ends["synced"] += 1
+        assert engine.read(target, 0, len(data)) == data
+
+    async def main() -> None:
+        threads = threading.active_count()
+        patience = 0.001
+        while (not ends["synced"] or ends["cancelled"] < 40) and patience < 5.0:
+            waits = [rng.uniform(0.0, patience) for _ in targets]
+            await asyncio.gather(*(one(number, wait) for number, wait in enumerate(waits)))
+            patience *= 1.5
+        assert threading.active_count() == threads
+
+    run(main())
+    assert ends["synced"]
+    assert ends["cancelled"] >= 40
+    for target in targets:
+        target.close()
+    assert engine.info.slots_free == SLOTS
+    assert (engine.info.streams, engine.info.targets) == (0, 0)
+
+
 def test_received_into_leases(engine: Engine, tmp_path: Path, rng: random.Random) -> None:
     """Breaks if leases and asyncio's own ``sock_recv_into`` do not go together."""
     data = rng.randbytes(7 * SLOT + 13)
