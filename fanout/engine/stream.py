@@ -282,6 +282,8 @@ class Stream:
         Raises:
             InterfaceError: not a target of this stream.
         """
+        if target not in self.targets:  # its number alone could be that of another engine's
+            raise InterfaceError(f"{target.path}: is not a target of this stream")
         checked(self._core.eject(target._live_id()), "eject")
 
     def abort(self) -> None:

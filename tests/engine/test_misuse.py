@@ -1,0 +1,166 @@
+"""Callers that get it wrong: another engine's things, things that have ended, everything from every thread at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import xxhash
+
+from fanout.engine import Engine, Request
+from fanout.errors import InterfaceError, TargetError
+from fanout.types import OutcomeCode, Phase
+
+from .conftest import SLOT, SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SMALL: dict[str, Any] = {"memory_bytes": SLOTS * SLOT, "slot_size_bytes": SLOT}
+EXPECTED = (InterfaceError, TargetError, TimeoutError, BufferError)
+
+
+def test_what_belongs_to_another_engine(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if a number of one engine means something in another: bytes would go to whatever has that number there."""
+    mine = engine.open(tmp_path / "mine", create=True)
+    with Engine(**SMALL) as other:
+        theirs = other.open(tmp_path / "theirs", create=True, size=4 * SLOT)
+        assert (mine.id, theirs.id) == (0, 0)
+        with engine.stream([mine]) as stream, other.stream([theirs]) as foreign:
+            stream.place([0])
+            stream.write(b"begun")
+            calls: list[Callable[[], object]] = [
+                lambda: engine.stream([theirs]),
+                lambda: engine.stream([mine, theirs]),
+                lambda: engine.read(theirs, 0, 1),
+                lambda: engine.write(theirs, 0, bytes(theirs.granule)),
+                lambda: engine.flush(theirs),
+                lambda: engine.run([Request(Phase.FLUSH, theirs)]),
+                lambda: stream.eject(theirs),
+                lambda: stream.carry(foreign),
+                lambda: stream.carry(stream),
+            ]
+            for call in calls:
+                with pytest.raises(InterfaceError):
+                    call()
+            assert stream.sync()[mine].ok
+            assert foreign.sync()[theirs].ok
+    assert (tmp_path / "mine").read_bytes()[:5] == b"begun"
+    assert (tmp_path / "theirs").read_bytes() == bytes(4 * SLOT)
+
+
+def test_what_has_ended(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if a stream or a lease can be used again, or if a number that is used again brings the old one back to life."""
+    first, second = (engine.open(tmp_path / name, create=True) for name in "ab")
+    with engine.stream([first]) as stream:
+        stream.place([0])
+        lease = stream.lease(10)
+        lease.commit(0)
+        assert stream.sync()[first].ok
+        with pytest.raises(InterfaceError):
+            stream.write(b"x")
+        with pytest.raises(InterfaceError):
+            stream.lease()
+        with pytest.raises(InterfaceError):
+            stream.place([0])
+        for late in (lambda: lease.commit(0), lambda: lease.view):
+            with pytest.raises((InterfaceError, BufferError)):
+                late()
+        assert stream.sync()[first].ok, "asking again is no misuse"
+    first.close()
+    with pytest.raises(InterfaceError):
+        engine.stream([second, first])
+    reopened = [engine.open(tmp_path / f"c{number}", create=True) for number in range(63)]
+    assert first.id in {target.id for target in reopened}
+    with pytest.raises(InterfaceError):
+        engine.read(first, 0, 1)
+    with pytest.raises(InterfaceError):
+        first.finish()
+    with pytest.raises(InterfaceError):
+        engine.stream([first])
+    first.close()
+    assert {target.state for target in reopened} == {"active"}
+
+
+def test_everything_from_every_thread_at_once(
+    engine: Engine, tmp_path: Path, rng: random.Random
+) -> None:
+    """Breaks if two callers inside one stream, target or lease do more than refuse each other."""
+    targets = [engine.open(tmp_path / name, create=True, size=64 * SLOT) for name in "abc"]
+    stop, problems = threading.Event(), list[BaseException]()
+    shared: dict[str, Any] = {}
+    data = rng.randbytes(3 * SLOT)
+
+    def renew() -> None:
+        shared["stream"] = engine.stream(targets, timeout=5.0)
+        shared["stream"].place([0, 0, 0], 64 * SLOT)
+
+    def take_lease() -> None:
+        with shared["stream"].lease(64) as lease:
+            shared["lease"] = lease
+            lease.view[:8] = b"12345678"
+            lease.commit(8)
+
+    def on(what: str, method: str) -> None:
+        getattr(shared[what], method)()
+
+    calls: list[Callable[[], object]] = [
+        lambda: shared["stream"].write(data[: random.randrange(len(data))]),
+        lambda: shared["stream"].write(b"small"),
+        lambda: shared["stream"].sync(timeout=0.05),
+        partial(on, "stream", "digest"),
+        partial(on, "stream", "sums"),
+        partial(on, "stream", "legs"),
+        partial(on, "stream", "pad"),
+        lambda: shared["stream"].place([0, 0, 0], 64 * SLOT),
+        lambda: shared["stream"].drained(timeout=0.01),
+        partial(on, "stream", "close"),
+        lambda: shared["lease"].commit(4),
+        partial(on, "lease", "close"),
+        take_lease,
+        renew,
+        renew,
+        lambda: engine.events(timeout=0.001),
+        lambda: engine.info,
+        lambda: engine.read(targets[0], 0, 100),
+        lambda: engine.flush(targets[1]),
+        lambda: targets[2].geometry,
+        lambda: targets[2].close(timeout=0.0) if engine.info.streams == 0 else None,
+    ]
+
+    def hammer(seed: int) -> None:
+        dice = random.Random(seed)
+        while not stop.is_set():
+            try:
+                dice.choice(calls)()
+            except EXPECTED:
+                continue
+            except KeyError:  # no lease yet
+                continue
+            except BaseException as problem:
+                problems.append(problem)
+                stop.set()
+
+    renew()
+    threads = [threading.Thread(target=hammer, args=(rng.getrandbits(32),)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    stop.wait(1.5)
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert not problems, problems
+    shared["stream"].close()
+    shared.clear()
+    last = engine.open(tmp_path / "last", create=True)
+    with engine.stream([last], timeout=20.0) as stream:
+        stream.place([0])
+        stream.write(data)
+        assert stream.digest() == xxhash.xxh3_128_digest(data)
+        outcome = stream.sync()[last]
+    assert outcome.code is OutcomeCode.OK
+    assert engine.read(last, 0, len(data)) == data
