@@ -13,6 +13,7 @@ import xxhash
 from fanout.engine import Fault
 from fanout.errors import (
     InterfaceError,
+    PoolFull,
     SourceLengthError,
     TransactionFailed,
     TransactionRetry,
@@ -179,6 +180,25 @@ def test_begin_refuses_what_does_not_fit(world: World, arguments: Any, says: str
     """A resend under a new id would be stored twice."""
     with pytest.raises(InterfaceError, match=says):
         world.session().begin(**arguments)
+
+
+def test_a_host_that_refuses_for_a_pool_that_it_was_not_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody of this transaction is to blame, so nobody may be removed: it is the host's mistake, and is called so."""
+
+    def refuse(request: object) -> list[object]:
+        raise PoolFull("STRANGER", "no room")
+
+    session = world.session()
+    transaction = session.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.host, "reserve", refuse)
+        with pytest.raises(InterfaceError, match="refused STRANGER, which it was not asked for"):
+            transaction.put("A", b"")
+    assert session.removed == {}
+    session.close()
+    world.at_rest()
 
 
 def test_one_transaction_at_a_time(world: World) -> None:
