@@ -10,6 +10,8 @@ harness.judge()                                   the oracle, in a fresh process
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +68,7 @@ class Harness:
         journal: of the present case.
         templates: states to begin at, with their journals.
         children: of the present case.
+        direct: the store's files lie on the fault file system itself.
     """
 
     fs: FaultFS
@@ -73,12 +76,13 @@ class Harness:
     nursery: Nursery
     kept: Path
     journal: Journal = field(default_factory=Journal)
-    templates: dict[str, tuple[Saved, list[bytes]]] = field(default_factory=dict)
+    templates: dict[str, tuple[Saved, dict[str, bytes], list[bytes]]] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
+    direct: bool = True
 
     @classmethod
     @contextlib.contextmanager
-    def made(cls, *, backend: str = "auto", **options: Any) -> Iterator[Harness]:
+    def made(cls, *, backend: str, secondary_size: int = 0) -> Iterator[Harness]:
         """A store with some transactions (template "some"), one that nothing was written to ("new"), and one with gaps ("gaps")."""
         require("fuse", "engine")
         with (
@@ -86,17 +90,22 @@ class Harness:
             Nursery() as nursery,
             tempfile.TemporaryDirectory(prefix="harness-") as kept,
         ):
-            site = CrashSite(fs.path(), backend=backend, **options)
+            site = CrashSite(fs.path(), backend=backend, secondary_size=secondary_size)
             harness = cls(fs, site, nursery, Path(kept))
-            site.configure()
-            harness.complete("create", seed=None)
-            harness.keep("new")
-            harness.complete("mixed", seed=1)
-            harness.keep("some")
-            fs.set_rules(harness.failing("COPYPOOL1"))
-            harness.complete("losing_a_copy", seed=2)
-            harness.keep("gaps")
+            harness.make_templates()
             yield harness
+
+    def make_templates(self) -> None:
+        """Make the store and the states to begin at."""
+        self.site.configure()
+        self.complete("create", seed=None, force=bool(self.site.devices))
+        self.keep("new")
+        self.complete("mixed", seed=1)
+        self.keep("some")
+        with open(self.site.volume("COPYPOOL1"), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.complete("losing_a_copy", seed=2)
+        self.keep("gaps")
 
     @property
     def config(self) -> str:
@@ -116,14 +125,22 @@ class Harness:
         """Remember what lies there now, and its journal."""
         self.heal()
         self.fs.settle()
-        self.templates[template] = self.site.save(self.fs.backing()), list(self.journal.lines)
+        saved = self.site.save(self.fs.backing())
+        media = {path: Path(path).read_bytes() for path in self.site.devices.values()}
+        self.templates[template] = saved, media, list(self.journal.lines)
 
     def begin_at(self, template: str) -> None:
         """Put the state of a template back."""
         self.heal()
         self.fs.settle()
-        saved, lines = self.templates[template]
+        saved, media, lines = self.templates[template]
         self.site.restore(saved, self.fs.backing())
+        for path, data in media.items():
+            with open(path, "r+b") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        self.fs.settle()
         self.journal = Journal()
         self.journal.take(b"".join(lines))
 
@@ -144,7 +161,7 @@ class Harness:
         if seed is not None:
             arguments["seed"] = seed
         child = self.nursery.start(
-            f"tests.crash.workloads:{workload}",
+            _function(workload),
             {"config": self.config, **arguments},
             journal=self.journal,
         )
@@ -159,9 +176,7 @@ class Harness:
 
     def say(self, workload: str, **arguments: Any) -> dict[str, str]:
         """What a process that nobody kills says: name=value. It says nothing to the journal."""
-        child = self.nursery.run(
-            f"tests.crash.workloads:{workload}", {"config": self.config, **arguments}
-        )
+        child = self.nursery.run(_function(workload), {"config": self.config, **arguments})
         assert child.status == 0, child.errors
         return dict(word.split("=", 1) for word in child.journal.words if "=" in word)
 
@@ -182,15 +197,19 @@ class Harness:
         """No more faults."""
         self.fs.heal()
 
-    def power_loss(self, rng: random.Random) -> str:
-        """The power fails, and comes back; nothing is broken any more, and every process is dead. Returns how, in words."""
-        seed, mode = rng.getrandbits(32), rng.choice(LOSSES)
+    def bury(self) -> None:
+        """Every process is dead; nothing is broken any more."""
         self.heal()
         for child in self.children:
             if child.status is None:
                 child.kill()
             child.wait()
         self.children.clear()
+
+    def power_loss(self, rng: random.Random) -> str:
+        """The power fails, and comes back; nothing is broken any more, and every process is dead. Returns how, in words."""
+        seed, mode = rng.getrandbits(32), rng.choice(LOSSES)
+        self.bury()
         loss = self.fs.crash(seed=seed, mode=mode)
         return f"power loss {mode!r}, seed {seed}: {loss}"
 
@@ -200,10 +219,15 @@ class Harness:
         """The oracle, in a fresh process. Raises AssertionError with `what` happened and all that is wrong."""
         kept = self.kept / "journal"
         self.journal.save(kept)
-        where = {"journal": str(kept), "below": str(self.fs.backing())}
+        where = {"journal": str(kept), "below": str(self.fs.backing()) if self.direct else ""}
         child = self.nursery.run(
             "tests.crash.workloads:judge",
             {"config": self.config, **where, **options},
         )
         assert not child.journal.words, "\n".join([what, *child.journal.words])
         assert child.status == 0, f"{what}\n{child.errors}"
+
+
+def _function(workload: str) -> str:
+    """For the nursery: of `workloads`, or "module:name"."""
+    return f"tests.crash.{workload if ':' in workload else f'workloads:{workload}'}"

@@ -72,10 +72,19 @@ class Sent:
 
 
 class Teller:
-    """The client's side: every call is one line, written at once to the descriptor `fd`."""
+    """The client's side: every call is one line, written at once to the descriptor `fd`.
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    Args:
+        fd: of the journal.
+        waits: of the harness's side; `wait` waits for its `go`.
+    """
+
+    def __init__(self, fd: int, waits: int = -1) -> None:
+        self.fd, self._waits = fd, waits
+
+    def wait(self) -> bool:
+        """Wait until the harness says go. False: it is gone."""
+        return bool(os.read(self._waits, 1))
 
     def begin(
         self,

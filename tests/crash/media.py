@@ -107,7 +107,7 @@ class Pread:
 
 
 @contextlib.contextmanager
-def locked(path: str | Path, *, medium: str | Path = "") -> Iterator[int]:
+def locked(path: str | Path, *, medium: Path | None = None) -> Iterator[int]:
     """A descriptor to read from, while the file or device is locked. `medium`: read this instead. Raises `Locked`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -122,7 +122,7 @@ def locked(path: str | Path, *, medium: str | Path = "") -> Iterator[int]:
                 time.sleep(_POLL_SECONDS)
         # What the kernel cached before the power failed is not what is on the medium.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        if not medium:
+        if medium is None:
             yield fd
             return
         below = os.open(medium, os.O_RDONLY | os.O_CLOEXEC)
@@ -348,6 +348,11 @@ class StoreOnMedia:
             Locked: somebody holds a lock for too long.
         """
         rules = Rules(config)
+
+        def at(path: str) -> Path | None:
+            inside = below is not None and Path(path).is_relative_to(config.parent)
+            return below / Path(path).relative_to(config.parent) if below and inside else None
+
         with contextlib.ExitStack() as stack:
             lock = Path(f"{rules.catalog}.lock")
             if lock.exists():
@@ -356,8 +361,7 @@ class StoreOnMedia:
             volumes, unreadable = {}, {}
             for uuid, row in catalog.volumes.items():
                 try:
-                    medium = below / Path(row["path"]).relative_to(config.parent) if below else ""
-                    file = Pread(stack.enter_context(locked(row["path"], medium=medium)))
+                    file = Pread(stack.enter_context(locked(row["path"], medium=at(row["path"]))))
                     volumes[uuid] = Volume(cast("BinaryIO", file))
                 except Locked:
                     raise

@@ -58,12 +58,13 @@ class Child:
     _buffer: bytearray = field(default_factory=bytearray)
 
     def go(self) -> None:
-        """Let it run."""
+        """Let it run, to its end or to its next `Teller.wait`."""
         os.write(self._go, b"!")
 
     def wait_for(self, word: str) -> None:
         """Read what it tells until it says `word`. Raises EOFError when it ends before."""
-        while f'{{"say": "{word}"}}\n'.encode() not in self._buffer:
+        wanted = f'{{"say": "{word}"}}\n'.encode()
+        while wanted not in self._buffer:
             data = os.read(self._told, 1 << 16)
             if not data:
                 raise EOFError(f"the child ended and never said {word!r}")
@@ -199,8 +200,9 @@ def _live(request: dict[str, Any], teller: int, waits: int, errors: int) -> None
         os.dup2(errors, 2)
         module, _, name = request["function"].partition(":")
         function = getattr(importlib.import_module(module), name)
-        if os.read(waits, 1):
-            function(Teller(teller), **request["arguments"])
+        told = Teller(teller, waits)
+        if told.wait():
+            function(told, **request["arguments"])
             status = 0
     except BaseException:
         traceback.print_exc()

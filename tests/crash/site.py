@@ -31,6 +31,8 @@ LARGE = 200 * KIB  # objects above it go to the sequential pool
 NODES = ("N1", "N2")
 _PAGE = 64 << 10
 
+ROOMY = 8 * MIB  # for all that fits into the primaries
+
 # Name: size, and what is not zero by offset.
 Saved = dict[str, tuple[int, dict[int, bytes]]]
 
@@ -45,6 +47,7 @@ class CrashSite:
         copy_continue: of DISKPOOL.
         devices: pool: a block device instead of its file.
         size: bytes of a volume that is a file.
+        secondary_size: of those of the secondaries, if they are larger.
         hard_deadline: seconds until a hung target is let go.
     """
 
@@ -53,6 +56,7 @@ class CrashSite:
     copy_continue: bool = True
     devices: dict[str, str] = field(default_factory=dict)
     size: int = 2 * MIB
+    secondary_size: int = 0
     hard_deadline: float = 20.0
 
     @property
@@ -77,7 +81,7 @@ type = "disk"
 type = "file"
 directory = "sequential"
 volume_size = "{self.size // KIB} KiB"
-max_volumes = 6
+max_volumes = 3
 [domains.FASTRESTORE]
 destination = "DISKPOOL"
 active_destinations = ["ACTIVEDATAPOOL"]
@@ -109,7 +113,8 @@ type = "primary"
             return f'device_class = "disk"\nvolumes = [{{ path = "{self.devices[pool]}" }}]'
         if pool == "TAPEPOOL":
             return 'device_class = "seq"'
-        volume = f'{{ path = "{pool}.vol", size = {self.size} }}'
+        size = self.secondary_size if self.secondary_size and pool in SECONDARIES else self.size
+        volume = f'{{ path = "{pool}.vol", size = {size} }}'
         return f'device_class = "disk"\nvolumes = [{volume}]'
 
     def create(self) -> None:

@@ -139,11 +139,11 @@ def _begin(teller: Teller, seed: int, *, step: bool = False) -> random.Random:
 def judge(teller: Teller, config: str, journal: str, below: str, **options: bool) -> None:
     """The oracle, in a process that starts faster than `oracle.judge`'s."""
     kept = Journal.load(Path(journal))
-    for finding in oracle.examine(Path(config), kept, below=Path(below), **options):
+    medium = Path(below) if below else None
+    for finding in oracle.examine(Path(config), kept, below=medium, **options):
         teller.say(finding)
 
 
-def create(teller: Teller, config: str) -> None:
+def create(teller: Teller, config: str, *, force: bool) -> None:
     """Make the store of a configuration."""
-    Store.create(config)
-    teller.say("done")
+    Store.create(config, force=force)
