@@ -12,7 +12,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py fanout/_core.pyx fanout/_csrc.pxd $(wildcard csrc/*.c csrc/*.h)
 PYTEST_ARGS ?=
 
-.PHONY: help system setup build driver demo test test-python test-c lint format sanitize stress soak fuzz bench cost clean
+# The long runs: `make nightly KILLS=…`; the seed of any of them: FANOUT_SEED=….
+KILLS ?= 100000
+LONG = $(BIN)/python -P -m pytest -m long -o faulthandler_timeout=14400 $(PYTEST_ARGS)
+POLICY = fanout/policy.py,fanout/placing.py,fanout/blame.py
+
+.PHONY: help system setup build driver demo test test-python test-c test-faults faults-kills faults-devices nightly coverage lint format
+.PHONY: sanitize stress soak fuzz bench cost clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +58,28 @@ test: test-python test-c ## every test, Python's and C's
 test-python: build driver
 	@scripts/setup.sh faults
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
+
+test-faults: build ## the crash tests' long share: every kill point, 500 random kills, a quarter of the fault matrix
+	@scripts/setup.sh faults
+	$(MAKE) --jobs=2 --output-sync=target faults-kills faults-devices
+
+faults-kills: # beside faults-devices: both wait for devices most of the time
+	$(LONG) tests/crash/test_kill_points.py tests/crash/test_random_kills.py
+
+faults-devices:
+	$(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py
+
+nightly: build ## the same with everything: KILLS=100000 random kills, all of the matrix, the full oracle at every kill point
+	@scripts/setup.sh faults
+	FANOUT_CRASH_KILLS=$(KILLS) FANOUT_CRASH_FULL=1 FANOUT_MATRIX=all $(LONG) tests/crash
+
+coverage: build ## branches of the policy modules (must be all), lines and branches of the C core
+	$(BIN)/coverage run -m pytest -q tests/policy tests/session
+	@$(BIN)/coverage combine -q
+	$(BIN)/coverage report --include=$(POLICY) --fail-under=100
+	@rm -rf csrc/build-coverage # counts of an earlier run would add up
+	$(MAKE) -C csrc test SAN=coverage
+	$(BIN)/python scripts/coverage.py
 
 test-c: system
 	$(MAKE) -C csrc test
