@@ -232,7 +232,7 @@ uint64_t fo_now(fo_engine *e);
 /* Faulty backend only. */
 int fo_faults_set(fo_engine *e, const fo_fault *faults, uint32_t count); /* replaces the script; counters start anew */
 int fo_faults_advance(fo_engine *e, uint64_t ns); /* simulated time passes; deadlines and due completions are processed */
-int fo_faults_release(fo_engine *e, uint16_t target); /* let go of the NEVER operations of a target: they complete now */
+int fo_faults_release(fo_engine *e, uint16_t target); /* the NEVER operations of a target (UINT16_MAX: of all) complete now */
 int fo_faults_journal(fo_engine *e, int fd); /* every operation is appended to fd, an ordinary file of the caller's; -1: no more */
 /* The power fails after so many more operations (0: now, UINT64_MAX: not): from then on all but closing ends with EIO and changes
  * nothing.  The journal ends with the writes that were in flight, and a record of kind NONE.  -ENODEV: it had failed already. */

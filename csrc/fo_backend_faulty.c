@@ -335,9 +335,9 @@ int fo_faults_release(fo_engine *e, uint16_t target) {
         faulty *f = e->backend_state;
         for (uint32_t i = 0; i < f->busy_count; i++) {
             pending *p = &f->pendings[f->busy[i]];
-            if (p->due_ns == FO_FOREVER && p->submission.target == target) {
+            if (p->due_ns == FO_FOREVER && (target == UINT16_MAX || p->submission.target == target)) {
                 p->due_ns = f->now;
-                p->fault.action = 0;
+                p->fault.action = FO_FAULT_DELAY;
             }
         }
         while (fo_faulty_advance(e, f->now) == 0) {

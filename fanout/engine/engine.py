@@ -420,9 +420,10 @@ class Engine:
         """Let simulated time pass: due completions arrive and deadlines are looked at."""
         checked(self._core.faults_advance(nanoseconds(seconds)), "advance")
 
-    def release(self, target: Target) -> None:
-        """Let the operations of a target that never complete, complete now."""
-        checked(self._core.faults_release(target.id), "release")
+    def release(self, target: Target | None) -> None:
+        """Let the operations of a target (None: of all) that never complete, complete now."""
+        number = _core.ANY_TARGET if target is None else target.id
+        checked(self._core.faults_release(number), "release")
 
     def record_to(self, fd: int) -> None:
         """Append every operation that is carried out to an ordinary file, as a record of csrc/fanout.h; -1: no more."""
