@@ -439,8 +439,15 @@ class Store:
                 "%s: not opened again: %s", pool, error
             )  # a stream still uses the old opening
             return 0
-        for volume in volumes:
-            self._catch_up(volume)
+        behind = list(volumes)
+        try:
+            while behind:
+                self._catch_up(behind[0])
+                del behind[0]
+        finally:
+            # The catalog could not be asked. Nothing would fill the hole in the evidence before the next opening.
+            for volume in behind:
+                volume.fail("its directory could not be compared with the catalog")
         return len(volumes)
 
     @contextmanager
