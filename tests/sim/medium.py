@@ -197,6 +197,7 @@ class Medium:
         files: by path.
         faults: of this engine, that somebody must hear of: the file, and what became of the operation.
         dark: the power has failed.
+        struck: a fault was met, if only by a delay.
         operations: of all engines.
         watch: is told of every operation of the engine, with the file and what was written.
     """
@@ -211,7 +212,7 @@ class Medium:
         self._read = 0
         self._clock = 0  # of the catalog's files
         self.faults: list[tuple[str, Carried]] = []
-        self.dark = False
+        self.dark = self.struck = False
         self.operations = 0
         self.watch: Callable[[str, Carried, bytes], None] = _nobody
 
@@ -228,7 +229,7 @@ class Medium:
         os.ftruncate(self.journal, 0)
         os.lseek(self.journal, 0, os.SEEK_SET)
         self._read = 0
-        self.faults, self.dark = [], False
+        self.faults, self.dark, self.struck = [], False, False
 
     def take(self) -> None:
         """Take over what the engine has carried out since."""
@@ -252,6 +253,7 @@ class Medium:
         if file is None:
             return  # an open that did not get that far
         self.watch(str(file.path), carried, written)
+        self.struck = self.struck or carried.action != 0
         if carried.injected:
             self.faults.append((str(file.path), carried))
         if carried.kind == WRITE and written:

@@ -86,7 +86,7 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A line of the engine's script, on the volumes of a pool."""
+    """A line of the engine's script, on the volumes of a pool (``*``: of all, counted together); kind 0: any operation."""
 
     id: int
     pool: str
@@ -134,7 +134,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """From an opening of the store to its end."""
+    """From an opening of the store to its end; the faults are there from the beginning, until the first session."""
 
     id: int
     sessions: tuple[Session, ...]
@@ -142,6 +142,8 @@ class Episode:
     flush_first: bool
     reconcile: bool
     cut: Cut | None
+    faults: tuple[Fault, ...] = ()
+    catalog_faults: tuple[CatalogFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

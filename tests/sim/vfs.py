@@ -25,7 +25,6 @@ CODES = {
     "EIO truncate": 10 | 6 << 8,
     "ENOSPC": 13,
     "ENOMEM": 7,
-    "EIO short": 10 | 2 << 8,
 }
 _OPEN_DELETE_ON_CLOSE = 0x8
 _FILE = c.c_void_p
@@ -83,7 +82,7 @@ class Below:
         powered: asked before each operation.
         trace: is told of every fault.
         reads: whether reads are led through here; the others always are.
-        asleep: everything goes well, and nothing is counted: the oracle reads.
+        asleep: nothing is led through here: the oracle looks.
         wrong: is given what was raised in here, for SQLite cannot carry it.
     """
 
@@ -105,8 +104,6 @@ class Below:
 
     def fault(self, operation: str, path: str) -> tuple[str, bool] | None:
         """What becomes of an operation."""
-        if self.asleep:
-            return None
         if not self.powered():
             return f"EIO {operation}", False
         found = self.script(operation, path)
@@ -154,7 +151,7 @@ class _Hook:
     def _delete(self, vfs: int, name: int, sync: int) -> int:
         path = os.fsdecode(c.string_at(name))
         below = self.below
-        if below is not None and path in below.medium.files:
+        if below is not None and not below.asleep and path in below.medium.files:
             if below.fault("truncate", path):
                 return CODES["EIO truncate"]
             below.medium.catalog_delete(path)
@@ -184,7 +181,7 @@ class _Hook:
 
     def _run(self, operation: str, original: Any, arguments: tuple[Any, ...]) -> int:
         below, path = self.below, self.paths.get(arguments[0])
-        if below is None or path is None:
+        if below is None or path is None or below.asleep:
             return int(original(*arguments))
         try:
             return self._led_through(below, operation, path, original, arguments)

@@ -77,6 +77,7 @@ class World:
         hanging: pools in which something may hang.
         lines: what happened, if `keep_trace`.
         counts: what happened how often.
+        struck: a fault was met.
     """
 
     def __init__(self, plan: plans.Plan, ground: Ground, *, keep_trace: bool = False) -> None:
@@ -94,11 +95,12 @@ class World:
         self._hash, self._base = xxhash.xxh3_128(), f"{ground.base}/"
         self._live: dict[str, list[tuple[int, int]]] = {}
         self._wrong: list[BaseException] = []
-        self._frozen: list[Target] = []
         self._script: list[
             list[Any]
         ] = []  # faults of the catalog, and how often their operation was seen
         self._cut_catalog = 0
+        self._ailing = False  # the engine has a script
+        self.struck = False
         self._below = Below(self.medium)
         self._below.powered, self._below.trace = self.powered, self.note
         self._below.script, self._below.wrong = self._catalog_script, self._wrong.append
@@ -139,7 +141,8 @@ class World:
         self.seconds += PAUSE
         scheduler = threads.Scheduler(self.rng("threads", salt))
         threads.use(scheduler)
-        self._script, self._cut_catalog, self._frozen, self._below.reads = [], 0, [], False
+        self._script, self._cut_catalog, self._below.reads = [], 0, False
+        self._ailing = False
         self.hanging = set()
         self.medium.begin()
         self.engine = new_engine(self.rng("engine", salt).getrandbits(32))
@@ -152,6 +155,7 @@ class World:
             self.engine.close(timeout=0)
             self.counts["switches"] += scheduler.switches
         self.counts["faults"] += len(self.medium.faults)
+        self.struck = self.struck or self.medium.struck
         self._raise_what_is_wrong()
         self._lose_power(cut, salt)
         if episode is None:
@@ -173,6 +177,8 @@ class World:
     def _open_and_work(self, episode: plans.Episode | None, cut: plans.Cut | None) -> None:
         if cut and cut.opening:
             self._arm(cut)
+        if episode and (episode.faults or episode.catalog_faults):
+            self._break(episode)
         try:
             store = self.store = Store.open(
                 self.ground.config, engine=self.engine, lock_wait=0,
@@ -180,7 +186,8 @@ class World:
             )  # fmt: skip
         except FanoutError as error:
             self.note(f"not opened: {error}")
-            demand(not self.powered(), "open", f"a store that nothing ails does not open: {error}")
+            ailing = not self.powered() or self._script or self._ailing
+            demand(ailing, "open", f"a store that nothing ails does not open: {error}")
             return
         try:
             self._work(episode, cut)
@@ -245,6 +252,7 @@ class World:
                 line[1] = seen + 1
                 if seen + 1 == fault.nth or (fault.forever and seen + 1 > fault.nth):
                     self.counts["catalog faults"] += 1
+                    self.struck = True
                     return fault.code, fault.after
         return None
 
@@ -273,9 +281,7 @@ class World:
     def _thaw(self) -> None:
         """What hangs comes back, late (V8)."""
         self.engine.set_faults([])
-        for target in self._frozen:
-            self.engine.release(target)
-        self._frozen = []
+        self.engine.release(None)
         self.engine.advance(4 * HARD_DEADLINE)
         self.take()
         self._script, self._below.reads = [], False
@@ -319,19 +325,23 @@ class World:
                 Sending(self, session, planned, txn).send()
         self.note(f"session {planned.id} over, removed {list(session.removed)}")
 
-    def _break(self, session: plans.Session) -> None:
-        """The faults of a session take the place of those before."""
+    def _break(self, part: plans.Session | plans.Episode) -> None:
+        """Its faults take the place of those before."""
         lines = []
-        for fault in session.faults:
+        for fault in part.faults:
+            if fault.pool == "*":
+                lines.append(_fault(fault, None))
+                self.hanging.update(self.site.pools if fault.action in ("never", "late") else ())
+                continue
             for volume in self.store.pools.volumes():
                 if volume.pool == fault.pool:
                     lines.append(_fault(fault, volume.target))
                     if fault.action in ("never", "late"):
                         self.hanging.add(fault.pool)
-                        self._frozen.append(volume.target)
         self.engine.set_faults(lines)
-        self._script = [[fault, 0] for fault in session.catalog_faults]
-        self._below.reads = any(fault.operation == "read" for fault in session.catalog_faults)
+        self._ailing = bool(lines)
+        self._script = [[fault, 0] for fault in part.catalog_faults]
+        self._below.reads = any(fault.operation == "read" for fault in part.catalog_faults)
 
     def _resend(self) -> None:
         """What was cut off is sent again, also if it was stored: then nothing may be stored twice."""
@@ -445,9 +455,9 @@ class World:
 # ---- what the simulation puts in the place of things ---------------------------------------------------
 
 
-def _fault(fault: plans.Fault, target: Target) -> Fault:
+def _fault(fault: plans.Fault, target: Target | None) -> Fault:
     where: dict[str, Any] = {
-        "kind": Phase(fault.kind),
+        "kind": Phase(fault.kind) if fault.kind else None,
         "nth": fault.nth,
         "count": None if fault.forever else 1,
         "target": target,
