@@ -14,7 +14,6 @@ What it asks of the catalog is the small protocol `VolumeBook`. Any thread may c
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -26,7 +25,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from fanout import format as fmt
 from fanout.allocator import RegionState
-from fanout.catalog.rows import VolumeEntry
 from fanout.config import Access, DeviceType
 from fanout.errors import (
     CatalogStale,
@@ -41,14 +39,23 @@ from fanout.errors import (
 )
 from fanout.format import SuperblockState
 from fanout.host import Placement, Span
-from fanout.volume import FIRST_EPOCH, Volume, VolumeState, private_directory
+from fanout.making import (
+    FIRST_EPOCH,
+    create_entry,
+    entry_of,
+    probe,
+    sequence_number,
+    sequential_name,
+)
+from fanout.volume import Volume, VolumeState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from fanout.catalog.rows import VolumeEntry
     from fanout.config import Config, DeviceClass
     from fanout.config import Pool as PoolConfig
     from fanout.engine import Engine, Target
@@ -245,62 +252,9 @@ class PoolSet:
             pool.name: Pool(pool, config.device_classes[pool.device_class])
             for pool in config.pools.values()
         }
-        for entry in sorted(book.volumes(), key=lambda entry: _number(entry.path)):
+        for entry in sorted(book.volumes(), key=lambda entry: sequence_number(entry.path)):
             if entry.pool in self.pools:
                 self.pools[entry.pool].members.append(_Member(entry))
-
-    # ---- making ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def create_volumes(
-        engine: Engine,
-        config: Config,
-        *,
-        store: bytes,
-        pool_uuids: Mapping[str, bytes],
-        known: Collection[str] = (),
-        force: bool = False,
-        write_once: bool = False,
-        on_written: Callable[[int], None] | None = None,
-    ) -> list[VolumeEntry]:
-        """Make the volumes of every pool: all that disk pools list, the first one of each sequential pool.
-
-        Args:
-            engine: makes them.
-            config: says which.
-            store: id, 16 bytes.
-            pool_uuids: of every pool.
-            known: paths of volumes that the catalog has already: they are left alone.
-            force: take what is there.
-            write_once: write every byte of a new file, so that its first use is as fast as the next ones.
-            on_written: called with so many bytes more while writing once.
-
-        Returns:
-            What the catalog should know. If one cannot be made, the files made so far are removed again.
-
-        Raises:
-            VolumeError: a volume cannot be made, or there is something on it (without `force`).
-        """
-        made: list[VolumeEntry] = []
-        try:
-            for pool in config.pools.values():
-                kind = config.device_classes[pool.device_class]
-                for path, size in _paths_to_make(pool, kind):
-                    if str(path) in known:
-                        continue
-                    made.append(
-                        _make(
-                            engine, path, store=store, pool=pool.name, size=size, force=force,
-                            pool_uuid=pool_uuids[pool.name], write_once=write_once, on_written=on_written,
-                        )
-                    )  # fmt: skip
-        except BaseException:
-            for entry in made:
-                if not entry.is_block:
-                    with suppress(OSError):
-                        os.unlink(entry.path)
-            raise
-        return made
 
     # ---- opening -----------------------------------------------------------------------------------
 
@@ -434,7 +388,7 @@ class PoolSet:
     def _confirm(self, member: _Member) -> None:
         volume = member.volume
         assert volume is not None
-        member.entry = _entry_of(volume)
+        member.entry = entry_of(volume.superblock, volume.path)
         if volume.allocator is None:
             volume.load_space(self._book.live_regions(volume.uuid))
         volume.confirm()
@@ -793,7 +747,7 @@ class PoolSet:
         assert kind.directory is not None
         self._check_mounted(pool, kind.directory)
         path, left_over = self._next_path(pool, kind.directory)
-        entry = _make(
+        entry = create_entry(
             self._engine,
             path,
             store=self._store,
@@ -818,9 +772,11 @@ class PoolSet:
 
     def _next_path(self, pool: Pool, directory: Path) -> tuple[Path, bool]:
         """Where the next sequential volume goes, and whether a creation that was cut short lies there."""
-        number = 1 + max((_number(member.entry.path)[1] for member in pool.members), default=0)
+        number = 1 + max(
+            (sequence_number(member.entry.path)[1] for member in pool.members), default=0
+        )
         for step in range(pool.device_class.max_volumes):
-            path = directory / _sequential_name(pool.name, number + step)
+            path = directory / sequential_name(pool.name, number + step)
             if not path.exists():
                 return path, False
             if self._is_left_over(path, pool.device_class.volume_size):
@@ -835,7 +791,7 @@ class PoolSet:
         A volume is confirmed only after the catalog knows it, and holds no data before.
         """
         try:
-            found = Volume.probe(self._engine, path)
+            found = probe(self._engine, path)
         except VolumeError:
             return False
         if found is None:
@@ -878,80 +834,6 @@ def _payload(request: ReserveRequest) -> int:
 
 def _directory_full(volume: Volume) -> bool:
     return volume.directory is None or volume.directory.full
-
-
-def _sequential_name(pool: str, number: int) -> str:
-    return f"{pool}.{number:05d}.fanout"
-
-
-def _number(path: str) -> tuple[str, int]:
-    """Sorts the volumes of a sequential pool in the order in which they were made."""
-    parts = os.path.basename(path).split(".")
-    if len(parts) >= 3 and parts[-2].isdigit():
-        return "", int(parts[-2])
-    return path, 0
-
-
-def _paths_to_make(pool: PoolConfig, kind: DeviceClass) -> Iterator[tuple[Path, int | None]]:
-    for spec in pool.volumes:
-        private_directory(spec.path.parent)
-        yield spec.path, spec.size
-    if kind.type is DeviceType.FILE:
-        assert kind.directory is not None
-        private_directory(kind.directory)
-        yield kind.directory / _sequential_name(pool.name, 1), kind.volume_size
-
-
-def _make(
-    engine: Engine,
-    path: Path,
-    *,
-    store: bytes,
-    pool: str,
-    pool_uuid: bytes,
-    size: int | None,
-    force: bool,
-    write_once: bool = False,
-    on_written: Callable[[int], None] | None = None,
-) -> VolumeEntry:
-    written = 0
-
-    def progress(done: int, _: int) -> None:
-        nonlocal written
-        if on_written is not None:
-            on_written(done - written)
-        written = done
-
-    block = Volume.create(
-        engine, path, store=store, pool=pool, pool_uuid=pool_uuid, size=size, force=force,
-        write_once=write_once, on_progress=progress,
-    )  # fmt: skip
-    return VolumeEntry(
-        volume=block.volume,
-        pool=pool,
-        path=str(path),
-        size=block.size,
-        granule=block.granule,
-        epoch=block.epoch,
-        device=block.device,
-        inode=block.inode,
-        is_block=block.block_device,
-    )
-
-
-def _entry_of(volume: Volume) -> VolumeEntry:
-    block = volume.superblock
-    return VolumeEntry(
-        volume=block.volume,
-        pool=block.pool,
-        path=volume.path,
-        size=block.size,
-        granule=block.granule,
-        epoch=block.epoch,
-        device=block.device,
-        inode=block.inode,
-        is_block=block.block_device,
-    )
 
 
 def _opening(volume: Volume) -> tuple[int, int, int]:

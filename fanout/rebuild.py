@@ -24,7 +24,7 @@ import secrets
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import escape
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,13 +39,13 @@ from fanout.catalog import (
     RestoredAggregate,
     RestoredCopy,
     RestoredTransaction,
-    VolumeEntry,
     restore,
 )
 from fanout.config import Config, DeviceType
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError, VolumeForeign
 from fanout.evidence import Coverage, Runs, find_spans, whole_objects
 from fanout.format import Op
+from fanout.making import entry_of, probe
 from fanout.scribe import ranges_of
 from fanout.store import LOCK_WAIT, open_engine
 from fanout.types import Member, ObjectKind, PoolKind
@@ -54,6 +54,7 @@ from fanout.volume import Volume
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from fanout.catalog import VolumeEntry
     from fanout.engine import Engine
     from fanout.evidence import FoundSpan
     from fanout.format import DirectoryRecord, SpanFooter, SpanHeader, StoredSpan
@@ -286,7 +287,7 @@ class _Media:
     def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
         for pool, path in _sites(self.config):
             try:
-                block = Volume.probe(engine, path)
+                block = probe(engine, path)
             except (FanoutError, OSError) as error:
                 self._skip(pool, path, str(error))
                 continue
@@ -361,18 +362,10 @@ def _sites(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _entry_of(volume: Volume) -> VolumeEntry:
-    block, geometry = volume.superblock, volume.target.geometry
-    return VolumeEntry(
-        volume=block.volume,
-        pool=block.pool,
-        path=volume.path,
-        size=block.size,
-        granule=block.granule,
-        epoch=block.epoch,
-        device=geometry.dev,
-        inode=geometry.ino,
-        is_block=geometry.is_block,
-    )
+    """As it is found now: it may have been moved."""
+    found = volume.target.geometry
+    entry = entry_of(volume.superblock, volume.path)
+    return replace(entry, device=found.dev, inode=found.ino, is_block=found.is_block)
 
 
 # ---- the directories -------------------------------------------------------------------------------

@@ -52,12 +52,13 @@ from fanout.errors import (
 )
 from fanout.format import SpanFraming
 from fanout.ledger import Ledger, receipt_of
+from fanout.making import create_volumes
+from fanout.medium import private_directory
 from fanout.pools import PoolSet
 from fanout.read import CopyReader, ObjectReader
 from fanout.scribe import Scribe
 from fanout.session import Session
 from fanout.types import ObjectKind, PoolKind, Receipt
-from fanout.volume import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,7 +215,7 @@ class Store:
         ]
         uuids = {entry.name: entry.pool for entry in pools}
         with open_engine(config) as engine:
-            volumes = PoolSet.create_volumes(
+            volumes = create_volumes(
                 engine,
                 config,
                 store=store,
@@ -269,7 +270,7 @@ class Store:
             uuids = dict(_pool_uuids(config, catalog, new))
             known = {entry.path for entry in catalog.volumes()}
             with open_engine(config) as engine:
-                made = PoolSet.create_volumes(
+                made = create_volumes(
                     engine,
                     config,
                     store=catalog.store_id,

@@ -1,8 +1,8 @@
-"""A volume: one file or block device of a pool, made by an explicit command and opened under a lock.
+"""A volume: one file or block device of a pool, made by an explicit command (`fanout.making`) and opened under a lock.
 
 ::
 
-    create ──> PROVISIONAL on the medium, epoch 1              (the caller puts it into the catalog)
+    made ────> PROVISIONAL on the medium, epoch 1              (its maker puts it into the catalog)
     open ────> lock, superblocks, identity, epoch, directory   (read only: no lock, nothing is written)
                claim: epoch + 1 PROVISIONAL, flushed           (the caller records the epoch in the catalog)
     confirm ─> epoch CONFIRMED, flushed: AVAILABLE
@@ -24,16 +24,10 @@ that reads may go on beside everything.
 from __future__ import annotations
 
 import enum
-import errno
-import itertools
 import os
-import secrets
-import stat
 import threading
-import time
-from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from fanout import format as fmt
 from fanout.allocator import Allocator
@@ -41,49 +35,23 @@ from fanout.directory import CheckpointUnsafe, Directory
 from fanout.engine import Request
 from fanout.errors import (
     InterfaceError,
-    TargetError,
-    VolumeBusy,
     VolumeError,
     VolumeForeign,
     VolumeStale,
     VolumeTorn,
 )
 from fanout.format import Superblock, SuperblockState
+from fanout.medium import CLOSE_TIMEOUT, OPEN_TIMEOUT, find_superblock, open_target, translated
 from fanout.types import Outcome, OutcomeCode, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
-    from fanout.engine import Engine, Geometry, Target
+    from fanout.engine import Engine, Target
     from fanout.format import DirectoryRecord, SpanFooter, SpanHeader, StoredSpan
 
-    # What is asked before something is destroyed: the path, and what seems to be there.
-    Progress = Callable[[int, int], None]
-
-FIRST_EPOCH = 1
-OPEN_TIMEOUT = 60.0  # seconds, beside what waiting for the lock takes
-CLOSE_TIMEOUT = 5.0
 OPENING_STEPS = 2  # how far one opening takes the superblock's counters
-LOOK_BYTES = 1 << 20  # at either end of a device, before it is taken
 WINDOW = 2 << 20  # of a directory that is being read
-PIECE = 8 << 20  # of a volume that is written once while it is made
-
-# Signatures that are worth a name when a device is refused: (offset, bytes, what).
-_SIGNATURES = (
-    (0, fmt.MAGIC, "a fanout volume"),
-    (0x438, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
-    (0, b"XFSB", "an XFS file system"),
-    (0x10040, b"_BHRfS_M", "a btrfs file system"),
-    (0x200, b"EFI PART", "a GPT partition table"),
-    (0x1000, b"EFI PART", "a GPT partition table"),
-    (0x218, b"LVM2 001", "an LVM physical volume"),
-    (0, b"LUKS\xba\xbe", "an encrypted LUKS container"),
-    (0xFF6, b"SWAPSPACE2", "swap space"),
-    (0x8001, b"CD001", "an ISO 9660 image"),
-    (0x1000, b"\xfc\x4e\x2b\xa9", "a member of an MD array"),
-    (0x1FE, b"\x55\xaa", "a partition table or a boot sector"),
-)
 
 
 class VolumeState(enum.Enum):
@@ -96,13 +64,6 @@ class VolumeState(enum.Enum):
     FAILED = "failed"
     """Was open; something failed. Reads go on; `reopen` may heal it."""
     CLOSED = "closed"
-
-
-class _Found(NamedTuple):
-    """The superblocks of a volume: the winner, and which copy it is."""
-
-    superblock: Superblock
-    copy: int
 
 
 class Volume:
@@ -146,91 +107,6 @@ class Volume:
     def pool(self) -> str:
         """Name of its pool."""
         return self.superblock.pool
-
-    # ---- making ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def create(
-        engine: Engine,
-        path: str | os.PathLike[str],
-        *,
-        store: bytes,
-        pool: str,
-        pool_uuid: bytes,
-        size: int | None = None,
-        directory_bytes: int | None = None,
-        force: bool = False,
-        write_once: bool = False,
-        on_progress: Progress | None = None,
-        now_ns: Callable[[], int] = time.time_ns,
-    ) -> Superblock:
-        """Make a volume, and leave it closed.
-
-        A file is made new (0600) and preallocated; a block device must be empty at both ends. What the volume says of itself
-        is durable when this returns.
-
-        Args:
-            engine: that does the I/O.
-            path: file or block device.
-            store: UUID of the store.
-            pool: name of the pool.
-            pool_uuid: its UUID.
-            size: in bytes; None: all of the device, or of the file that is there.
-            directory_bytes: of one half of the directory; None: 1/128 of the size, 256 KiB to 64 MiB.
-            force: take what is there, whatever it holds. Never takes what somebody has locked.
-            write_once: write zeros to all of it, so that later writes change no file system metadata.
-            on_progress: called with bytes done and bytes in all while writing once.
-            now_ns: nanoseconds since 1970.
-
-        Returns:
-            The superblock: what the catalog should know.
-
-        Raises:
-            VolumeBusy: somebody has it locked.
-            VolumeForeign: there is something on it (without `force`).
-            VolumeError: it cannot be made or written, or is too small.
-        """
-        name = os.fspath(path)
-        target, made = _open_for_creation(engine, name, size, force=force)
-        try:
-            superblock = _new_superblock(
-                target, name, store=store, pool=pool, pool_uuid=pool_uuid, size=size,
-                directory_bytes=directory_bytes, created_ns=now_ns(),
-            )  # fmt: skip
-            if not made and not force:
-                _refuse_what_is_there(engine, target)
-            with _translated(name, "cannot be made"):
-                _lay_out(engine, target, superblock, made=made)
-                if write_once:
-                    _write_zeros(engine, target, superblock, on_progress)
-        except BaseException:
-            target.close(timeout=CLOSE_TIMEOUT)
-            if made:
-                with suppress(OSError):
-                    os.unlink(name)
-            raise
-        target.close(timeout=CLOSE_TIMEOUT)
-        return superblock
-
-    @staticmethod
-    def probe(engine: Engine, path: str | os.PathLike[str]) -> Superblock | None:
-        """What a file or device says of itself, without a lock; None: both its ends are zero.
-
-        Raises:
-            VolumeForeign: there is something else on it.
-            VolumeTorn: it is a volume whose superblocks cannot be trusted.
-            VolumeError: it cannot be opened or read.
-        """
-        name = os.fspath(path)
-        with _translated(name, "cannot be opened"):
-            target = _open_target(engine, name, read_only=True, timeout=OPEN_TIMEOUT)
-        try:
-            with _translated(name, "cannot be read"):
-                if _nothing_there(engine, target):
-                    return None
-                return _find_superblock(engine, target).superblock
-        finally:
-            target.close(timeout=CLOSE_TIMEOUT)
 
     # ---- opening ---------------------------------------------------------------------------------
 
@@ -310,8 +186,8 @@ class Volume:
         moved: bool = False,
         on_slow: str = "wait",
     ) -> None:
-        with _translated(self.path, "cannot be opened"):
-            self.target = _open_target(
+        with translated(self.path, "cannot be opened"):
+            self.target = open_target(
                 self.engine,
                 self.path,
                 read_only=read_only,
@@ -321,8 +197,8 @@ class Volume:
                 on_slow=on_slow,
             )
         try:
-            with _translated(self.path, "cannot be read"):
-                self.superblock, self._copy = _find_superblock(self.engine, self.target, size)
+            with translated(self.path, "cannot be read"):
+                self.superblock, self._copy = find_superblock(self.engine, self.target, size)
                 self._check_identity(store, pool, volume, moved=moved)
                 if not read_only:
                     self._check_epoch(catalog_epoch)
@@ -435,7 +311,7 @@ class Volume:
         """Write a newer superblock over the older copy; it counts once it is flushed."""
         block = replace(self.superblock, sequence=self.superblock.sequence + 1, **changes)  # type: ignore[arg-type]
         copy = 1 - self._copy
-        with _translated(self.path, "superblock cannot be written"):
+        with translated(self.path, "superblock cannot be written"):
             self.engine.write(
                 self.target, block.copy_offset(copy), fmt.encode_superblock(block, copy)
             )
@@ -521,7 +397,7 @@ class Volume:
             VolumeError: the flush failed: all since the last good one is unknown, and the volume is FAILED.
         """
         try:
-            with _translated(self.path, "cannot be flushed"):
+            with translated(self.path, "cannot be flushed"):
                 self.engine.flush(self.target)
         except VolumeError as error:
             self.fail(error.message)
@@ -663,226 +539,6 @@ class Volume:
         return header, footer
 
 
-# ---- opening targets -----------------------------------------------------------------------------
-
-
-def _open_target(engine: Engine, path: str, **options: Any) -> Target:
-    """What is at `path`.
-
-    A symbolic link may lead to a block device (/dev/disk/by-id), never to a file: who can plant a link beside the volumes could
-    else have any file written.
-
-    Raises:
-        TargetError: it cannot be opened.
-        VolumeForeign: it is a link to a file.
-    """
-    try:
-        return engine.open(path, follow_links=False, **options)
-    except TargetError as error:
-        if error.outcome.phase is not Phase.OPEN or error.outcome.errno != errno.ELOOP:
-            raise
-    target = engine.open(path, **{**options, "size": 0})
-    if not target.geometry.is_block:
-        target.close(timeout=CLOSE_TIMEOUT)
-        raise VolumeForeign(path, "is a symbolic link to a file, which is refused: name the file")
-    return target
-
-
-def private_directory(path: Path) -> None:
-    """Make a directory, and what is missing above it, open to nobody else. What is there stays as it is.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    missing = list(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))
-    for one in reversed(missing):
-        one.mkdir(0o700, exist_ok=True)
-
-
-# ---- finding superblocks -------------------------------------------------------------------------
-
-
-def _find_superblock(engine: Engine, target: Target, known: int | None = None) -> _Found:
-    """The newest valid superblock.
-
-    Args:
-        engine: that reads.
-        target: the volume.
-        known: its size, if somebody knows it.
-
-    Raises:
-        VolumeForeign: there is none.
-        VolumeTorn: there is one that cannot be trusted, and no other; or they are of different volumes.
-    """
-    size = target.geometry.size
-    if size < fmt.BLOCK:
-        raise VolumeForeign(target.path, "is empty: no volume was made here")
-    found: list[_Found] = []
-    problem: VolumeError | None = None
-    try:
-        found.append(_Found(_superblock_at(engine, target, 0), 0))
-    except (VolumeForeign, VolumeTorn) as error:
-        problem = error
-    for offset in _places_of_b(size, known, found[0].superblock if found else None):
-        with suppress(VolumeForeign, VolumeTorn):
-            found.append(_Found(_superblock_at(engine, target, offset), 1))
-            break
-    if not found:
-        assert problem is not None
-        raise problem
-    if len({entry.superblock.volume for entry in found}) > 1:
-        raise VolumeTorn(
-            target.path, "its superblocks are of different volumes: its creation was cut short"
-        )
-    return max(found, key=lambda entry: entry.superblock.sequence)
-
-
-def _superblock_at(engine: Engine, target: Target, offset: int) -> Superblock:
-    try:
-        data = engine.read(target, offset, fmt.BLOCK)
-    except TargetError as error:
-        # A medium error under one superblock is what the other one is for.
-        raise VolumeTorn(target.path, f"superblock at {offset} cannot be read: {error}") from error
-    return fmt.decode_superblock(data, path=target.path, offset=offset)
-
-
-def _places_of_b(size: int, known: int | None, first: Superblock | None) -> list[int]:
-    """Where superblock B may lie on a target of `size` bytes, whose volume perhaps has `known` bytes."""
-    if first is not None:
-        return [first.copy_offset(1)] if first.size <= size else []
-    granules = [fmt.BLOCK << shift for shift in range(9)]
-    ends = [known, size] if known is not None and known <= size else [size]
-    places = [end - end % granule - granule for end in ends for granule in granules]
-    return [place for place in dict.fromkeys(places) if place > 0]
-
-
-# ---- making ----------------------------------------------------------------------------------------
-
-
-def _open_for_creation(
-    engine: Engine, path: str, size: int | None, *, force: bool
-) -> tuple[Target, bool]:
-    """The target of a volume to be made, locked, and whether the file was made just now."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if size is None:
-            message = "does not exist; say how large it should be, or make it first"
-            raise VolumeError(path, message) from None
-        with _translated(path, "cannot be made"):
-            return engine.open(path, create=True, lock=True, size=size, timeout=OPEN_TIMEOUT), True
-    except OSError as error:
-        raise VolumeError(path, f"cannot be looked at: {error.strerror}") from error
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise VolumeForeign(path, "is neither a regular file nor a block device")
-    if stat.S_ISREG(mode) and not force:
-        raise VolumeForeign(path, "there is a file already; --force takes it and all that is in it")
-    with _translated(path, "cannot be opened"):
-        preallocated = (size or 0) if stat.S_ISREG(mode) else 0
-        return _open_target(engine, path, lock=True, size=preallocated, timeout=OPEN_TIMEOUT), False
-
-
-def _new_superblock(
-    target: Target,
-    path: str,
-    *,
-    store: bytes,
-    pool: str,
-    pool_uuid: bytes,
-    size: int | None,
-    directory_bytes: int | None,
-    created_ns: int,
-) -> Superblock:
-    geometry: Geometry = target.geometry
-    granule = max(fmt.BLOCK, geometry.granule)
-    wanted = geometry.size if size is None else size
-    # A file grows to its superblock B where the file system cannot preallocate; a device does not.
-    if geometry.is_block and wanted > geometry.size:
-        raise VolumeError(path, f"has {geometry.size} bytes, {wanted} were asked for")
-    wanted -= wanted % granule
-    if directory_bytes is None:
-        directory_bytes = fmt.default_directory_bytes(wanted, granule)
-    wrong = fmt.layout_error(wanted, granule, directory_bytes)
-    if wrong:
-        raise VolumeError(path, f"cannot be made: {wrong}")
-    return Superblock(
-        store=store,
-        volume=secrets.token_bytes(16),
-        pool_uuid=pool_uuid,
-        pool=pool,
-        epoch=FIRST_EPOCH,
-        sequence=1,
-        size=wanted,
-        granule=granule,
-        directory_bytes=directory_bytes,
-        state=SuperblockState.PROVISIONAL,
-        block_device=geometry.is_block,
-        created_ns=created_ns,
-        fs_magic=0 if geometry.is_block else geometry.fs_magic,
-        device=geometry.dev,
-        inode=geometry.ino,
-    )
-
-
-def _ends(engine: Engine, target: Target) -> tuple[bytes, bytes]:
-    """The first and the last MiB of a target."""
-    size = target.geometry.size
-    length = min(LOOK_BYTES, size)
-    return engine.read(target, 0, length), engine.read(target, size - length, length)
-
-
-def _nothing_there(engine: Engine, target: Target) -> bool:
-    return not any(any(end) for end in _ends(engine, target))
-
-
-def _refuse_what_is_there(engine: Engine, target: Target) -> None:
-    """Raise unless both ends of a device hold nothing but zeros."""
-    with _translated(target.path, "cannot be read"):
-        first, last = _ends(engine, target)
-    if not any(first) and not any(last):
-        return
-    what = next(
-        (what for at, magic, what in _SIGNATURES if first[at : at + len(magic)] == magic),
-        "something (its ends are not zero)",
-    )
-    raise VolumeForeign(target.path, f"there is {what} on it; --force destroys it")
-
-
-def _lay_out(engine: Engine, target: Target, block: Superblock, *, made: bool) -> None:
-    """Write an empty volume. Cut short at any point, it is no volume, or this one."""
-    nothing = bytes(block.granule)
-    engine.write(target, block.copy_offset(0), nothing)
-    engine.write(target, block.copy_offset(1), nothing)
-    engine.flush(target)
-    first = Directory.first_block(block)
-    engine.write(target, first.offset, first.data)
-    engine.flush(target)
-    for copy in (1, 0):
-        newer = replace(block, sequence=2 - copy)
-        engine.write(target, block.copy_offset(copy), fmt.encode_superblock(newer, copy))
-        engine.flush(target)
-    if made:
-        for outcome in engine.run([Request(Phase.DIRSYNC, target)]):
-            if not outcome.ok:
-                raise TargetError(target.path, outcome)
-
-
-def _write_zeros(
-    engine: Engine, target: Target, block: Superblock, on_progress: Progress | None
-) -> None:
-    zeros = bytes(PIECE)
-    end = block.space_offset + block.space_length
-    for at in range(block.space_offset, end, PIECE):
-        length = min(PIECE, end - at)
-        engine.write(target, at, memoryview(zeros)[:length])
-        if on_progress is not None:
-            on_progress(at + length - block.space_offset, block.space_length)
-    engine.flush(target)
-
-
-# ---- errors --------------------------------------------------------------------------------------
-
-
 class _Window:
     """Bytes of the volume, read a window ahead: a directory of 64 MiB is looked through in pieces."""
 
@@ -896,34 +552,3 @@ class _Window:
             length = min(max(WINDOW, stop - start), self._size - start)
             self._at, self._held = start, self._read(self._base + start, length)
         return self._held[start - self._at : stop - self._at]
-
-
-class _translated:  # noqa: N801  (reads as the verb that it is)
-    """Turn what a target says into what a volume says."""
-
-    def __init__(self, path: str, what: str) -> None:
-        self._path, self._what = path, what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        if isinstance(error, TargetError):
-            raise self._translate(error) from error
-        if isinstance(error, TimeoutError):
-            raise VolumeError(self._path, f"{self._what}: no answer in time") from error
-
-    def _translate(self, error: TargetError) -> VolumeError:
-        outcome = error.outcome
-        busy = (errno.EBUSY, errno.EWOULDBLOCK, errno.ETXTBSY)
-        if outcome.phase is Phase.OPEN and outcome.errno in busy:
-            return VolumeBusy(
-                self._path,
-                "is locked: another process has it open, or a killed one still has writes in flight",
-            )
-        if outcome.errno == errno.ENOENT:
-            return VolumeError(self._path, "does not exist: is it mounted, is the path right?")
-        detail = os.strerror(outcome.errno) if outcome.errno else outcome.code.name.lower()
-        return VolumeError(self._path, f"{self._what}: {detail} ({outcome})")

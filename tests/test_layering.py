@@ -23,6 +23,8 @@ LAYERS = {
         "format",
         "allocator",
         "directory",
+        "medium",
+        "making",
         "volume",
         "pools",
         "committer",

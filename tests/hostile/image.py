@@ -13,6 +13,7 @@ from fanout.errors import FanoutError
 from fanout.evidence import find_spans
 from fanout.format import Op, SpanFooter, SpanHeader, SpanPlace, StoredSpan
 from fanout.host import Fragment
+from fanout.making import create_volume
 from fanout.volume import Volume
 from tests.format.samples import POOL, STORE, record
 from tests.volume.image import Disk, ImageEngine
@@ -72,7 +73,7 @@ def volume() -> Made:
     """Two committed spans, one that no directory names, a directory in its second generation."""
     disks: dict[str, Disk] = {}
     engine: Any = ImageEngine(disks)
-    block = Volume.create(
+    block = create_volume(
         engine, PATH, store=STORE, pool="DISKPOOL", pool_uuid=POOL, size=SIZE, directory_bytes=DIRECTORY
     )  # fmt: skip
     opened = open_(engine, block, 1)

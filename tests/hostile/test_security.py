@@ -19,6 +19,7 @@ import pytest
 from fanout import backup_catalog, rebuild_catalog
 from fanout.cli import trees
 from fanout.errors import FanoutError, IntegrityError, SourceError, VolumeError, VolumeForeign
+from fanout.making import create_volume, probe
 from fanout.store import Store
 from fanout.volume import Volume
 from tests.cli.conftest import Shell, describe
@@ -180,7 +181,7 @@ STORE, POOL = b"S" * 16, b"P" * 16
 def test_a_link_in_a_volume_s_place(real: Engine, tmp_path: Path) -> None:
     """Who can plant a link beside the volumes could else have any file overwritten, by `--force` or by an opening."""
     path, link = tmp_path / "a.vol", tmp_path / "link.vol"
-    block = Volume.create(
+    block = create_volume(
         real, path, store=STORE, pool="P", pool_uuid=POOL, size=2 << 20, directory_bytes=64 << 10
     )
     link.symlink_to(path)
@@ -189,16 +190,16 @@ def test_a_link_in_a_volume_s_place(real: Engine, tmp_path: Path) -> None:
         Volume.open(real, link, store=STORE, pool="P", volume=block.volume, catalog_epoch=1)
     for force in (False, True):
         with pytest.raises(VolumeError):
-            Volume.create(
+            create_volume(
                 real, link, store=STORE, pool="P", pool_uuid=POOL, size=2 << 20, force=force
             )
     with pytest.raises(VolumeForeign, match="symbolic link to a file"):
-        Volume.probe(real, link)
+        probe(real, link)
     assert path.read_bytes() == before
     link.unlink()
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(VolumeError):
-        Volume.create(real, link, store=STORE, pool="P", pool_uuid=POOL, size=2 << 20)
+        create_volume(real, link, store=STORE, pool="P", pool_uuid=POOL, size=2 << 20)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -209,7 +210,7 @@ def test_a_link_to_a_device_is_followed(
     """As in /dev/disk/by-id: the only names of devices that stay."""
     link = tmp_path / "by-id"
     link.symlink_to(loop(4 << 20, 512))
-    block = Volume.create(
+    block = create_volume(
         real, link, store=STORE, pool="P", pool_uuid=POOL, directory_bytes=64 << 10
     )
     opened = Volume.open(real, link, store=STORE, pool="P", volume=block.volume, catalog_epoch=1)

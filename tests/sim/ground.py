@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
-import fanout.volume
+import fanout.making
 from fanout import config as configuration
 from fanout.catalog import Catalog, PoolEntry, VolumeEntry
 from fanout.engine import Engine
-from fanout.volume import Volume
+from fanout.making import create_volume
 from tests.sim.medium import Medium
 from tests.sim.plan import NODES, SLOT
 
@@ -54,8 +54,8 @@ class Ground:
             for pool in self.config.pools.values():
                 for spec, size in zip(pool.volumes, sizes[pool.name], strict=True):
                     self.pool_of[str(spec.path)] = pool.name
-                    with mock.patch.object(fanout.volume, "secrets", _Random(rng)):
-                        block = Volume.create(
+                    with mock.patch.object(fanout.making, "secrets", _Random(rng)):
+                        block = create_volume(
                             engine, spec.path, store=store, pool=pool.name, pool_uuid=pools[pool.name].pool,
                             size=size, directory_bytes=DIRECTORY_BYTES, now_ns=lambda: START_NS,
                         )  # fmt: skip

@@ -25,9 +25,10 @@ from fanout.errors import (
 )
 from fanout.format import DirectoryRecord, Op, SpanFraming, StoredSpan
 from fanout.host import Fragment, ReserveRequest, Span, WrittenSpan
+from fanout.making import create_volumes, probe
 from fanout.pools import PoolSet
 from fanout.types import ObjectKind
-from fanout.volume import Volume, VolumeState
+from fanout.volume import VolumeState
 from tests.independent_reader import Volume as IndependentVolume
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class House:
         self.uuids = {name: name.ljust(16).encode() for name in self.config.pools}
         self.book = Book()
         self.book.add(
-            volumes=PoolSet.create_volumes(engine, self.config, store=STORE, pool_uuids=self.uuids)
+            volumes=create_volumes(engine, self.config, store=STORE, pool_uuids=self.uuids)
         )
         self.now = 0.0
         self.pools = self.make()
@@ -365,7 +366,7 @@ def test_an_old_catalog_never_allocates(house: House, how: str) -> None:
     with pytest.raises(CatalogStale):
         house.pools.reserve(ask(1))
     for entry in house.book.volumes():
-        found = Volume.probe(house.engine, entry.path)
+        found = probe(house.engine, entry.path)
         assert found is not None
         assert found.epoch <= entry.epoch + 1
 
@@ -448,7 +449,7 @@ def test_a_spare_volume_is_made_ahead(house: House) -> None:
 
 def test_an_interrupted_growth_is_taken_up_again(house: House) -> None:
     """A crash between making a volume and telling the catalog leaves a file; other people's files are passed over."""
-    made = PoolSet.create_volumes(
+    made = create_volumes(
         house.engine,
         parse(CONFIG.replace('directory = "seq"', 'directory = "other"').replace(".vol", ".other"), path=str(house.directory / "x")),
         store=STORE,

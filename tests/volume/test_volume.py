@@ -24,6 +24,7 @@ from fanout.errors import (
     VolumeTorn,
 )
 from fanout.format import SuperblockState
+from fanout.making import create_volume, probe
 from fanout.types import Phase
 from fanout.volume import Volume, VolumeState
 from tests.format.samples import record
@@ -45,7 +46,7 @@ def engine_for(disks: dict[str, Disk], cut: int | None = None) -> Any:
 
 def create(engine: Any, path: str = PATH, **options: Any) -> fmt.Superblock:
     values = {"store": STORE, "pool": "DISKPOOL", "pool_uuid": POOL, "size": SIZE}
-    return Volume.create(engine, path, directory_bytes=64 << 10, **{**values, **options})
+    return create_volume(engine, path, directory_bytes=64 << 10, **{**values, **options})
 
 
 def open_(engine: Any, block: fmt.Superblock, epoch: int, **options: Any) -> Volume:
@@ -286,7 +287,7 @@ def test_creation_may_be_cut_anywhere(rng: random.Random) -> None:
     for _, disks in every_cut(blank, action, rng):
         engine = engine_for(disks)
         try:
-            found = Volume.probe(engine, PATH)
+            found = probe(engine, PATH)
         except FanoutError:
             outcomes.add("none")
             continue
@@ -304,7 +305,7 @@ def test_creation_may_be_cut_anywhere(rng: random.Random) -> None:
 
 def _patched_create(engine: Any) -> None:
     """What `create` does with a device or a file that is there, without asking the file system."""
-    from fanout import volume as module
+    from fanout import making as module
 
     target = engine.open(PATH, lock=True)
     block = module._new_superblock(
@@ -492,7 +493,7 @@ def test_a_file_becomes_a_volume(real: Any, tmp_path: Any) -> None:
     assert path.stat().st_blocks * 512 >= 4 << 20
     with pytest.raises(VolumeForeign, match="--force"):
         create(real, path, size=4 << 20)
-    assert Volume.probe(real, path) is not None
+    assert probe(real, path) is not None
     volume = Volume.open(
         real, path, store=STORE, pool="DISKPOOL", volume=block.volume, catalog_epoch=1
     )
@@ -507,10 +508,10 @@ def test_a_file_becomes_a_volume(real: Any, tmp_path: Any) -> None:
 def test_a_creation_that_fails_leaves_nothing(real: Any, tmp_path: Any) -> None:
     path = tmp_path / "r.vol"
     with pytest.raises(VolumeError, match="leaves no space"):
-        Volume.create(real, path, store=STORE, pool="P", pool_uuid=POOL, size=64 << 10)
+        create_volume(real, path, store=STORE, pool="P", pool_uuid=POOL, size=64 << 10)
     assert not path.exists()
     with pytest.raises(VolumeError, match="say how large"):
-        Volume.create(real, path, store=STORE, pool="P", pool_uuid=POOL)
+        create_volume(real, path, store=STORE, pool="P", pool_uuid=POOL)
     (tmp_path / "dir").mkdir()
     with pytest.raises(VolumeForeign, match="neither"):
         create(real, tmp_path / "dir")
