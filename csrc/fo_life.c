@@ -94,10 +94,15 @@ static int engine_memory(fo_engine *e, const fo_config *cfg, char reason[160]) {
     rc = fo_arena_open(&e->arena, (size_t)cfg->slot_count * cfg->slot_size, pages, sizeof pages);
     e->jobs = calloc(e->machine.op_count, sizeof *e->jobs);
     e->inbox = calloc(e->machine.op_count, sizeof *e->inbox);
-    e->wake_fd = eventfd(0, EFD_CLOEXEC);
-    if (rc != 0 || e->jobs == NULL || e->inbox == NULL || e->wake_fd < 0) {
+    if (rc != 0 || e->jobs == NULL || e->inbox == NULL) {
         (void)snprintf(reason, 160, "no memory for %u slots of %u bytes", cfg->slot_count, cfg->slot_size);
-        return e->wake_fd < 0 && rc == 0 ? -EMFILE : -ENOMEM;
+        return -ENOMEM;
+    }
+    e->wake_fd = eventfd(0, EFD_CLOEXEC);
+    if (e->wake_fd < 0) {
+        rc = -errno;
+        (void)snprintf(reason, 160, "no descriptor to be woken by: %s", strerror(errno));
+        return rc;
     }
     atomic_store(&e->fork_fds[FO_FORK_WAKE], e->wake_fd);
     if (pages[0] != '\0') {

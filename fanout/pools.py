@@ -8,6 +8,7 @@ One `PoolSet` owns all volumes of a store. It promises:
 3. No region is free again while a write may still land there: what the session cannot vouch for is quarantined until the
    volume was opened again under its lock.
 4. Nothing here waits for a device while it holds the lock: openings, creations and superblocks happen outside.
+5. What this machine is short of is no volume's fault: then the pools do not open for writing, instead of going without volumes.
 
 What it asks of the catalog is the small protocol `VolumeBook`. Any thread may call anything.
 """
@@ -33,6 +34,7 @@ from fanout.errors import (
     InterfaceError,
     PoolFull,
     PoolUnavailable,
+    TargetError,
     UnknownPool,
     VolumeError,
     VolumeStale,
@@ -47,6 +49,7 @@ from fanout.making import (
     sequence_number,
     sequential_name,
 )
+from fanout.types import FaultClass
 from fanout.volume import Volume, VolumeState
 
 if TYPE_CHECKING:
@@ -247,6 +250,7 @@ class PoolSet:
         self._lock = threading.RLock()
         self._orphans: deque[dict[str, Held]] = deque()
         self._stale = ""
+        self._shortage: VolumeError | None = None
         self._growers: list[threading.Thread] = []
         self.pools: dict[str, Pool] = {
             pool.name: Pool(pool, config.device_classes[pool.device_class])
@@ -267,12 +271,15 @@ class PoolSet:
         Raises:
             CatalogStale: the catalog is older than a volume. Nothing was written.
             CatalogError: the new epochs could not be recorded; all is closed again.
+            VolumeError: this machine had no descriptor or no memory left for a volume (promise 5). Nothing was written.
         """
         members = [member for pool in self.pools.values() for member in pool.members]
         try:
             _side_by_side(
                 lambda member: self._open_member(member, lock_wait, read_only=read_only), members
             )
+            if self._shortage is not None and not read_only:
+                raise self._shortage
             self._refuse_stale_catalog(members)
             if not read_only:
                 self._take_over([m for m in members if m.volume and m.volume.directory])
@@ -312,6 +319,12 @@ class PoolSet:
             self._postpone(member, _why(error))
         except (FanoutError, OSError) as error:
             self._postpone(member, _why(error))
+            if _is_the_hosts(error):
+                message = (
+                    f"{_why(error)}: this machine is short of it; raise the limit and open again"
+                )
+                self._shortage = VolumeError(entry.path, message)
+                self._shortage.__cause__ = error
 
     def _postpone(self, member: _Member, reason: str) -> None:
         member.reason = reason
@@ -810,6 +823,12 @@ class PoolSet:
 def _why(error: Exception) -> str:
     """What is wrong, for a place that names the volume itself."""
     return error.message if isinstance(error, VolumeError) else str(error)
+
+
+def _is_the_hosts(error: Exception) -> bool:
+    """Whether this machine was short of something, so that the volume is not to blame."""
+    found = error if isinstance(error, TargetError) else error.__cause__
+    return isinstance(found, TargetError) and found.outcome.cls is FaultClass.HOST
 
 
 def _token(span: Span) -> SpanToken:

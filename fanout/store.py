@@ -312,6 +312,8 @@ class Store:
             CatalogStale: the catalog is older than a volume.
             CatalogError: missing, damaged, or not a catalog.
             ConfigError: the configuration names a pool that the catalog does not know.
+            VolumeError: this machine has no descriptor or no memory left for a volume. Any other trouble with a volume makes
+                that volume unavailable, and not the store.
         """
         config = _loaded(config)
         with ExitStack() as closing:

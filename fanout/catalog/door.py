@@ -28,7 +28,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -101,16 +101,17 @@ class Catalog(CatalogReader):
         self.last_commit_at = 0
         self._lock_fd = _take_lock(os.path.abspath(path), lock_wait)
         self._ballast = Ballast(os.path.abspath(path))
-        try:
+        with ExitStack() as undo:
+            undo.callback(os.close, self._lock_fd)
             self._begin_reading(path)
+            undo.callback(super().close)
             with translated(self.path):
                 self._writes = _connect_writer(self.path)
+                undo.callback(self._writes.close)
                 row = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
                 self._counters = Counters(*row.fetchone())
             self._ballast.make()
-        except BaseException:
-            os.close(self._lock_fd)
-            raise
+            undo.pop_all()
 
     def _begin_reading(self, path: str | os.PathLike[str]) -> None:
         try:

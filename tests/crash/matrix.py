@@ -103,6 +103,7 @@ class Case:
 
 EVERYWHERE = ("first", "middle", "last")
 BOTH = ("once", "ever")
+FLUSH = {"P": "NX", "CY": "RX", "CN": "F", "AD": "RX"}
 MISSING = {"P": "NX", "CY": "X", "CN": "F", "AD": "X"}
 ABSENT_NOTE = (
     "Nothing was written when the pool is found missing, so there is nothing to undo and nothing to ask for again: X instead of RX. A "
@@ -242,13 +243,13 @@ ROWS = (
     Row("W12-flip", "write", "one bit is flipped on its way", dict.fromkeys(ROLES, "D"), {"op": "write", "flip": 5000}, times=("once",), places=EVERYWHERE),
     Row("W12-lost", "write", "a write is swallowed", dict.fromkeys(ROLES, "D"), {"op": "write", "noop": True}, times=("once",), places=EVERYWHERE),
     Row("W12-misdirected", "write", "a write lands elsewhere", dict.fromkeys(ROLES, "D"), {"op": "write", "shift": 8192}, times=("once",), places=EVERYWHERE),
-    Row("S1", "write", "a flush fails, the next one says it is fine", rule={"op": "fsync"}, errnos=("EIO",), times=BOTH),
-    Row("S2", "write", "no space at the flush", rule={"op": "fsync"}, errnos=("ENOSPC", "EDQUOT"), times=BOTH, devices=("file",)),
+    Row("S1", "write", "a flush fails, the next one says it is fine", FLUSH, {"op": "fsync"}, errnos=("EIO",), times=BOTH, note="A failed flush is final: the volume is out until the next session, so for the resend the primary is missing: NX."),
+    Row("S2", "write", "no space at the flush", FLUSH, {"op": "fsync"}, errnos=("ENOSPC", "EDQUOT"), times=BOTH, devices=("file",), note="As S1."),
     Row(
         "S2-hang",
         "write",
         "a flush hangs",
-        {"P": "NX", "CY": "RX", "CN": "F", "AD": "RX"},
+        FLUSH,
         {"op": "fsync", "delay": 2.5 * DEADLINE_SECONDS},
         times=("once",),
         hangs=True,

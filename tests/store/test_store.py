@@ -113,6 +113,39 @@ def test_one_busy_volume_is_unavailable_not_the_store(site: Site) -> None:
         assert {stored.primary for stored in receipt.objects} == {"TAPEPOOL"}
 
 
+FEW_FILES = """
+import os, resource, sys
+from fanout.errors import FanoutError
+from fanout.store import Store
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+used = len(os.listdir("/proc/self/fd"))
+for more in range(20):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, hard))
+    try:
+        with Store.open(sys.argv[1]) as store:
+            print("open", [volume.path for volume in store.query_volumes() if volume.state != "available"])
+    except FanoutError as error:
+        print("refused", error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(os.listdir("/proc/self/fd")) == used
+"""
+
+
+def test_with_too_few_descriptors_it_opens_whole_or_not_at_all(site: Site) -> None:
+    """A limit of the process is no volume's fault: going without them would make gaps everywhere, on sound devices.
+
+    And whatever was opened before the limit was met is closed again.
+    """
+    site.create()
+    command = [sys.executable, "-c", FEW_FILES, os.fspath(site.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 20
+    assert {line for line in lines if line.startswith("open")} == {"open []"}
+    assert any("Too many open files" in line and "raise the limit" in line for line in lines)
+
+
 def test_a_foreign_volume_is_not_touched(site: Site, tmp_path: Path) -> None:
     """The volume of another store at the configured path: swapped disks."""
     site.create()
