@@ -15,6 +15,11 @@
  *     strikes   0 --laggard--> 1 --laggard--> 2 --laggard--> 3 = the verdict: an event; under FO_SLOW_EJECT the leg goes
  *               each look that finds none takes one back, and so does each patience/3 without a look
  *
+ * What it does not know: how fast a peer would be with more in flight.  While a laggard paces it, it has little to do at a
+ * time, and its rate is that of little at a time.  So a peer whose speed comes from many writes in flight may look slower than
+ * it is, and the verdict be withheld: the error is on the side of waiting.  Nor is a target slow for being shared: its rate is
+ * that of all its streams together.
+ *
  * Looks follow one another after patience/3.  Nothing here runs while no stream starves and nothing is late: a healthy stream
  * pays a few additions for each write that completes.
  */

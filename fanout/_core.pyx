@@ -10,8 +10,8 @@ Three rules hold everywhere:
 
 * Calls that copy `UNLOCKED_BYTES` or more, or that may wait, release the GIL. Waiting happens in
   slices of at most `SLICE_NS`, and signals are looked at in between, so that KeyboardInterrupt
-  comes through. (Two calls wait in one piece, because they cannot be taken up again: target_open,
-  bounded by its timeout, and run, bounded by the hard deadline.)
+  comes through. (Three calls wait in one piece, because they cannot be taken up again: target_open,
+  bounded by its timeout, and run and read_back, bounded by the hard deadline.)
 * A caller's buffer stays exported for as long as C may look at it: never longer than the call.
   The other way round, memory that is lent (`Lease`) stays lent for as long as anything exports it.
 * A handle is not freed while another thread is inside a call on it: closing then answers -EBUSY.

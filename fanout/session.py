@@ -80,6 +80,9 @@ class Session:
     ) -> None:
         if primary_retries < 0:
             raise ValueError(f"primary_retries must not be negative: {primary_retries}")
+        strangers = set(verify) - destination.pools
+        if strangers:
+            raise ValueError(f"verify: not of this destination: {', '.join(sorted(strangers))}")
         self.node, self.kind, self.destination = node, kind, destination
         self._shared = Shared(
             engine=engine,

@@ -428,7 +428,7 @@ class Store:
             destination,
             node=self.config.node(node).name,
             kind=kind,
-            verify=self.config.verified,
+            verify=self.config.verified & destination.pools,
         )
 
     def revive(self, pool: str) -> int:

@@ -164,6 +164,12 @@ class Destination:
         """Name of the destination primary."""
         return self.chain[0].pool
 
+    @property
+    def pools(self) -> frozenset[str]:
+        """Names of all pools that data may go to."""
+        secondaries = (secondary.pool for secondary in self.secondaries)
+        return frozenset(primary.pool for primary in self.chain) | frozenset(secondaries)
+
 
 # ---- what a commit says --------------------------------------------------------------------------------------------------
 

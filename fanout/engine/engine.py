@@ -313,12 +313,14 @@ class Engine:
             timeout: seconds to wait for admission here, and for a free slot in every later call of the stream.
             keep: targets that are not ejected for being slow, whatever their `on_slow` says.
             verify: targets that `Stream.sync` reads back after their flush: one that holds anything else than was written
-                gets outcome MISMATCH. Every `place` needs a length then.
+                gets outcome MISMATCH. Every `place` needs a length then, and no two may overlap.
 
         Raises:
             InterfaceError: closed, no targets, too many, the same one twice, or one that is not active.
             TimeoutError: `max_streams` are open, or no slot came free in time.
         """
+        if not set(targets).issuperset((*keep, *verify)):
+            raise InterfaceError("stream: `keep` and `verify` name targets of the stream")
         wait = nanoseconds(timeout)
         core = self._core.stream([self._id(target) for target in targets], wait)
         if isinstance(core, int):

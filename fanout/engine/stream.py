@@ -53,10 +53,9 @@ class Stream:
         verify: frozenset[Target] = frozenset(),
     ) -> None:
         self._core, self._timeout_ns, self.targets = core, timeout_ns, targets
+        # What will be read back: the offsets of the current place, and what was written at those before it.
         self._verify = verify
-        self._offsets: tuple[int, ...] | None = (
-            None  # of the current place, when it will be read back
-        )
+        self._offsets: tuple[int, ...] = ()
         self._unproven: deque[_Region] = deque()
         self._lies: dict[Target, Outcome] = {}
         self._by_id = {target.id: target for target in targets}
@@ -85,12 +84,12 @@ class Stream:
             InterfaceError: not at the end of a slot (`pad` first), or numbers that do not fit.
         """
         limit = _core.FOREVER if length is None else length
-        if self._verify:
-            if length is None:
-                raise InterfaceError("place: what is to be read back needs a length")
-            self._keep_sums()
+        if self._verify and length is None:
+            raise InterfaceError("place: what is to be read back needs a length")
+        written = self._written()
         checked(self._core.place(list(offsets), limit), "place")
-        self._offsets = tuple(offsets) if self._verify else None
+        self._unproven.extend(written)
+        self._offsets = tuple(offsets) if self._verify else ()
 
     def write(self, data: Buffer, *, raw: bool = False) -> int:
         """Accept bytes for every target that has not failed: copy, hash, queue. Nothing is durable yet.
@@ -210,18 +209,19 @@ class Stream:
         """
         self._check_or_dead(self._core.sync(nanoseconds(timeout)), "sync")
         if self._verify:
-            self._keep_sums()
+            self._unproven.extend(self._written())
+            self._offsets = ()
             self._read_back()
         return {leg.target: self._lies.get(leg.target) or verdict_of(leg) for leg in self.legs()}
 
-    def _keep_sums(self) -> None:
-        """Note what should be on the media since `place`."""
-        if self._offsets is not None and self.position:
-            sums = self._core.media()
-            if not isinstance(sums, bytes):
-                fail(sums, "verify")
-            self._unproven.append(_Region(self._offsets, self.position, sums))
-        self._offsets = None
+    def _written(self) -> list[_Region]:
+        """What should be on the media since `place`; nothing when nobody will ask."""
+        if not self._offsets or not self.position:
+            return []
+        sums = self._core.media()
+        if not isinstance(sums, bytes):
+            fail(sums, "verify")
+        return [_Region(self._offsets, self.position, sums)]
 
     def _read_back(self) -> None:
         """Read all regions from the targets that have synced, and compare. Goes on where it was interrupted."""

@@ -144,6 +144,35 @@ def test_a_failed_target_is_not_read_back(
     assert (bad.phase, bad.errno) == (Phase.WRITE, errno.EIO)
 
 
+def test_a_place_that_is_refused_loses_nothing(
+    faulty: Engine, tmp_path: Path, rng: random.Random
+) -> None:
+    """Breaks if the region before it is noted too early, or twice."""
+    targets = open_two(faulty, tmp_path)
+    faulty.set_faults([Fault.flipped(0, target=targets[1], nth=1)])
+    with faulty.stream(targets, verify=targets) as stream:
+        stream.place([0, 0], 4 * SLOT)
+        stream.write(rng.randbytes(SLOT + 100))
+        with pytest.raises(InterfaceError, match="pad"):
+            stream.place([8 * SLOT, 8 * SLOT], SLOT)
+        stream.pad()
+        stream.place([8 * SLOT, 8 * SLOT], SLOT)
+        stream.write(rng.randbytes(100))
+        outcomes = stream.sync()
+    assert outcomes[targets[0]].ok
+    assert (outcomes[targets[1]].code, outcomes[targets[1]].offset) == (OutcomeCode.MISMATCH, 0)
+
+
+def test_only_targets_of_the_stream_can_be_kept_or_verified(faulty: Engine, tmp_path: Path) -> None:
+    """Breaks if a wish for a target that is not there is granted in silence."""
+    first, second = open_two(faulty, tmp_path)
+    with pytest.raises(InterfaceError, match="targets of the stream"):
+        faulty.stream([first], keep=[second])
+    with pytest.raises(InterfaceError, match="targets of the stream"):
+        faulty.stream([first], verify=[second])
+    assert faulty.info.streams == 0
+
+
 def test_a_place_without_an_end_cannot_be_verified(faulty: Engine, tmp_path: Path) -> None:
     """Breaks if the sums of an endless stream run out in silence."""
     targets = open_two(faulty, tmp_path)

@@ -183,6 +183,12 @@ def test_a_lying_copy_pool_leaves_before_the_commit(world: World, lie: str, nth:
     world.at_rest()
 
 
+def test_only_pools_of_the_destination_can_be_verified(world: World) -> None:
+    """Breaks if a typing error means that nothing is read back."""
+    with pytest.raises(ValueError, match="not of this destination: C9"):
+        world.session(verify=("C1", "C9"))
+
+
 def test_without_verify_a_lie_is_committed(world: World) -> None:
     """The promise that there is otherwise, and what it does not cover: this is what verify is for."""
     session = world.session()
