@@ -18,10 +18,10 @@ LONG = $(BIN)/python -P -m pytest -m long -o faulthandler_timeout=14400 $(PYTEST
 POLICY = fanout/policy.py,fanout/placing.py,fanout/blame.py
 
 .PHONY: help system setup build driver demo test test-python test-c test-faults faults-kills faults-devices nightly coverage lint format
-.PHONY: sanitize stress soak fuzz bench cost clean
+.PHONY: sanitize sanitize-python stress soak fuzz bench cost clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 system: # asked each time: it takes a tenth of a second, and packages can go away
 	@scripts/setup.sh system
@@ -87,6 +87,10 @@ test-c: system
 sanitize: system ## the C tests under ASan + UBSan, then under TSan
 	$(MAKE) -C csrc test SAN=address
 	$(MAKE) -C csrc test SAN=thread
+
+sanitize-python: build ## tests/engine over the extension under ASan + UBSan, then under TSan
+	scripts/sanitize.sh address
+	scripts/sanitize.sh thread
 
 fuzz: build ## forged blocks, volumes, catalogs, configurations, command lines for SECONDS=600
 	$(MAKE) -C csrc build-address/test_hostile SAN=address

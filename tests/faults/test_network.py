@@ -8,9 +8,11 @@ process that cannot end. As a file on FUSE (where requests go to workers) and as
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,11 @@ MOMENTS = {
     "at the flush": BLOCKS,
 }  # blocks
 
-pytestmark = [pytest.mark.root, pytest.mark.loop]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.loop,
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
 
 
 @pytest.fixture(params=["io_uring", "threads"])
@@ -284,3 +290,22 @@ def test_opening_on_a_frozen_network_is_bounded(
         assert time.monotonic() - began < 0.3 + SLACK
         pour_beside(engine, good, rng.randbytes(BLOCKS * SLOT))
     kernel.wait_until(lambda: engine.info.targets == 1, "the one that was opened late is closed")
+
+
+def test_a_fork_beside_an_open_that_hangs(engine: Engine, disk: NbdDisk) -> None:
+    """Breaks if a fork in the host process waits for the network: it gives an open that hangs about 0.1 s."""
+    opened: list[Target] = []
+    with disk.frozen():
+        opener = threading.Thread(
+            target=lambda: opened.append(engine.open(disk.path, timeout=30.0))
+        )
+        opener.start()
+        kernel.wait_until(lambda: engine.info.targets == 1, "the open is under way")
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert time.monotonic() - began < SLACK
+    opener.join(20)
+    opened[0].close()
