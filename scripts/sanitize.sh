@@ -23,7 +23,8 @@ rm -rf "$TREE"
 mkdir -p "$TREE"
 tar -c --exclude='csrc/build*' --exclude='*.so' --exclude='__pycache__' fanout csrc tests pyproject.toml setup.py | tar -x -C "$TREE"
 cd "$TREE"
-FANOUT_SANITIZE=$KIND "$PYTHON" setup.py -q build_ext --inplace
+export FANOUT_SANITIZE=$KIND
+"$PYTHON" setup.py -q build_ext --inplace
 
 export PYTHONPATH=$PWD PYTHONMALLOC=malloc
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1
