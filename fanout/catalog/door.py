@@ -58,6 +58,8 @@ T = TypeVar("T")
 CACHE_KIB = (
     32 << 10
 )  # the writer's page cache: the inner pages of an index over some ten million objects
+# Network and overlay file systems use all 64 bits of an inode number, SQLite has 63: the others are left out. Informative anyway.
+_LARGEST = (1 << 63) - 1
 LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 _INSERT_GROUP = f"INSERT INTO intake VALUES ({', '.join('?' * 13)})"
@@ -400,7 +402,12 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: it could not be recorded; the volumes must not be used.
         """
-        listed = json.dumps([[volume.hex(), *numbers] for volume, numbers in epochs.items()])
+        listed = json.dumps(
+            [
+                [volume.hex(), epoch, device & _LARGEST, inode & _LARGEST]
+                for volume, (epoch, device, inode) in epochs.items()
+            ]
+        )
         with self._write_lock, translated(self.path):
             self._with_room(lambda: self._writes.execute(_SET_EPOCHS, (listed,)))
 
@@ -487,8 +494,8 @@ def _insert_volumes(db: sqlite3.Connection, volumes: Iterable[VolumeEntry]) -> N
                 entry.size,
                 entry.granule,
                 entry.epoch,
-                entry.device,
-                entry.inode,
+                entry.device & _LARGEST,
+                entry.inode & _LARGEST,
                 int(entry.is_block),
             ),
         )

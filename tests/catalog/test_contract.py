@@ -6,6 +6,7 @@ subclasses `CatalogContract` and gives its own fixtures `sample` and `catalog`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -300,6 +301,16 @@ class CatalogContract:
             }
         assert epochs["DISKPOOL"] == epochs["COPYPOOL1"] == (5, 11, 12)
         assert epochs["TAPEPOOL"] == (1, 7, 9)
+
+    def test_inode_numbers_may_have_64_bits(self, sample: Sample) -> None:
+        """As network and overlay file systems make them: a store there must be made and opened."""
+        for pool, entry in sample.volumes.items():
+            sample.volumes[pool] = replace(entry, inode=(1 << 64) - 2)
+        sample.create()
+        with sample.open() as catalog:
+            catalog.set_epochs({sample.volumes["DISKPOOL"].volume: (5, 11, (1 << 64) - 1)})
+            assert catalog.volumes()[0].inode == (1 << 63) - 1
+            assert catalog.verify() == []
 
 
 class TestSQLite(CatalogContract):
