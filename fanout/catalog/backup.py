@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fanout.catalog.connection import check_identity, connect, refuse_links, translated
 from fanout.catalog.door import _sync_directory
-from fanout.catalog.reader import CatalogReader, check_identity, connect, refuse_links, translated
+from fanout.catalog.reader import CatalogReader
 from fanout.errors import CatalogError
 
 if TYPE_CHECKING:

@@ -35,17 +35,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fanout.catalog.ballast import SUFFIX as BALLAST
 from fanout.catalog.ballast import Ballast
-from fanout.catalog.intake import Counters, Intake, pack
-from fanout.catalog.members import to_json
-from fanout.catalog.reader import (
+from fanout.catalog.connection import (
     APPLICATION_ID,
     SCHEMA_VERSION,
-    CatalogReader,
     connect,
     refuse_links,
     schema_text,
     translated,
 )
+from fanout.catalog.intake import Counters, Intake, pack
+from fanout.catalog.members import to_json
+from fanout.catalog.reader import CatalogReader
 from fanout.errors import CatalogBusy, CatalogError
 
 if TYPE_CHECKING:

@@ -10,20 +10,16 @@ beside a busy Python thread costs up to 5 ms each (4,096 members: 20 s row by ro
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
-import sqlite3
-import stat
 import threading
-from contextlib import contextmanager, suppress
-from importlib.resources import files
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import quote
 
+from fanout.catalog import values
 from fanout.catalog.ballast import Ballast
-from fanout.catalog.intake import KIND_CODES, KINDS
+from fanout.catalog.connection import check_identity, connect, refuse_links, translated
+from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.members import from_json
 from fanout.catalog.rows import (
     AggregateEntry,
@@ -53,10 +49,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
-SCHEMA_VERSION = 1
-MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
-BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
 PAGE_ROWS = 5_000  # of long listings: about 2 MiB in memory
 
 # Whether object `o` is active: no newer version of its name.
@@ -112,7 +104,7 @@ class CatalogReader:
         rows = self._reads.execute("SELECT uuid, created FROM store").fetchall()
         if len(rows) != 1:
             raise CatalogVersion(self.path, "not a catalog, or a damaged one: it names no store")
-        ((self.store_id, self._created),) = self._made(_identity, rows)
+        ((self.store_id, self._created),) = self._made(values.identity, rows)
 
     def __enter__(self) -> Self:
         return self
@@ -174,7 +166,7 @@ class CatalogReader:
     def pools(self) -> list[PoolEntry]:
         """All pools, in the order in which they were added."""
         rows = self._rows("SELECT uuid, name, kind FROM pool ORDER BY id")
-        return self._made(_pool_entry, rows)
+        return self._made(values.pool_entry, rows)
 
     def volumes(self) -> list[VolumeEntry]:
         """All volumes, in the order in which they were added."""
@@ -182,7 +174,7 @@ class CatalogReader:
             """SELECT v.uuid, p.name, v.path, v.size, v.granule, v.epoch, v.device, v.inode, v.is_block
                FROM volume AS v JOIN pool AS p ON p.id = v.pool ORDER BY v.id"""
         )
-        return self._made(_volume_entry, rows)
+        return self._made(values.volume_entry, rows)
 
     def usage(self) -> list[UsageEntry]:
         """What lies on every volume that holds anything."""
@@ -190,7 +182,9 @@ class CatalogReader:
             """SELECT v.uuid, sum(l.length), count(*), count(DISTINCT l.aggregate)
                FROM placement AS l JOIN volume AS v ON v.id = l.volume GROUP BY v.id"""
         )
-        return self._made(lambda uuid, *n: UsageEntry(_id(uuid), *_numbers(*n)), rows)
+        return self._made(
+            lambda uuid, *n: UsageEntry(values.id_of(uuid), *values.numbers(*n)), rows
+        )
 
     def live_regions(self, volume: bytes) -> list[Region]:
         """Every region of a volume that a committed span keeps, by offset. What is not here is free."""
@@ -200,7 +194,7 @@ class CatalogReader:
                WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
             (volume.hex(),),
         )
-        return sorted(self._made(lambda *n: Region(*_numbers(*n)), rows))
+        return sorted(self._made(lambda *n: Region(*values.numbers(*n)), rows))
 
     def held_csns(self, volume: bytes) -> dict[bytes, int]:
         """Every aggregate of which a volume holds something, with the commit that last changed that copy.
@@ -215,7 +209,9 @@ class CatalogReader:
                WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
             (volume.hex(),),
         )
-        return dict(self._made(lambda uuid, csn: (_id(uuid), _numbers(csn)[0]), rows))
+        return dict(
+            self._made(lambda uuid, csn: (values.id_of(uuid), values.numbers(csn)[0]), rows)
+        )
 
     def held_spans(self, volume: bytes, aggregates: Iterable[bytes]) -> Iterator[HeldSpans]:
         """What the directory of a volume should say of these aggregates: all that the volume holds of each."""
@@ -242,7 +238,7 @@ class CatalogReader:
             )
         places = self._places("l.aggregate = ? AND l.pool = ?", (aggregate, pool))
         mine = tuple(place for _, place in places if place.volume == volume)
-        return self._made(lambda *head: _held_spans(mine, *head), heads)[0]
+        return self._made(lambda *head: values.held_spans(mine, *head), heads)[0]
 
     def _places(self, where: str, parameters: Sequence[Any]) -> list[tuple[str, Place]]:
         rows = self._rows(
@@ -251,7 +247,7 @@ class CatalogReader:
                 WHERE {where} ORDER BY l.aggregate, l.pool, l.span""",
             parameters,
         )
-        return self._made(_pool_and_place, rows)
+        return self._made(values.pool_and_place, rows)
 
     # ---- transactions and aggregates -----------------------------------------------------------
 
@@ -264,7 +260,7 @@ class CatalogReader:
         if not rows:
             return None
         ((required, attempt, csn, at),) = self._made(
-            lambda names, *n: (_names(names), *_numbers(*n)), rows
+            lambda names, *n: (values.names_of(names), *values.numbers(*n)), rows
         )
         found = self._aggregates("g.tx = ? AND g.attempt = ?", (transaction.hex(), attempt))
         return CommittedEntry(transaction, attempt, csn, at, required, tuple(found))
@@ -276,7 +272,7 @@ class CatalogReader:
 
     def _aggregates(self, where: str, parameters: Sequence[Any]) -> list[AggregateEntry]:
         rows = self._rows(f"{_AGGREGATE} WHERE {where} ORDER BY g.id", parameters)
-        return self._made(_aggregate_entry, rows)
+        return self._made(values.aggregate_entry, rows)
 
     def aggregates(self, *, after: int = 0, limit: int = 256) -> list[tuple[int, AggregateEntry]]:
         """All aggregates in order of commit, page by page.
@@ -286,7 +282,7 @@ class CatalogReader:
             limit: at most so many.
         """
         rows = self._rows(f"{_AGGREGATE} WHERE g.id > ? ORDER BY g.id LIMIT ?", (after, limit))
-        return self._made(lambda *row: (row[-1], _aggregate_entry(*row)), rows)
+        return self._made(lambda *row: (row[-1], values.aggregate_entry(*row)), rows)
 
     def members(self, aggregate: bytes) -> list[MemberEntry]:
         """All members of an aggregate, by index."""
@@ -295,7 +291,7 @@ class CatalogReader:
             f"{_OBJECT} WHERE {_within('?1')}",
             (aggregate.hex(),),
         )
-        return sorted(self._made(_member_entry, rows))
+        return sorted(self._made(values.member_entry, rows))
 
     def copies(self, aggregate: bytes) -> list[CopyEntry]:
         """All copies of an aggregate; the primary's first, then by the order of pools."""
@@ -338,7 +334,7 @@ class CatalogReader:
             ORDER BY g.id LIMIT ?""",
             (primary, after, pool, limit),
         )
-        return self._made(lambda *row: (row[-1], _aggregate_entry(*row)), rows)
+        return self._made(lambda *row: (row[-1], values.aggregate_entry(*row)), rows)
 
     def held_on(
         self, primary: str, *, active_only: bool = False, nodes: Sequence[str] | None = None
@@ -389,7 +385,7 @@ class CatalogReader:
             wanted += " AND o.id = ?"
             where.append(version)
         rows = self._rows(f"{_OBJECT} WHERE {wanted} ORDER BY o.id DESC LIMIT 1", where)
-        return self._made(_object_entry, rows)[0] if rows else None
+        return self._made(values.object_entry, rows)[0] if rows else None
 
     def objects(
         self,
@@ -427,7 +423,7 @@ class CatalogReader:
         )
         while True:
             page = sorted(
-                self._made(_object_entry, self._packed(columns, sql, where)), key=_by_version
+                self._made(values.object_entry, self._packed(columns, sql, where)), key=_by_version
             )
             yield from page
             if len(page) < PAGE_ROWS:
@@ -497,16 +493,16 @@ class CatalogReader:
         counts_all = missing is None and pool_kind != PoolKind.ACTIVE_DATA.value
         if not counts_all:
             objects, size = self._count_missing(uuid, missing, pool_kind)
-        _texts(node, primary, pool, reason)
+        values.texts(node, primary, pool, reason)
         return GapEntry(
-            _id(uuid),
+            values.id_of(uuid),
             node,
-            _kind(kind),
+            values.kind_of(kind),
             primary,
             pool,
             from_json(missing),
             reason,
-            *_numbers(errno, since, updated, objects, size),
+            *values.numbers(errno, since, updated, objects, size),
         )
 
     def _count_missing(self, uuid: str, missing: str | None, pool_kind: str) -> tuple[int, int]:
@@ -540,7 +536,9 @@ class CatalogReader:
             (node, pool),
         )
         return self._made(
-            lambda name, kind, pool, *n: OccupancyEntry(name, _kind(kind), pool, *_numbers(*n)),
+            lambda name, kind, pool, *n: OccupancyEntry(
+                name, values.kind_of(kind), pool, *values.numbers(*n)
+            ),
             rows,
         )
 
@@ -559,265 +557,5 @@ def _within(uuid: str) -> str:
         AND g.uuid = {uuid} AND o.aggregate = g.id"""
 
 
-# ---- rows as values: what cannot be raises ValueError, TypeError or LookupError, for `_made` --------------------
-
-
-def _id(text: str) -> bytes:
-    found = bytes.fromhex(text)
-    if len(found) != 16:
-        raise ValueError(f"{text[:80]!r} is no id")
-    return found
-
-
-def _kind(code: int) -> ObjectKind:
-    return KINDS[_numbers(code)[0]]
-
-
-def _numbers(*values: int) -> tuple[int, ...]:
-    """Every number in the catalog counts something."""
-    for value in values:
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{value!r:.80} is no count")
-    return values
-
-
-def _texts(*values: str) -> tuple[str, ...]:
-    for value in values:
-        if type(value) is not str:
-            raise TypeError(f"{value!r:.80} is no text")
-    return values
-
-
-def _names(text: str) -> tuple[str, ...]:
-    found = json.loads(text)
-    if type(found) is not list:
-        raise TypeError(f"{text:.80} is no list")
-    return _texts(*found)
-
-
-def _identity(uuid: str, created: int) -> tuple[bytes, int]:
-    return _id(uuid), _numbers(created)[0]
-
-
-def _pool_entry(uuid: str, name: str, kind: str) -> PoolEntry:
-    _texts(name)
-    return PoolEntry(_id(uuid), name, PoolKind(kind))
-
-
-def _volume_entry(uuid: str, pool: str, path: str, *numbers: int) -> VolumeEntry:
-    size, granule, epoch, device, inode, block = _numbers(*numbers)
-    _texts(pool, path)
-    return VolumeEntry(_id(uuid), pool, path, size, granule, epoch, device, inode, bool(block))
-
-
-def _pool_and_place(pool: str, span: int, volume: str, *numbers: int) -> tuple[str, Place]:
-    _texts(pool)
-    offset, length, used, data_start, data_length = _numbers(*numbers)
-    (span,) = _numbers(span)
-    return pool, Place(span, _id(volume), offset, length, used, data_start, data_length)
-
-
-def _held_spans(
-    places: tuple[Place, ...],
-    uuid: str,
-    tx: str,
-    node: str,
-    present: str | None,
-    kind: int,
-    attempt: int,
-    csn: int,
-    at: int,
-) -> HeldSpans:
-    _numbers(attempt, csn, at)
-    _texts(node)
-    members = from_json(present)
-    return HeldSpans(_id(uuid), _id(tx), attempt, csn, node, _kind(kind), at, members, places)
-
-
-def _member_entry(
-    index: int, version: int, name: str, start: int, length: int, digest: str, active: int
-) -> MemberEntry:
-    _numbers(index, version, start, length)
-    return MemberEntry(
-        index, version, bytes.fromhex(name), start, length, _id(digest), bool(active)
-    )
-
-
-def _aggregate_entry(
-    uuid: str,
-    tx: str,
-    attempt: int,
-    csn: int,
-    node: str,
-    kind: int,
-    primary: str,
-    required: str,
-    objects: int,
-    size: int,
-    at: int,
-    ordinal: int,
-    _: int,
-) -> AggregateEntry:
-    _numbers(attempt, csn, objects, size, at, ordinal)
-    _texts(node, primary)
-    return AggregateEntry(
-        _id(uuid),
-        _id(tx),
-        attempt,
-        csn,
-        node,
-        _kind(kind),
-        primary,
-        _names(required),
-        objects,
-        size,
-        at,
-        ordinal,
-    )
-
-
-def _object_entry(
-    version: int,
-    node: str,
-    kind: int,
-    name: str,
-    active: int,
-    length: int,
-    digest: str,
-    at: int,
-    primary: str,
-    aggregate: str,
-    index: int,
-    start: int,
-) -> ObjectEntry:
-    _numbers(version, length, at, index, start)
-    _texts(node, primary)
-    return ObjectEntry(
-        node,
-        _kind(kind),
-        bytes.fromhex(name),
-        version,
-        bool(active),
-        length,
-        _id(digest),
-        at,
-        primary,
-        _id(aggregate),
-        index,
-        start,
-    )
-
-
 def _by_version(entry: ObjectEntry) -> int:
     return entry.version
-
-
-# ---- connections ---------------------------------------------------------------------------------
-
-
-def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
-    """One connection without implicit transactions. Never creates a file."""
-    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
-        wanted = ".".join(map(str, MINIMUM_SQLITE))
-        raise CatalogVersion(path, f"SQLite {wanted} is needed, this is {sqlite3.sqlite_version}")
-    uri = f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}"
-    db = sqlite3.connect(
-        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
-    )
-    # Damage is noticed before it is used. (`trusted_schema = OFF` would forbid our own checks, which call json_valid; instead
-    # `check_identity` refuses every schema but ours.)
-    db.execute("PRAGMA cell_size_check = ON")
-    if read_only:
-        db.execute("PRAGMA query_only = ON")
-    return db
-
-
-def check_identity(db: sqlite3.Connection, path: str) -> None:
-    """Refuse what is not a catalog of a version that this code knows.
-
-    Raises:
-        CatalogVersion: with what it is instead.
-    """
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION_ID:
-        raise CatalogVersion(path, "this database is not a fanout catalog")
-    if version != SCHEMA_VERSION:
-        raise CatalogVersion(
-            path,
-            f"written by another fanout: schema {version}, this one knows {SCHEMA_VERSION}",
-        )
-    # A trigger or a view is code that runs when we ask or write; statistics are what an operator's ANALYZE leaves.
-    foreign = (_schema_of(db) ^ expected_schema()) - _STATISTICS
-    if foreign:
-        names = ", ".join(sorted({str(row[1]) for row in foreign}))
-        raise CatalogVersion(path, f"its schema is not fanout's: {names:.200}")
-
-
-_STATISTICS = {
-    ("table", name, name, f"CREATE TABLE {name}({columns})")
-    for name, columns in (
-        ("sqlite_stat1", "tbl,idx,stat"),
-        ("sqlite_stat4", "tbl,idx,neq,nlt,ndlt,sample"),
-    )
-}
-
-
-def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
-    """What a database is made of; comments and spacing, which SQLite keeps, are left out."""
-    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
-    return {(*row[:3], row[3] and " ".join(_COMMENT.sub("", str(row[3])).split())) for row in rows}
-
-
-_COMMENT = re.compile(r"--[^\n]*")
-
-
-def schema_text() -> str:
-    """The statements of `schema.sql`."""
-    return files("fanout.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
-
-
-@functools.cache
-def expected_schema() -> frozenset[tuple[Any, ...]]:
-    """What SQLite says of a catalog's schema."""
-    db = sqlite3.connect(":memory:")
-    try:
-        db.executescript(schema_text())
-        return frozenset(_schema_of(db))
-    finally:
-        db.close()
-
-
-def refuse_links(path: str) -> None:
-    """The catalog holds names of everybody's files: it must be where it seems to be, a plain file.
-
-    Raises:
-        CatalogError: missing, a symbolic link, or not a regular file.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        raise CatalogError(
-            path, "there is no catalog here; create the store first ('fanout init')"
-        ) from None
-    except OSError as error:
-        raise CatalogError(path, f"cannot be looked at: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        what = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
-        raise CatalogError(path, f"is {what}, which is refused")
-
-
-@contextmanager
-def translated(path: str) -> Iterator[None]:
-    """SQLite's errors as `CatalogError`, with the path."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-            raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
-        raise CatalogError(path, f"{error} ({name})" if name else str(error)) from error
-    except MemoryError as error:  # SQLite's own has no class of its own
-        raise CatalogError(path, "out of memory") from error
-    except UnicodeDecodeError as error:  # a text column of a damaged page
-        raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error

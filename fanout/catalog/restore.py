@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fanout.catalog.connection import translated
 from fanout.catalog.door import Catalog, _connect_writer, _sync_directory, _take_lock
 from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.members import to_json
-from fanout.catalog.reader import _ACTIVE, _IN_SET, translated
+from fanout.catalog.reader import _ACTIVE, _IN_SET
 from fanout.errors import CatalogError
 
 if TYPE_CHECKING:

@@ -106,14 +106,14 @@ def test_flipped_bytes(sample: Sample, rng: random.Random) -> None:
     """Anywhere, one or many: whatever SQLite makes of it reaches nobody as something else than a `CatalogError`."""
     data = sample.path.read_bytes()
     refused = 0
-    for _ in range(120):
+    for _ in range(60):
         changed = bytearray(data)
         for _ in range(rng.choice((1, 3, 40))):
             at = rng.randrange(len(data))
             changed[at : at + 1] = rng.randbytes(1)
         sample.path.write_bytes(changed)
         refused += refused_or_fine(sample.path)
-    assert refused > 5
+    assert refused > 2
 
 
 def test_cut_off(sample: Sample) -> None:
@@ -222,13 +222,13 @@ def test_rows_that_cannot_be(sample: Sample, rng: random.Random) -> None:
     good = sample.path.read_bytes()
     refused = 0
     cases = [(*place, value) for place in columns(sample.path) for value in WRONG]
-    for table, column, value in rng.sample(cases, 150):
+    for table, column, value in rng.sample(cases, 100):
         plant(sample.path, table, column, value)
         refused += refused_or_fine(sample.path, schema=False)
         for suffix in ("-wal", "-shm"):
             sample.path.with_name(f"catalog.db{suffix}").unlink(missing_ok=True)
         sample.path.write_bytes(good)
-    assert refused > 35
+    assert refused > 20
 
 
 def test_a_member_set_is_not_spelled_out(sample: Sample) -> None:

@@ -96,7 +96,7 @@ LARGE = {
     "a long key": "k" * 900_000 + "=1\n",
     "many keys": "\n".join(f"k{n}=1" for n in range(80_000)),
     "many volumes": '[pools.x]\ntype="primary"\ndevice_class="disk"\nvolumes=['
-    + ",".join(f'{{path="v{n}"}}' for n in range(50_000))
+    + ",".join(f'{{path="v{n}"}}' for n in range(20_000))
     + "]\n",
 }  # fmt: skip
 
@@ -174,7 +174,7 @@ def test_command_lines(tmp_path: Path, rng: random.Random, monkeypatch: pytest.M
     shell("init")
     shell("put", "N1", "tree")
     codes: set[int] = set()
-    for _ in range(250):
+    for _ in range(120):
         words = line(rng)
         runner = CliRunner(env={"FANOUT_CONFIG": str(shell.config), "COLUMNS": "80"})
         result = runner.invoke(main, words, input=b"standard input")

@@ -1,0 +1,135 @@
+"""Connections to the catalog's file: what is opened, what is refused, and SQLite's errors in our words.
+
+A database is data until it has a schema; a trigger or a view is code that runs when we ask or write. So what is opened is
+compared with `schema.sql` before anything of it can run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sqlite3
+import stat
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from fanout.errors import CatalogError, CatalogVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
+SCHEMA_VERSION = 1
+MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
+BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
+
+
+def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
+    """One connection without implicit transactions. Never creates a file."""
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        wanted = ".".join(map(str, MINIMUM_SQLITE))
+        raise CatalogVersion(path, f"SQLite {wanted} is needed, this is {sqlite3.sqlite_version}")
+    uri = f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}"
+    db = sqlite3.connect(
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
+    )
+    # Damage is noticed before it is used. (`trusted_schema = OFF` would forbid our own checks, which call json_valid; instead
+    # `check_identity` refuses every schema but ours.)
+    db.execute("PRAGMA cell_size_check = ON")
+    if read_only:
+        db.execute("PRAGMA query_only = ON")
+    return db
+
+
+def check_identity(db: sqlite3.Connection, path: str) -> None:
+    """Refuse what is not a catalog of a version that this code knows.
+
+    Raises:
+        CatalogVersion: with what it is instead.
+    """
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise CatalogVersion(path, "this database is not a fanout catalog")
+    if version != SCHEMA_VERSION:
+        raise CatalogVersion(
+            path,
+            f"written by another fanout: schema {version}, this one knows {SCHEMA_VERSION}",
+        )
+    # A trigger or a view is code that runs when we ask or write; statistics are what an operator's ANALYZE leaves.
+    foreign = (_schema_of(db) ^ expected_schema()) - _STATISTICS
+    if foreign:
+        names = ", ".join(sorted({str(row[1]) for row in foreign}))
+        raise CatalogVersion(path, f"its schema is not fanout's: {names:.200}")
+
+
+_STATISTICS = {
+    ("table", name, name, f"CREATE TABLE {name}({columns})")
+    for name, columns in (
+        ("sqlite_stat1", "tbl,idx,stat"),
+        ("sqlite_stat4", "tbl,idx,neq,nlt,ndlt,sample"),
+    )
+}
+
+
+def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """What a database is made of; comments and spacing, which SQLite keeps, are left out."""
+    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+    return {(*row[:3], row[3] and " ".join(_COMMENT.sub("", str(row[3])).split())) for row in rows}
+
+
+_COMMENT = re.compile(r"--[^\n]*")
+
+
+def schema_text() -> str:
+    """The statements of `schema.sql`."""
+    return files("fanout.catalog").joinpath("schema.sql").read_text(encoding="utf-8")
+
+
+@functools.cache
+def expected_schema() -> frozenset[tuple[Any, ...]]:
+    """What SQLite says of a catalog's schema."""
+    db = sqlite3.connect(":memory:")
+    try:
+        db.executescript(schema_text())
+        return frozenset(_schema_of(db))
+    finally:
+        db.close()
+
+
+def refuse_links(path: str) -> None:
+    """The catalog holds names of everybody's files: it must be where it seems to be, a plain file.
+
+    Raises:
+        CatalogError: missing, a symbolic link, or not a regular file.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        raise CatalogError(
+            path, "there is no catalog here; create the store first ('fanout init')"
+        ) from None
+    except OSError as error:
+        raise CatalogError(path, f"cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
+        raise CatalogError(path, f"is {what}, which is refused")
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """SQLite's errors as `CatalogError`, with the path."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+            raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
+        raise CatalogError(path, f"{error} ({name})" if name else str(error)) from error
+    except MemoryError as error:  # SQLite's own has no class of its own
+        raise CatalogError(path, "out of memory") from error
+    except UnicodeDecodeError as error:  # a text column of a damaged page
+        raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error

@@ -1,0 +1,184 @@
+"""Rows of the catalog as values.
+
+The schema's checks hold for what is written, not for what is read: a row that cannot be raises ValueError, TypeError or LookupError, which
+`CatalogReader` reports as damage. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from fanout.catalog.intake import KINDS
+from fanout.catalog.members import from_json
+from fanout.catalog.rows import (
+    AggregateEntry,
+    HeldSpans,
+    MemberEntry,
+    ObjectEntry,
+    Place,
+    PoolEntry,
+    VolumeEntry,
+)
+from fanout.types import PoolKind
+
+if TYPE_CHECKING:
+    from fanout.types import ObjectKind
+
+
+def id_of(text: str) -> bytes:
+    """Sixteen bytes, of 32 hexadecimal digits."""
+    found = bytes.fromhex(text)
+    if len(found) != 16:
+        raise ValueError(f"{text[:80]!r} is no id")
+    return found
+
+
+def kind_of(code: int) -> ObjectKind:
+    """The kind of a code."""
+    return KINDS[numbers(code)[0]]
+
+
+def numbers(*values: int) -> tuple[int, ...]:
+    """Every number in the catalog counts something."""
+    for value in values:
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{value!r:.80} is no count")
+    return values
+
+
+def texts(*values: str) -> tuple[str, ...]:
+    """Texts."""
+    for value in values:
+        if type(value) is not str:
+            raise TypeError(f"{value!r:.80} is no text")
+    return values
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """A JSON list of names."""
+    found = json.loads(text)
+    if type(found) is not list:
+        raise TypeError(f"{text:.80} is no list")
+    return texts(*found)
+
+
+def identity(uuid: str, created: int) -> tuple[bytes, int]:
+    """A store's id, and when it was made."""
+    return id_of(uuid), numbers(created)[0]
+
+
+def pool_entry(uuid: str, name: str, kind: str) -> PoolEntry:
+    """A pool."""
+    texts(name)
+    return PoolEntry(id_of(uuid), name, PoolKind(kind))
+
+
+def volume_entry(uuid: str, pool: str, path: str, *rest: int) -> VolumeEntry:
+    """A volume."""
+    size, granule, epoch, device, inode, block = numbers(*rest)
+    texts(pool, path)
+    return VolumeEntry(id_of(uuid), pool, path, size, granule, epoch, device, inode, bool(block))
+
+
+def pool_and_place(pool: str, span: int, volume: str, *rest: int) -> tuple[str, Place]:
+    """A pool and the place of a span in it."""
+    texts(pool)
+    offset, length, used, data_start, data_length = numbers(*rest)
+    (span,) = numbers(span)
+    return pool, Place(span, id_of(volume), offset, length, used, data_start, data_length)
+
+
+def held_spans(
+    places: tuple[Place, ...],
+    uuid: str,
+    tx: str,
+    node: str,
+    present: str | None,
+    kind: int,
+    attempt: int,
+    csn: int,
+    at: int,
+) -> HeldSpans:
+    """What a volume holds of a copy."""
+    numbers(attempt, csn, at)
+    texts(node)
+    members = from_json(present)
+    return HeldSpans(id_of(uuid), id_of(tx), attempt, csn, node, kind_of(kind), at, members, places)
+
+
+def member_entry(
+    index: int, version: int, name: str, start: int, length: int, digest: str, active: int
+) -> MemberEntry:
+    """A member."""
+    numbers(index, version, start, length)
+    return MemberEntry(
+        index, version, bytes.fromhex(name), start, length, id_of(digest), bool(active)
+    )
+
+
+def aggregate_entry(
+    uuid: str,
+    tx: str,
+    attempt: int,
+    csn: int,
+    node: str,
+    kind: int,
+    primary: str,
+    required: str,
+    objects: int,
+    size: int,
+    at: int,
+    ordinal: int,
+    _: int,
+) -> AggregateEntry:
+    """An aggregate; the last column is the mark of its page."""
+    numbers(attempt, csn, objects, size, at, ordinal)
+    texts(node, primary)
+    return AggregateEntry(
+        id_of(uuid),
+        id_of(tx),
+        attempt,
+        csn,
+        node,
+        kind_of(kind),
+        primary,
+        names_of(required),
+        objects,
+        size,
+        at,
+        ordinal,
+    )
+
+
+def object_entry(
+    version: int,
+    node: str,
+    kind: int,
+    name: str,
+    active: int,
+    length: int,
+    digest: str,
+    at: int,
+    primary: str,
+    aggregate: str,
+    index: int,
+    start: int,
+) -> ObjectEntry:
+    """A version of an object."""
+    numbers(version, length, at, index, start)
+    texts(node, primary)
+    return ObjectEntry(
+        node,
+        kind_of(kind),
+        bytes.fromhex(name),
+        version,
+        bool(active),
+        length,
+        id_of(digest),
+        at,
+        primary,
+        id_of(aggregate),
+        index,
+        start,
+    )
