@@ -36,15 +36,20 @@ VERSIONS = sorted(path.name.split(".")[0] for path in HERE.glob("*.tar.xz"))
 @pytest.fixture(params=VERSIONS)
 def fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Any]]:
     """A store of an old version, unpacked, and what it holds."""
-    with tarfile.open(HERE / f"{request.param}.tar.xz") as archive:
+    yield tmp_path, unpack(request.param, tmp_path)
+    for path in volumes(tmp_path):
+        path.unlink()
+
+
+def unpack(version: str, base: Path) -> Any:
+    """Lay the store of a version out in a directory; returns what it holds."""
+    with tarfile.open(HERE / f"{version}.tar.xz") as archive:
         for entry in archive:
             content = archive.extractfile(entry)
             assert content is not None
-            (tmp_path / entry.name).parent.mkdir(exist_ok=True)
-            (tmp_path / entry.name).write_bytes(content.read())
-    yield tmp_path, json.loads((HERE / f"{request.param}.json").read_text())
-    for path in volumes(tmp_path):
-        path.unlink()
+            (base / entry.name).parent.mkdir(exist_ok=True)
+            (base / entry.name).write_bytes(content.read())
+    return json.loads((HERE / f"{version}.json").read_text())
 
 
 def volumes(base: Path) -> list[Path]:

@@ -26,7 +26,8 @@ from fanout.cli import main as command
 from fanout.errors import CatalogError, ConfigError, FanoutError, VolumeForeign, VolumeTorn
 from tests.catalog.conftest import Sample
 from tests.cli.conftest import describe
-from tests.hostile import image, test_catalog, test_words
+from tests.format import test_fixtures
+from tests.hostile import image, test_catalog, test_store, test_words
 from tests.hostile.forge import forge, torn
 from tests.hostile.test_blocks import READERS
 
@@ -84,6 +85,21 @@ class Catalogs:
             test_catalog.ask_everything(self._path)
 
 
+class Stores:
+    """Forged blocks on the volumes of a store: opening, reading, check, rebuild."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._base, self._said = directory, test_store.unpacked(directory)
+        self._good = {path: path.read_bytes() for path in test_fixtures.volumes(directory)}
+
+    def __call__(self, rng: random.Random) -> None:
+        for path, data in self._good.items():
+            path.write_bytes(data)
+        test_store.corrupt(self._base, rng)
+        test_store.use(self._base, self._said)
+
+
 def one_configuration(rng: random.Random) -> None:
     """A fanout.toml with other words."""
     with contextlib.suppress(ConfigError):
@@ -114,6 +130,7 @@ def cases(directory: Path) -> dict[str, Case]:
     return {
         "block": one_block,
         "volume": one_volume,
+        "store": Stores(directory / "forged"),
         "catalog": Catalogs(directory),
         "configuration": one_configuration,
         "command": Commands(directory / "store"),
