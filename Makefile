@@ -95,7 +95,7 @@ sanitize-python: build ## tests/engine over the extension under ASan + UBSan, th
 fuzz: build ## forged blocks, volumes, catalogs, configurations, command lines for SECONDS=600
 	$(MAKE) -C csrc build-address/test_hostile SAN=address
 	FO_HOSTILE_SECONDS=$$(( $(or $(SECONDS),600) / 6 )) csrc/build-address/test_hostile
-	$(BIN)/python -P -m tests.hostile.fuzz $$(( $(or $(SECONDS),600) * 5 / 6 ))
+	$(BIN)/python -m tests.hostile.fuzz $$(( $(or $(SECONDS),600) * 5 / 6 ))
 
 # No suppressions: what ThreadSanitizer says of the core is a failure.
 stress: system ## many threads on failing targets under TSan, for SECONDS=60
