@@ -57,11 +57,7 @@ class Peer(enum.Enum):
 
 
 class Policy(enum.Enum):
-    """What is done about a slow target.
-
-    ``wait``: the slowest target paces the client. ``eject``: whoever embeds the engine drops a target from the stream at its first
-    SLOW event.
-    """
+    """What becomes of a slow target; the words are those of `Engine.open`'s `on_slow`."""
 
     WAIT = "wait"
     EJECT = "eject"
@@ -171,14 +167,16 @@ class SlowMeasure(Measure):
     """``kind = "slow"``: the last target slows down in the middle of a stream.
 
     Attributes:
-        policies: what is done about it, one after the other.
+        policies: what becomes of it, one after the other.
         share: of its speed that is left to it.
-        seconds: before, while, and after.
+        seconds: for which it is slow; half of that before, half after.
+        patience: seconds for which it may hold up the others, with ``eject``.
     """
 
     policies: tuple[Policy, ...]
     share: float
     seconds: float
+    patience: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ _KEYS = {
         *("bytes", "most_chunks"),
     ),
     MeasureKind.LATENCY: ("chunk", "operations"),
-    MeasureKind.SLOW: ("policies", "share", "seconds"),
+    MeasureKind.SLOW: ("policies", "share", "seconds", "patience"),
     MeasureKind.HANG: ("deadline",),
     MeasureKind.SMALL: ("object", "groups", "most_objects", "most_transactions", "busy"),
     MeasureKind.MEMORY: ("bytes", "memory"),
@@ -221,7 +221,8 @@ def _slow(table: Table, place: Targets, common: _Common) -> SlowMeasure:
     _one_by_one(table, place)
     policies = _members(table, "policies", Policy) or tuple(Policy)
     share = table.number("share", 0.1, low=0.001, high=0.9)
-    return SlowMeasure(*common, policies, share, table.seconds("seconds", 1.0))
+    seconds, patience = table.seconds("seconds", 1.0), table.seconds("patience", 0.1)
+    return SlowMeasure(*common, policies, share, seconds, patience)
 
 
 def _one_by_one(table: Table, place: Targets) -> None:

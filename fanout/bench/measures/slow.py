@@ -4,8 +4,8 @@ One client writes as fast as it is let. After a while the last target may take o
 A second thread looks every few milliseconds how far each target has come. Beside each trace stands the rate of the healthy targets
 alone, without the slow one, in the same round: what nobody can beat.
 
-What is done about a slow target is a `Policy`. ``wait`` does nothing. ``eject`` is what whoever embeds the engine can do: read its
-SLOW events, and drop a target from the stream after `STRIKES` of them, if it is well behind the others (else all are slow, or none).
+What becomes of a slow target is a `Policy`, the engine's `on_slow`: ``wait`` lets it pace the client, ``eject`` goes on without it once
+it has held up its peers for longer than its patience.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataclasses
 import statistics
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,10 @@ from fanout.bench.rounds import describe_engine
 from fanout.bench.throttle import throttle, why_not
 from fanout.bench.work import client, write_once
 from fanout.demo import signals
-from fanout.engine import Engine, EventKind
+from fanout.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from fanout.bench.measures import Tell
     from fanout.bench.places import Place
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 SAMPLE_SECONDS = 0.02
 BIN_SECONDS = 0.05
-SOFT_SECONDS = 0.05  # a healthy target answers in a tenth of that
-STRIKES, BEHIND_SLOTS = 3, 8
 LATE_SHARE = 0.8
 
 
@@ -104,6 +101,7 @@ def run(measure: SlowMeasure, place: Place, *, backend: str, tell: Tell) -> Foun
         "engine": about,
         "targets": len(place.paths),
         "share": measure.share,
+        "patience_seconds": measure.patience,
         "bin_seconds": BIN_SECONDS,
         "alone_mb_per_second": rounded(statistics.median(alone) / 1e6),
         "traces": {policy.value: _shown(traces[policy]) for policy in measure.policies},
@@ -115,7 +113,7 @@ def _alone(engine: Engine, work: Work, seconds: float) -> float:
     """Bytes per second of the slowest healthy target when the last one does not take part."""
     healthy = dataclasses.replace(work, targets=work.targets[:-1])
     trace = Trace()
-    with _opened(engine, healthy) as targets, engine.stream(targets) as stream:
+    with _opened(engine, healthy, Policy.WAIT) as targets, engine.stream(targets) as stream:
         done = threading.Event()
         watcher = threading.Thread(target=_watch, args=(stream, trace, time.perf_counter(), done))
         watcher.start()
@@ -130,11 +128,13 @@ def _alone(engine: Engine, work: Work, seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def _opened(engine: Engine, work: Work) -> Iterator[list[Target]]:
+def _opened(
+    engine: Engine, work: Work, policy: Policy, patience: float = 0.0
+) -> Iterator[list[Target]]:
     with contextlib.ExitStack() as stack:
         targets = []
         for path in work.targets:
-            targets.append(engine.open(path, lock=True, soft_deadline=SOFT_SECONDS))
+            targets.append(engine.open(path, lock=True, on_slow=policy.value, patience=patience))
             stack.callback(targets[-1].close)
         yield targets
 
@@ -151,27 +151,30 @@ def _write(stream: Stream, work: Work, until: float) -> None:
 
 def _watch(stream: Stream, trace: Trace, began: float, done: threading.Event) -> None:
     while not done.wait(SAMPLE_SECONDS):
-        trace.times.append(time.perf_counter() - began)
-        trace.completed.append(tuple(leg.completed for leg in stream.legs()))
+        legs, moment = stream.legs(), time.perf_counter() - began
+        trace.times.append(moment)
+        trace.completed.append(tuple(leg.completed for leg in legs))
+        for number, leg in enumerate(legs):
+            if leg.state == "ejected":
+                trace.ejected.setdefault(number, moment)
 
 
 class _Run:
-    """One stream with a slow target in it: the client, and beside it a watcher, a hand on the brake, and whoever ejects."""
+    """One stream with a slow target in it: the client, and beside it a watcher and a hand on the brake."""
 
     def __init__(
         self, engine: Engine, work: Work, group: Throttle, measure: SlowMeasure, policy: Policy
     ) -> None:
         self._engine, self._work, self._group = engine, work, group
-        self._share, self._seconds, self._policy = measure.share, measure.seconds, policy
+        self._measure, self._seconds, self._policy = measure, measure.seconds, policy
         self._slow = work.targets[-1]
         self._done = threading.Event()
         self._trace, self._began = Trace(), 0.0
 
     def trace(self) -> Trace:
         """Write for twice as long as the target is slow: a half before, a half after."""
-        self._engine.events()  # of earlier streams
         with (
-            _opened(self._engine, self._work) as targets,
+            _opened(self._engine, self._work, self._policy, self._measure.patience) as targets,
             self._engine.stream(targets) as stream,
             self._released(),
         ):
@@ -182,8 +185,6 @@ class _Run:
                 ),
                 threading.Thread(target=self._brake),
             ]
-            if self._policy is Policy.EJECT:
-                helpers.append(threading.Thread(target=self._eject, args=(stream, targets)))
             for helper in helpers:
                 helper.start()
             try:
@@ -213,30 +214,11 @@ class _Run:
             return
         start = time.perf_counter() - self._began
         usual = trace.rate(last, 0.0, start)
-        self._group.limit(self._slow, max(1, int(usual * self._share)))
+        self._group.limit(self._slow, max(1, int(usual * self._measure.share)))
         # A client that waits for the slow target may be done before the time is up.
         self._done.wait(self._seconds)
         self._group.limit(self._slow, None)
         trace.slowed = (start, time.perf_counter() - self._began)
-
-    def _eject(self, stream: Stream, targets: Sequence[Target]) -> None:
-        numbers = {target.id: number for number, target in enumerate(targets)}
-        strikes: Counter[int] = Counter()
-        while not self._done.is_set():
-            for event in self._engine.events(timeout=SAMPLE_SECONDS):
-                if event.kind is not EventKind.SLOW or event.target not in numbers:
-                    continue
-                number = numbers[event.target]
-                strikes[number] += 1
-                if strikes[number] >= STRIKES and self._is_behind(stream, number):
-                    stream.eject(targets[number])
-                    self._trace.ejected[number] = time.perf_counter() - self._began
-
-    def _is_behind(self, stream: Stream, number: int) -> bool:
-        completed = [leg.completed for leg in stream.legs() if leg.state == "active"]
-        own = stream.legs()[number]
-        behind = max(completed, default=0) - own.completed
-        return own.state == "active" and behind >= BEHIND_SLOTS * self._engine.slot_size
 
 
 # ---- what comes of it ----------------------------------------------------------------------------

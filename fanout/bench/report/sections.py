@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fanout.bench.report import charts
 from fanout.bench.report.charts import Axis, Bar, Series, TimeLine
 from fanout.bench.report.svg import short
-from fanout.units import format_size
+from fanout.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -56,10 +56,10 @@ def charts_of(record: Record, figures: Mapping[str, Record]) -> list[Chart]:
         "small": _small,
         "memory": _memory,
     }
-    return list(makers[record["kind"]](record, figures)) if len(record) > len(_BARE) else []
+    return list(makers[record["kind"]](record, figures)) if set(record) - _BARE else []
 
 
-_BARE = ("name", "kind", "title", "on", "rounds")
+_BARE = {"name", "kind", "title", "on", "rounds"}  # and nothing else: it could not be made
 
 
 # ---- stream --------------------------------------------------------------------------------------
@@ -270,7 +270,12 @@ def _slow(record: Record, figures: Mapping[str, Record]) -> Iterator[Chart]:
                 if share
                 else ""
             )
-            + f"(dashed: {short(alone)} MB/s each). The slow target is the thick line.",
+            + f"(dashed: {short(alone)} MB/s each). The slow target is the thick line."
+            + (
+                f" Patience: {format_seconds(record['patience_seconds'])}."
+                if policy == "eject"
+                else ""
+            ),
         )
 
 
