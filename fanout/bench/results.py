@@ -2,8 +2,8 @@
 
 Two runs are two machines, even on one machine: its speed drifts. So a figure has become worse only when both hold: its median is worse by
 more than the tolerance, and the middle halves of the rounds (from quartile to quartile) no longer overlap, which a single
-slow round cannot do. And only figures that are relative to something of the same run are judged, unless it is asked for: of the others one
-learns how fast the machine was that day.
+slow round cannot do. Fewer than `ENOUGH_ROUNDS` have no middle half worth the name: such figures are shown and not judged. Nor are those
+that are not relative to anything of the same run, unless it is asked for: they say how fast the machine was that day.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOLERANCE = 0.10
+ENOUGH_ROUNDS = 5
 # What makes figures that are not relative incomparable when it differs.
 _MACHINE = ("processor", "processors", "processors_usable", "memory_mib", "kernel")
 
@@ -69,13 +70,14 @@ def load(path: Path) -> dict[str, Any]:
 def _whole(figure: object) -> bool:
     if not isinstance(figure, dict):
         return False
-    quartiles = figure.get("quartiles")
+    quartiles, rounds = figure.get("quartiles"), figure.get("rounds")
     numbers = [figure.get("median"), *(quartiles if isinstance(quartiles, list) else ())]
     return (
         len(numbers) == 3
         and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers)
         and figure.get("better") in ("more", "less")
         and isinstance(figure.get("relative"), bool)
+        and isinstance(rounds, list)
     )
 
 
@@ -173,7 +175,7 @@ def compare(
         changes=tuple(sorted(changes, key=lambda one: one.gain)),
         gone=tuple(name for name in old if name not in new),
         new=tuple(name for name in new if name not in old),
-        notes=tuple(_notes(before, after)),
+        notes=(*_notes(before, after), *_few(old, new)),
     )
 
 
@@ -196,9 +198,18 @@ def _change(
         after=new["median"],
         gain=gain,
         apart=apart,
-        judged=absolute or bool(new["relative"]),
+        judged=(absolute or bool(new["relative"])) and _rounds(old, new) >= ENOUGH_ROUNDS,
         verdict=verdict,
     )
+
+
+def _rounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
+    return min(len(old["rounds"]), len(new["rounds"]))
+
+
+def _few(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    few = sum(_rounds(old[name], new[name]) < ENOUGH_ROUNDS for name in old if name in new)
+    return [f"not judged for having fewer than {ENOUGH_ROUNDS} rounds: {few}"] if few else []
 
 
 def _notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -80,6 +80,13 @@ def test_absolute_figures_are_judged_on_request() -> None:
     assert results.compare(before, after, absolute=True).verdict is Verdict.WORSE
 
 
+def test_few_rounds_prove_nothing() -> None:
+    """Two runs of one round each are always apart."""
+    found = results.compare(made(1.0, 1.0), made(0.5, 0.5), absolute=True)
+    assert found.verdict is Verdict.SAME
+    assert found.notes == ("not judged for having fewer than 5 rounds: 1",)
+
+
 def test_what_is_gone_is_said() -> None:
     """A figure that vanished would hide its regression."""
     found = results.compare(made(*STEADY), made(*STEADY, name="m.y"))
@@ -144,7 +151,7 @@ def test_exit_codes_and_sentences(tmp_path: Path) -> None:
                 "report": "fanout bench run",
                 "version": 1,
                 "machine": {},
-                "figures": {"m.x": {"median": "1"}},
+                "figures": {"m.x": {"median": "1", "rounds": []}},
             },
             "figures.m.x: is not a whole figure",
         ),
