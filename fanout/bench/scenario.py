@@ -221,7 +221,7 @@ def _slow(table: Table, place: Targets, common: _Common) -> SlowMeasure:
     _one_by_one(table, place)
     policies = _members(table, "policies", Policy) or tuple(Policy)
     share = table.number("share", 0.1, low=0.001, high=0.9)
-    seconds, patience = table.seconds("seconds", 1.0), table.seconds("patience", 0.1)
+    seconds, patience = table.seconds("seconds", 1.0), table.seconds("patience", 0.2)
     return SlowMeasure(*common, policies, share, seconds, patience)
 
 

@@ -285,7 +285,7 @@ def test_a_slow_target_is_seen_and_ejected() -> None:
     if why := places.why_not(spec()) or why_not():
         pytest.skip(why)
     group = Path("/proc/self/cgroup").read_text(encoding="ascii")
-    measure = plan.SlowMeasure("s", "t", "S", 1, tuple(plan.Policy), 0.05, 1.0, 0.05)
+    measure = plan.SlowMeasure("s", "t", "S", 1, tuple(plan.Policy), 0.05, 1.0, 0.2)
     with places.standing(spec(size_bytes=32 * MIB)) as place:
         found = slow.run(measure, place, backend="auto", tell=lambda _: None)
     assert Path("/proc/self/cgroup").read_text(encoding="ascii") == group

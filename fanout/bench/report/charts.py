@@ -230,9 +230,10 @@ def timeline(trace: TimeLine, *, says: str) -> str:
             (across((at + 0.5) * trace.bin_seconds), up(rate)) for at, rate in enumerate(rates)
         ]
         drawing.path(middles, f"stroke {look}")
-    for number, moment in trace.ejected.items():
+    for row, (number, moment) in enumerate(sorted(trace.ejected.items(), key=lambda one: one[1])):
         drawing.line((across(moment), top), (across(moment), bottom), "mark")
-        drawing.text((across(moment) + 5, top + 13), f"target {number + 1} ejected", "tick strong")
+        place = (across(moment) + 5, top + 13 + row * GAP)
+        drawing.text(place, f"target {number + 1} ejected", "tick strong")
     return str(drawing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -280,8 +281,9 @@ def _slow(record: Record, figures: Mapping[str, Record]) -> Iterator[Chart]:
 
 
 def _hang(record: Record, _: Mapping[str, Record]) -> Iterator[Chart]:
-    beyond = sorted(record["beyond_ms"])
-    rows = [Bar("beyond the deadline", "c-fanout", beyond[len(beyond) // 2], beyond[0], beyond[-1])]
+    beyond = record["beyond_ms"]
+    middle = statistics.median(beyond)
+    rows = [Bar("beyond the deadline", "c-fanout", middle, min(beyond), max(beyond))]
     yield Chart(
         "A target that hangs",
         charts.bars(rows, unit="ms", says="time from the deadline until detached"),
@@ -315,15 +317,14 @@ def _small(record: Record, _: Mapping[str, Record]) -> Iterator[Chart]:
 
 def _memory(record: Record, _: Mapping[str, Record]) -> Iterator[Chart]:
     mib = 1 << 20
-    growth = sorted(one / mib for one in record["growth_bytes"])
-    budget = record["memory_bytes"] / mib
-    middle = growth[len(growth) // 2]
+    growth = [one / mib for one in record["growth_bytes"]]
+    budget, middle = record["memory_bytes"] / mib, statistics.median(growth)
     yield Chart(
         f"Memory, {_size(record['stream_bytes'])} streamed",
         charts.bars(
             [
                 Bar("engine's budget", "c-driver", budget, budget, budget),
-                Bar("growth of the process", "c-fanout", middle, growth[0], growth[-1]),
+                Bar("growth of the process", "c-fanout", middle, min(growth), max(growth)),
             ],
             unit="MiB",
             says="memory",
