@@ -265,6 +265,15 @@ class Medium:
             else:
                 file.failed(carried.issued)
 
+    def unsynced(self, path: str, regions: Sequence[tuple[int, int]]) -> Change | None:
+        """A write into one of these regions of a volume that no flush has covered."""
+        for change in self.files[path].volatile:
+            end = change.offset + len(change.data or b"")
+            for start, stop in regions:
+                if change.offset < stop and start < end:
+                    return change
+        return None
+
     # ---- the catalog -----------------------------------------------------------------------------------
 
     def catalog_write(self, path: str, offset: int, data: bytes) -> None:

@@ -21,7 +21,7 @@ import xxhash
 from tests import independent_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping
 
     from tests.sim.plan import Site
 
@@ -117,8 +117,9 @@ class Books:
     csn: int
 
     @classmethod
-    def read(cls, path: str) -> Books:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+    def read(cls, path: str, *, mode: str = "ro") -> Books:
+        """`mode`: ``ro`` beside somebody who has it open, ``rw`` when the log has to be recovered first."""
+        with closing(sqlite3.connect(f"file:{path}?mode={mode}", uri=True)) as db:
             db.row_factory = sqlite3.Row
 
             def rows(sql: str) -> list[dict[str, Any]]:
@@ -275,10 +276,10 @@ def check_catalog(path: str) -> None:
         demand(db.execute("PRAGMA foreign_key_check").fetchall() == [], "V14", "foreign keys")
 
 
-def check_media(books: Books, unreadable: Sequence[str] = ()) -> None:
+def check_media(books: Books, paths: Collection[str]) -> None:
     """V16 by another reader: after a clean end each directory names just what the catalog says, at the same places."""
     for volume in books.volumes:
-        if volume["path"] in unreadable:
+        if volume["path"] not in paths:
             continue
         with open(volume["path"], "rb") as file:
             media = independent_reader.Volume(file)

@@ -54,6 +54,13 @@ def run_plan(plan: Plan, grounds: Grounds) -> tuple[World, str]:
     return world, world.run()
 
 
+def run_until_found(seeds: Iterable[int], grounds: Grounds) -> None:
+    """Run them, each named before it begins, until one fails: as it is, for the finding is expected."""
+    for seed in seeds:
+        print(seed, flush=True)
+        run_plan(draw(seed), grounds)
+
+
 def run_seeds(seeds: Iterable[int], grounds: Grounds, *, twice: bool = False) -> Tally:
     """Run them all.
 
@@ -121,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", default="0:1000", help="FIRST:END")
     parser.add_argument("--twice", action="store_true", help="each, and both runs must be the same")
+    parser.add_argument("--first-finding", action="store_true", help="name each, stop at once")
     parser.add_argument("--seed", type=int, help="one, with its trace")
     parser.add_argument("--drop", default="", help="parts of it that are left out")
     options = parser.parse_args(arguments)
@@ -131,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gone = {int(part) for part in options.drop.split(",") if part}
             return show(draw(options.seed).without(gone), grounds)
         first, end = map(int, options.seeds.split(":"))
+        if options.first_finding:
+            run_until_found(range(first, end), grounds)
+            return 0
         try:
             tally = run_seeds(range(first, end), grounds, twice=options.twice)
         except SeedFailed as error:

@@ -192,13 +192,14 @@ class World:
         try:
             self._work(episode, cut)
         finally:
-            lame = [s.path for s in store.pools.status() if s.state not in ("available", "full")]
+            volumes = list(store.pools.volumes())
             try:
                 store.close()
             except FanoutError as error:
                 demand(not self.powered() or self._script, "close", f"{error}")
         if self.powered():
-            check_media(self._books(), lame)
+            # Also one that failed while the store was closed keeps its reason.
+            check_media(self._books(), [volume.path for volume in volumes if not volume.reason])
 
     def _work(self, episode: plans.Episode | None, cut: plans.Cut | None) -> None:
         if self.powered():
@@ -220,7 +221,7 @@ class World:
                 if volume.allocator is not None:
                     volume.allocator.check()
         if cut:
-            self.engine.cut_power()
+            self._cut_at_the_latest()
 
     # ---- power, and what the disks see ---------------------------------------------------------------
 
@@ -237,6 +238,10 @@ class World:
             self.engine.cut_power(after=cut.after)
         else:
             self._cut_catalog = cut.after
+
+    def _cut_at_the_latest(self) -> None:
+        """The clients are done, and the power has not failed yet."""
+        self.engine.cut_power()
 
     def _catalog_script(self, operation: str, path: str) -> tuple[str, bool] | None:
         if operation != "read":  # there are many
@@ -418,12 +423,15 @@ class World:
     # ---- looking -------------------------------------------------------------------------------------
 
     def _audit(self, *, decided: bool) -> None:
-        """V1 to V5, V7; once the store was opened anew, nothing is unknown any more."""
+        """V1 to V5, V7, V11; once the store was opened anew, nothing is unknown any more."""
         self.take()
         self._raise_what_is_wrong()
         books = self._books()
         audit(self.site, books, self.history, decided=decided)
         self._live = books.live()
+        for path, regions in self._live.items():
+            found = self.medium.unsynced(path, regions)
+            demand(not found, "V11", f"{path}: committed, and no flush has covered it: {found}")
         self.counts["audits"] += 1
 
     def _books(self) -> Books:

@@ -1,0 +1,217 @@
+"""Crash states: a workload is cut after every operation, and every cut is looked at in all the ways in which it may have been.
+
+::
+
+    python -m tests.sim.crashes [--samples N] [--core I/N]
+
+At each cut the writes that no flush has covered may each be there or not: all subsets of up to twelve, else none, all, each alone, all but
+each, every prefix, and samples; then torn ones. Each different state of the disks is written out and audited by the oracle with nothing
+but SQLite and `os.pread` in between. One state of each cut is then opened by the product, cut again while it opens, opened again and
+has to come right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from tests.sim.ground import Grounds
+from tests.sim.medium import SECTOR, Change
+from tests.sim.oracle import Books, audit
+from tests.sim.plan import Cut, Episode, Plan
+from tests.sim.workloads import WORKLOADS, with_cut
+from tests.sim.world import World
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tests.sim.ground import Ground
+    from tests.sim.medium import File, Medium
+
+EXHAUSTIVE = 12  # of so many writes all subsets are tried
+SAMPLES = 64  # of more writes so many subsets, and so many torn states
+BOUND = 1000  # operations of a workload
+
+Fate = tuple[int, ...] | bool  # of a write: it is there, it is not, or these sectors are
+State = dict[int, Fate]  # by the write's number
+
+
+def states(changes: Sequence[Change], rng: random.Random, samples: int) -> Iterator[State]:
+    """Which of the writes are there."""
+    everything = range(len(changes))
+    if len(changes) <= EXHAUSTIVE:
+        for kept in itertools.product((False, True), repeat=len(changes)):
+            yield dict(enumerate(kept))
+    else:
+        for there in (False, True):
+            yield dict.fromkeys(everything, there)
+            for one in everything:
+                yield {n: there != (n == one) for n in everything}
+        for length in everything:
+            yield {n: n < length for n in everything}
+        for _ in range(samples):
+            yield {n: rng.random() < 0.5 for n in everything}
+    for _ in range(samples if changes else 0):
+        yield {n: _torn(change, rng) for n, change in enumerate(changes)}
+
+
+def _torn(change: Change, rng: random.Random) -> Fate:
+    if not change.data or rng.random() < 0.3:
+        return rng.random() < 0.5
+    return tuple(n for n in range(-(-len(change.data) // SECTOR)) if rng.random() < 0.5)
+
+
+class Snapshot:
+    """The disks at a cut."""
+
+    def __init__(self, medium: Medium) -> None:
+        self._files = [
+            (file, dict(file.blocks), list(file.volatile), file.size, file.exists)
+            for file in medium.files.values()
+        ]
+        self.changes = [
+            (file, change) for file, _, volatile, _, _ in self._files for change in volatile
+        ]
+
+    def become(self, state: Mapping[int, Fate]) -> bytes:
+        """Make the medium what it would be after this loss. Returns a digest of it."""
+        digest = xxhash.xxh3_128()
+        for file, blocks, _, size, exists in self._files:
+            file.blocks, file.volatile, file.size, file.exists = dict(blocks), [], size, exists
+        for number, (file, change) in enumerate(self.changes):
+            fate = state[number]
+            if fate is True:
+                file.apply(change)
+            elif fate:
+                file.apply(change, fate)
+        for file in dict.fromkeys(file for file, _ in self.changes):
+            _digest_of(file, digest)
+        return digest.digest()
+
+
+def _digest_of(file: File, digest: xxhash.xxh3_128) -> None:
+    digest.update(f"{file.path.name} {file.size}".encode())
+    for number in sorted(file.touched):
+        digest.update(file.block(number))
+
+
+class CrashWorld(World):
+    """A world whose first power loss is looked at from all sides.
+
+    Attributes:
+        audited: different states of the disks.
+        was_cut: the power did fail before the store was closed.
+    """
+
+    def __init__(self, plan: Plan, ground: Ground, *, samples: int) -> None:
+        super().__init__(plan, ground)
+        self.audited = 0
+        self.was_cut = False
+        self._samples = samples
+
+    def _cut_at_the_latest(self) -> None:
+        """Not here: what the closing of the store writes is cut as well."""
+
+    def _lose_power(self, cut: Cut | None, salt: object) -> None:
+        if cut is None or cut.opening or not self.medium.dark:
+            super()._lose_power(cut, salt)
+            return
+        self.was_cut = True
+        snapshot = Snapshot(self.medium)
+        seen: set[bytes] = set()
+        rng = self.rng("states", salt)
+        last: State = {}
+        for state in states([change for _, change in snapshot.changes], rng, self._samples):
+            digest = snapshot.become(state)
+            if digest not in seen:
+                seen.add(digest)
+                self._audit_state()
+                last = state
+        self.audited += len(seen)
+        snapshot.become(last)
+        self.medium.settle()
+
+    def _audit_state(self) -> None:
+        self.medium.settle()
+        self._below.asleep = True
+        try:
+            # With SQLite's own recovery, which writes; the next state is written anew.
+            books = Books.read(str(self.ground.catalog), mode="rw")
+        finally:
+            self._below.asleep = False
+        audit(self.site, books, self.history, decided=False)
+
+
+class CrashFailed(AssertionError):
+    """A state of the disks is wrong."""
+
+
+def run_crashes(
+    names: Sequence[str], grounds: Grounds, *, samples: int, step: int = 1
+) -> Counter[str]:
+    """Go through the crash states of some workloads; returns how many different ones each had.
+
+    Raises:
+        CrashFailed: one is wrong.
+    """
+    done: Counter[str] = Counter()
+    for name in names:
+        for place in ("engine", "catalog"):
+            for after in range(1, BOUND, step):
+                cut = Cut(900, place, after, "all", opening=False)
+                # The second loss strikes while the store opens after the first, each time a little later.
+                again = Cut(901, place, 1 + after * 7 % 60, "torn", opening=True)
+                second = Episode(902, (), False, False, False, again)
+                first = with_cut(WORKLOADS[name], cut)
+                plan = Plan(first.seed, first.site, (*first.episodes, second))
+                world = CrashWorld(plan, grounds.of(plan.site), samples=samples)
+                try:
+                    world.run()
+                except Exception as error:
+                    raise CrashFailed(
+                        f"{name}, cut after {after} of the {place}: {error!r}"
+                    ) from error
+                done[name] += world.audited
+                if not world.was_cut:
+                    break  # the workload ends before that
+    return done
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim.crashes", description="Crash states."
+    )
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help="of the states of a cut with many writes"
+    )
+    parser.add_argument("--core", default="0/1", help="the share of one of several processes: I/N")
+    options = parser.parse_args(arguments)
+    logging.disable()
+    share, shares = map(int, options.core.split("/"))
+    began = time.process_time()
+    with Grounds() as grounds:
+        try:
+            done = run_crashes(list(WORKLOADS)[share::shares], grounds, samples=options.samples)
+        except CrashFailed as error:
+            print(error, file=sys.stderr)
+            return 1
+    seconds = round(time.process_time() - began, 1)
+    print(
+        json.dumps(
+            {"states": done.total(), **done, "samples": options.samples, "cpu_seconds": seconds}
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
