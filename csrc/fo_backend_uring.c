@@ -76,6 +76,10 @@ static int check_opcodes(uring *u, char reason[160]) {
     bool good = probe != NULL && io_uring_opcode_supported(probe, IORING_OP_WRITE) &&
                 io_uring_opcode_supported(probe, IORING_OP_READ);
     io_uring_free_probe(probe);
+    if (probe == NULL) {
+        (void)snprintf(reason, 160, "io_uring was not asked what it can do: no memory, or a kernel before Linux 5.6");
+        return -EOPNOTSUPP;
+    }
     if (!good) {
         (void)snprintf(reason, 160, "this kernel's io_uring has no plain READ and WRITE (before Linux 5.6)");
         return -EOPNOTSUPP;
@@ -118,6 +122,7 @@ static int uring_start(fo_engine *e, char reason[160]) {
     uring *u = calloc(1, sizeof *u);
     int rc;
     if (u == NULL) {
+        (void)snprintf(reason, 160, "no memory for the ring");
         return -ENOMEM;
     }
     fo_fork_hold(); /* a child that kept the ring would keep the files that are registered with it, and their locks */

@@ -227,8 +227,11 @@ class Catalog(CatalogReader):
             return self._commit(pack(group))
 
     def _commit(self, intake: Intake) -> list[int]:
-        at = self._clock()
+        at, first = self._clock(), self._counters.csn + 1
         row = intake.parameters(self._counters, at)
+        # Made before: once the statement has succeeded nothing may fail any more, not even for want of memory.
+        after = self._counters.after(intake)
+        numbers = list(range(first, first + len(intake.attempts)))
         try:
             # One statement is one transaction: it begins, writes and commits without a return to Python. `executemany`
             # because `execute` gives the GIL away once more, for the number of the last row.
@@ -240,10 +243,8 @@ class Catalog(CatalogReader):
             raise CommitDoubt(f"{self.path}: {error}") from error
         except MemoryError as error:  # SQLite's own, perhaps in the middle of COMMIT
             raise CommitDoubt(f"{self.path}: out of memory") from error
-        first = self._counters.csn + 1
-        self._counters = self._counters.after(intake)
-        self.last_commit_at = at
-        return list(range(first, first + len(intake.attempts)))
+        self._counters, self.last_commit_at = after, at
+        return numbers
 
     def _with_room(self, write: Callable[[], T]) -> T:
         """Write; if the file system is full, once more in the space of the ballast.
