@@ -1,6 +1,11 @@
 """``python -m fanout`` is the ``fanout`` command."""
 
-from fanout.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from fanout.cli import main
+
+        main()
+    except KeyboardInterrupt:  # while the command was still being imported: nothing was begun
+        sys.exit(130)
