@@ -279,20 +279,26 @@ def _fio_knows(option: str) -> bool:
 
 @contextlib.contextmanager
 def reserved_huge_pages(wanted: int = HUGE_PAGES_WANTED) -> Iterator[int]:
-    """Reserve huge pages while the block runs, when allowed to. Yields how many are free."""
-    before: int | None = None
-    try:
-        before = int(HUGE_PAGES.read_text(encoding="ascii"))
+    """Reserve huge pages while the block runs, when allowed to. Yields how many are free.
+
+    What is given back is what was added, so that two benchmarks at once leave nothing behind, in whichever order they end.
+    """
+    added = 0
+    with contextlib.suppress(OSError):  # not root, or no such setting: transparent huge pages then
         if int(_meminfo("HugePages_Free")) < wanted:
+            before = _huge_pages()
             HUGE_PAGES.write_text(f"{before + wanted}\n", encoding="ascii")
-    except OSError:
-        before = None  # not root, or no such setting: transparent huge pages then
+            added = _huge_pages() - before  # fewer when memory is in pieces
     try:
         yield int(_meminfo("HugePages_Free"))
     finally:
-        if before is not None:
+        if added > 0:
             with contextlib.suppress(OSError):
-                HUGE_PAGES.write_text(f"{before}\n", encoding="ascii")
+                HUGE_PAGES.write_text(f"{max(0, _huge_pages() - added)}\n", encoding="ascii")
+
+
+def _huge_pages() -> int:
+    return int(HUGE_PAGES.read_text(encoding="ascii"))
 
 
 # ---- Python threads -----------------------------------------------------------------------------------------------------

@@ -227,6 +227,24 @@ def test_huge_pages_are_given_back() -> None:
     assert HUGE_PAGES.read_text(encoding="ascii") == before
 
 
+def test_two_benchmarks_at_once_give_back_all_their_huge_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second took what the first had added for what had always been there, and left it behind."""
+    pages = tmp_path / "nr_hugepages"
+    pages.write_text("10\n", encoding="ascii")
+    monkeypatch.setattr("fanout.bench.contenders.HUGE_PAGES", pages)
+    monkeypatch.setattr("fanout.bench.contenders._meminfo", lambda _: "0")
+    first, second = reserved_huge_pages(4), reserved_huge_pages(8)
+    first.__enter__()
+    second.__enter__()
+    assert pages.read_text(encoding="ascii") == "22\n"
+    first.__exit__(None, None, None)
+    assert pages.read_text(encoding="ascii") == "18\n"
+    second.__exit__(None, None, None)
+    assert pages.read_text(encoding="ascii") == "10\n"
+
+
 def test_quick_json(tmp_path: Path) -> None:
     """The shape that scripts read; saved file and standard output are the same."""
     saved = tmp_path / "results" / "quick.json"
