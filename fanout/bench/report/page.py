@@ -168,7 +168,8 @@ def _about(record: Record, targets: Record) -> str:
     over = {"memory": " in memory", "disk": " on disk", None: ""}[targets["over"]]
     counts = {point["targets"] for point in record.get("points", ())} or {targets["count"]}
     count = "–".join(str(number) for number in sorted({min(counts), max(counts)}))
-    words = f"{count} {kind}{over}, {record['rounds']} rounds"
+    rounds = record["rounds"]
+    words = f"{count} {kind}{over}, {rounds} {'round' if rounds == 1 else 'rounds'}"
     engine = record.get("engine")
     if engine:
         pages = ("small pages", "transparent huge pages", "reserved huge pages")[

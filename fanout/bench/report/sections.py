@@ -38,6 +38,9 @@ _SWEPT = {
 }
 
 
+MOST_WIDE_LABELS = 7
+
+
 @dataclass(frozen=True, slots=True)
 class Chart:
     """A drawing with what is written above and below it."""
@@ -94,6 +97,11 @@ def _value(name: str, value: int) -> str:
     return _size(value) if name.endswith("_bytes") else str(value)
 
 
+def _narrow(text: str) -> str:
+    number, _, unit = text.partition(" ")
+    return number + unit.removesuffix("iB").removesuffix("B")
+
+
 def _size(value: int) -> str:
     number, _, unit = format_size(value).partition(" ")
     return f"{float(number):g} {unit}"
@@ -104,7 +112,10 @@ def _swept(x: str, points: list[Record], at: str) -> Iterator[Chart]:
     if x == "targets":
         axis = Axis.linear(values, _SWEPT[x])
     else:
-        axis = Axis.even({value: _value(x, value) for value in values}, _SWEPT[x])
+        labels = {value: _value(x, value) for value in values}
+        if len(labels) > MOST_WIDE_LABELS:
+            labels = {value: _narrow(text) for value, text in labels.items()}
+        axis = Axis.even(labels, _SWEPT[x])
     yield Chart(
         f"Throughput{at}",
         charts.lines(
