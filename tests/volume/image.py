@@ -101,6 +101,7 @@ class ImageEngine:
         timeout: float = 0.0,
         on_slow: str = "wait",
     ) -> ImageTarget:
+        assert on_slow == "wait", "an image has no peers"
         name = os.fspath(path)
         if create:
             assert name not in self.disks
