@@ -19,7 +19,7 @@ from .conftest import SLOT, SLOTS, runs
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 INTERRUPTS = 1000
 
@@ -53,27 +53,31 @@ class Interrupted(Exception):
 
 
 @pytest.fixture
-def soon() -> Iterator[None]:
-    """An exception in 0.1 s."""
+def soon() -> Iterator[Callable[[], None]]:
+    """Call it: an exception 0.1 s later."""
 
     def interrupt(*_: object) -> None:
         raise Interrupted
 
     previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    yield
+
+    def arm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    yield arm
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
 
 
 def test_an_open_that_was_interrupted_leaves_no_lock(
-    engine: Engine, tmp_path: Path, soon: None
+    engine: Engine, tmp_path: Path, soon: Callable[[], None]
 ) -> None:
     """Breaks if what was opened meanwhile stays open and locked, with nobody who could close it."""
     path = tmp_path / "t"
     first = engine.open(path, create=True, lock=True)
-    later = threading.Timer(0.25, first.close)
+    later = threading.Timer(0.5, first.close)
     later.start()
+    soon()
     with pytest.raises(Interrupted):  # told when the lock is there: opening waits in one piece
         engine.open(path, lock=True, lock_wait=5.0)
     later.join()
@@ -82,10 +86,11 @@ def test_an_open_that_was_interrupted_leaves_no_lock(
 
 
 def test_a_wait_for_events_is_interrupted_and_the_engine_goes_on(
-    engine: Engine, tmp_path: Path, soon: None
+    engine: Engine, tmp_path: Path, soon: Callable[[], None]
 ) -> None:
     """Breaks if a wait for events cannot be interrupted, or leaves a caller inside."""
     target = engine.open(tmp_path / "t", create=True)
+    soon()
     with pytest.raises(Interrupted):
         engine.events(timeout=60.0)
     with engine.stream([target]) as stream:
@@ -95,13 +100,14 @@ def test_a_wait_for_events_is_interrupted_and_the_engine_goes_on(
 
 
 def test_a_wait_on_a_hung_target_ends_and_is_taken_up_again(
-    faulty: Engine, tmp_path: Path, soon: None
+    faulty: Engine, tmp_path: Path, soon: Callable[[], None]
 ) -> None:
     """Breaks if KeyboardInterrupt waits for the hard deadline, or if what was accepted before it is lost."""
     target = faulty.open(tmp_path / "t", create=True, hard_deadline=1e9)
     faulty.set_faults([Fault.never(kind=Phase.WRITE, count=None)])
     with faulty.stream([target], timeout=None) as stream:
         stream.place([0])
+        soon()
         with pytest.raises(Interrupted):
             stream.write(b"x" * (2 * SLOTS * SLOT))
         accepted = stream.position
