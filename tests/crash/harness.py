@@ -1,10 +1,12 @@
 """A small store on a fault file system, processes that work on it, and their deaths.
 
-with Harness.made() as harness:
-harness.begin_at("some")                          the state of a template
-child = harness.start("mixed", seed=1)            then kill it, somehow
-harness.power_loss(rng)                           what no flush covered is gone
-harness.judge()                                   the oracle, in a fresh process
+For example:
+
+    with Harness.made(backend="io_uring") as harness:
+        harness.begin_at("some")                          the state of a template
+        child = harness.start("mixed", seed=1)            then kill it, somehow
+        harness.power_loss(rng)                           what no flush covered is gone
+        harness.judge("what happened")                    the oracle, in a fresh process
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from tests.crash.journal import Journal
 from tests.crash.nursery import Nursery
-from tests.crash.site import CrashSite
+from tests.crash.site import SPACE, CrashSite
 from tests.crash.stepping import Stepper
 from tests.faults.faultfs import FaultFS
 from tests.faults.needs import require
+from tests.faults.powerloss import MODES
 from tests.faults.rules import Rule
 
 if TYPE_CHECKING:
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 
     from tests.crash.nursery import Child
     from tests.crash.site import Saved
-
-LOSSES = ("all", "subset", "torn")
 
 # Everything that a ring or an engine thread writes to: disk volumes and sequential ones, and not the catalog.
 VOLUMES = "/*[vo]?[lt]"
@@ -65,6 +66,7 @@ class Harness:
         fs: under everything: configuration, catalog and volumes.
         site: the store.
         nursery: of all processes.
+        kept: a directory outside of the store.
         journal: of the present case.
         templates: states to begin at, with their journals.
         children: of the present case.
@@ -114,10 +116,9 @@ class Harness:
 
     def failing(self, pool: str, *, errno: int = 5) -> Rule:
         """Writes to the space of a pool's volume fail; those to its superblocks and its directory do not."""
-        space = (4096 << 1) + 2 * (256 << 10)
         name = self.site.volume(pool).relative_to(self.site.base)
         end = self.site.size - 4096
-        return Rule(op="write", path=f"/{name}", start=space, end=end, count=None, errno=errno)
+        return Rule(op="write", path=f"/{name}", start=SPACE, end=end, count=None, errno=errno)
 
     # ---- states ------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class Harness:
 
     def power_loss(self, rng: random.Random) -> str:
         """The power fails, and comes back; nothing is broken any more, and every process is dead. Returns how, in words."""
-        seed, mode = rng.getrandbits(32), rng.choice(LOSSES)
+        seed, mode = rng.getrandbits(32), rng.choice(MODES)
         self.bury()
         loss = self.fs.crash(seed=seed, mode=mode)
         return f"power loss {mode!r}, seed {seed}: {loss}"

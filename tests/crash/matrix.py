@@ -103,7 +103,7 @@ class Case:
 
 EVERYWHERE = ("first", "middle", "last")
 BOTH = ("once", "ever")
-FLUSH = {"P": "NX", "CY": "RX", "CN": "F", "AD": "RX"}
+LET_GO = {"P": "NX", "CY": "RX", "CN": "F", "AD": "RX"}
 MISSING = {"P": "NX", "CY": "X", "CN": "F", "AD": "X"}
 ABSENT_NOTE = (
     "Nothing was written when the pool is found missing, so there is nothing to undo and nothing to ask for again: X instead of RX. A "
@@ -180,19 +180,20 @@ ROWS = (
         "transient errors, once",
         dict.fromkeys(ROLES, "OK"),
         {"op": "write"},
-        errnos=("EAGAIN", "EINTR", "EBUSY"),
+        errnos=("EAGAIN", "EBUSY"),
         times=("once",),
         places=EVERYWHERE,
     ),
+    Row("W6-intr", "write", "interrupted, once", dict.fromkeys(ROLES, "OK"), {"op": "write"}, errnos=("EINTR",), times=("once",), places=EVERYWHERE, devices=("file",)),
     Row(
         "W6",
         "write",
         "transient errors, for ever",
-        {"P": "B", "CY": "RX", "CN": "F", "AD": "RX"},
+        LET_GO,
         {"op": "write"},
         errnos=("EAGAIN", "EBUSY"),
         hangs=True,
-        note="Tried again until the hard deadline; reported as timed out.",
+        note="Tried again until the hard deadline. A primary that timed out is missing for the resend: NX. If its last try came back with the error before that, it is not: B.",
     ),
     Row(
         "W6-host",
@@ -215,7 +216,7 @@ ROWS = (
         "W8",
         "write",
         "past the deadline, and then done after all",
-        {"P": "NX", "CY": "RX", "CN": "F", "AD": "RX"},
+        LET_GO,
         {"op": "write", "delay": 2.5 * DEADLINE_SECONDS},
         times=("once",),
         hangs=True,
@@ -225,7 +226,7 @@ ROWS = (
         "W9",
         "write",
         "never done; the process is killed, and the next one starts",
-        {"P": "NX", "CY": "RX", "CN": "F", "AD": "RX"},
+        LET_GO,
         {"op": "write", "delay": float("inf")},
         hangs=True,
     ),
@@ -243,13 +244,13 @@ ROWS = (
     Row("W12-flip", "write", "one bit is flipped on its way", dict.fromkeys(ROLES, "D"), {"op": "write", "flip": 5000}, times=("once",), places=EVERYWHERE),
     Row("W12-lost", "write", "a write is swallowed", dict.fromkeys(ROLES, "D"), {"op": "write", "noop": True}, times=("once",), places=EVERYWHERE),
     Row("W12-misdirected", "write", "a write lands elsewhere", dict.fromkeys(ROLES, "D"), {"op": "write", "shift": 8192}, times=("once",), places=EVERYWHERE),
-    Row("S1", "write", "a flush fails, the next one says it is fine", FLUSH, {"op": "fsync"}, errnos=("EIO",), times=BOTH, note="A failed flush is final: the volume is out until the next session, so for the resend the primary is missing: NX."),
-    Row("S2", "write", "no space at the flush", FLUSH, {"op": "fsync"}, errnos=("ENOSPC", "EDQUOT"), times=BOTH, devices=("file",), note="As S1."),
+    Row("S1", "write", "a flush fails, the next one says it is fine", LET_GO, {"op": "fsync"}, errnos=("EIO",), times=BOTH, note="A failed flush is final: the volume is out until the next session, so for the resend the primary is missing: NX."),
+    Row("S2", "write", "no space at the flush", LET_GO, {"op": "fsync"}, errnos=("ENOSPC", "EDQUOT"), times=BOTH, devices=("file",), note="As S1."),
     Row(
         "S2-hang",
         "write",
         "a flush hangs",
-        FLUSH,
+        LET_GO,
         {"op": "fsync", "delay": 2.5 * DEADLINE_SECONDS},
         times=("once",),
         hangs=True,

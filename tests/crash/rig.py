@@ -22,7 +22,7 @@ import xxhash
 from tests.crash.harness import Harness
 from tests.crash.matrix import DEADLINE_SECONDS, POOL_OF
 from tests.crash.nursery import Nursery
-from tests.crash.site import SECONDARIES, CrashSite
+from tests.crash.site import SECONDARIES, SPACE, CrashSite
 from tests.faults import devices
 from tests.faults.faultfs import FaultFS
 from tests.faults.needs import require
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tests.crash.matrix import Case
 
 SIZE = 2 << 20
-SPACE = 4096 + 2 * (256 << 10)  # where it begins on a volume of that size
 
 
 @dataclass(slots=True)
@@ -47,6 +46,7 @@ class Rig:
         pool: the one that fails; "" for the catalog.
         path: of its volume.
         name: of the file under it, as rules know it.
+        zram, loop: the device, if it is one.
         writes: how many writes to its space a transaction makes, by backend.
     """
 
@@ -57,7 +57,6 @@ class Rig:
     name: str
     zram: devices.Zram | None = None
     loop: devices.LoopDevice | None = None
-    medium: bytes = b""
     writes: dict[str, int] = field(default_factory=dict)
 
     @classmethod

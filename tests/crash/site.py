@@ -31,6 +31,9 @@ LARGE = 200 * KIB  # objects above it go to the sequential pool
 NODES = ("N1", "N2")
 _PAGE = 64 << 10
 
+SPACE = 4096 + 2 * (
+    256 << 10
+)  # where it begins on a volume that small: behind superblock A and the directory
 ROOMY = 8 * MIB  # for all that fits into the primaries
 
 # Name: size, and what is not zero by offset.

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.crash.harness import LOSSES, Harness
+from tests.crash.harness import Harness
 from tests.crash.nursery import Nursery
 from tests.crash.site import ROOMY, CrashSite
 from tests.faults import kernel
 from tests.faults.devices import ext4, fault_disk, scratch
 from tests.faults.needs import require
+from tests.faults.powerloss import MODES
 
 if TYPE_CHECKING:
     import random
@@ -65,7 +66,7 @@ class Machine:
 
     def power_cut(self, rng: random.Random) -> str:
         """Of file system and disk, and on again. Returns how, in words."""
-        seed, mode = rng.getrandbits(32), rng.choice(LOSSES)
+        seed, mode = rng.getrandbits(32), rng.choice(MODES)
         self.mounted.power_cut()
         self.harness.bury()
         self._unmount()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.crash.harness import Workload
 
-SOME = 3  # steps of each kind, by default
+SOME = 2  # steps of each kind, by default
 FULL = os.environ.get("FANOUT_CRASH_FULL") == "1"
 FULL_EVERY = 1 if FULL else 8  # steps are judged with rebuilding and repairs
 STRIDES = {"io_uring": 1, "threads": 1 if FULL else 3}
