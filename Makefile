@@ -59,8 +59,9 @@ test-python: build driver
 	@scripts/setup.sh faults
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
 
-test-faults: build ## the crash tests' long share: every kill point, 500 random kills, a quarter of the fault matrix
+test-faults: build ## what fails on purpose: simulation, loops, crash states, planted bugs; kills and the matrix on real devices
 	@scripts/setup.sh faults
+	$(BIN)/python -m tests.sim.suite faults
 	$(MAKE) --jobs=2 --output-sync=target faults-kills faults-devices
 
 faults-kills: # beside faults-devices: both wait for devices most of the time
@@ -69,8 +70,9 @@ faults-kills: # beside faults-devices: both wait for devices most of the time
 faults-devices:
 	$(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py
 
-nightly: build ## the same with everything: KILLS=100000 random kills, all of the matrix, the full oracle at every kill point
+nightly: build ## the same with the large numbers: hours. KILLS=100000 random kills, all of the matrix, the full oracle at every kill point
 	@scripts/setup.sh faults
+	$(BIN)/python -m tests.sim.suite nightly
 	FANOUT_CRASH_KILLS=$(KILLS) FANOUT_CRASH_FULL=1 FANOUT_MATRIX=all $(LONG) tests/crash
 
 coverage: build ## branches of the policy modules (must be all), lines and branches of the C core

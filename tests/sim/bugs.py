@@ -1,0 +1,274 @@
+"""Planted bugs: mistakes that somebody could make, each a patch on a copy of the package, each to be found by the simulation.
+
+::
+
+    python -m tests.sim.bugs [--limit SEEDS] [--core I/N] [NAME …]
+
+Prints how many seeds each one took. The product has no switch for any of them: the patch is applied to a copy in a temporary
+directory, where a C source is compiled again, and the seeds run there in a process of their own. A patch that no longer fits is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 10_000
+CHUNK = 100  # seeds of one process
+PATIENCE = 600  # seconds; they take ten on an idle machine
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A mistake.
+
+    Attributes:
+        name: what is wrong.
+        edits: file, what stands there, what stands there instead.
+    """
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+def _bug(name: str, *edits: str) -> Bug:
+    return Bug(name, tuple(zip(edits[::3], edits[1::3], edits[2::3], strict=True)))
+
+
+BUGS = (
+    # ---- order: write, drain, flush, commit, acknowledge
+    _bug(
+        "no flush before the commit", "csrc/fo_flow.c",
+        "if (l->completed == l->synced) {", "l->synced = l->completed;\n        if (l->completed == l->synced) {",
+    ),
+    _bug(
+        "a flush vouches for writes that ended after it began", "csrc/fo_flow.c",
+        "l->synced = l->mark > l->synced ? l->mark : l->synced;", "l->synced = l->completed;",
+        "csrc/fo_flow.c", "l->flush_ticket = t->flush_issued + 1;", "l->flush_ticket = t->flush_issued + (m->ops[fo_op_flush(m, l->target)].state == FO_OP_IDLE);",
+    ),
+    _bug(
+        "commit without waiting for the flushes", "fanout/transaction.py",
+        "stretch.settle(shared.timeout)", "stretch.pools",
+        "fanout/ledger.py", "check_proofs(aggregate)", "aggregate.proofs",
+    ),
+    _bug(
+        "the catalog does not sync", "fanout/catalog/door.py",
+        'db.execute("PRAGMA synchronous = FULL")\n        db.execute("PRAGMA foreign_keys = ON")\n        db.execute("PRAGMA rec',
+        'db.execute("PRAGMA synchronous = OFF")\n        db.execute("PRAGMA foreign_keys = ON")\n        db.execute("PRAGMA rec',
+    ),
+    _bug(
+        "a commit in doubt is acknowledged", "fanout/committer.py",
+        "            return self._settle_doubt(group, doubt)",
+        "            last = self._catalog.last_csn()\n            return self._finish(group, {_key(t): last + n + 1 for n, t in enumerate(group)}, doubt)",
+    ),
+    _bug(
+        "a superblock is not flushed", "fanout/volume.py",
+        "            self.engine.flush(self.target)\n        self.superblock, self._copy", "            pass\n        self.superblock, self._copy",
+    ),
+    _bug("repairs are committed before they are durable", "fanout/copying.py",
+         "for outcome in stream.sync().values():", "for outcome in ():",
+         "fanout/copying.py", "if not leg.accepted == leg.synced:", "if False:"),
+    # ---- results of operations
+    _bug(
+        "a short write passes for a whole one", "csrc/fo_step.c",
+        "    } else if (result > 0) {\n        resume(m, op, (uint64_t)result);", "    } else if (result > 0) {\n        fo_op_succeed(m, op);",
+    ),
+    _bug("a write of nothing passes for a whole one", "csrc/fo_step.c",
+         "fo_op_fail(m, op, FO_OUTCOME_ERROR, EIO); /* zero bytes", "fo_op_succeed(m, op); /* zero bytes"),
+    _bug(
+        "after a failed flush the target is written on", "csrc/fo_lane.c",
+        "        t->state = FO_TARGET_FAILED;\n", "        t->state = FO_TARGET_ACTIVE;\n",
+    ),
+    _bug("a failed flush is tried again", "csrc/fo_step.c",
+         "} else if (transient((int)-c->result) && o->slot != FO_NIL && !o->helper) {",
+         "} else if (o->kind == FO_OP_FLUSH ? o->attempts < 3 : transient((int)-c->result) && o->slot != FO_NIL && !o->helper) {"),
+    _bug("an error of one target is put down to another", "fanout/blame.py",
+         "    failure = Failure(pool, reason, outcome.errno, outcome.cls)\n    return failure, TargetError(target.path, outcome)",
+         "    import dataclasses\n    failure = Failure(pool, reason, outcome.errno, outcome.cls)\n"
+         "    return failure, TargetError(target.path, dataclasses.replace(outcome, errno=outcome.errno and 5))"),
+    # ---- slots and regions
+    _bug("a slot is used again while a hung target still reads it", "csrc/fo_slot.c",
+         "    set_state(m, slot, FO_SLOT_QUARANTINED);\n", "    push_free(m, slot);\n"),
+    _bug("a region is free while its writes are in flight", "fanout/aggregate.py",
+         "drained = everyone if self.settled else self.stream.drained(timeout=timeout)", "drained = everyone",
+         "fanout/aggregate.py", "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = {self.pools[t] for t in drained}"),
+    _bug("regions of a hung target are given back", "fanout/aggregate.py",
+         "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = set(self.pools.values())"),
+    _bug("live regions are forgotten at opening", "fanout/volume.py",
+         "allocator.adopt(offset, fmt.round_up(length, block.granule))", "pass"),
+    _bug("a committed span keeps one granule too little", "fanout/pools.py",
+         "entry.volume.allocator.commit(entry.offset, written.used)", "entry.volume.allocator.commit(entry.offset, max(4096, written.used - 8192))"),
+    # ---- the unknown commit
+    _bug("no fence after an unknown commit", "fanout/committer.py",
+         "csns = self._catalog.fence(keys)", "csns = dict.fromkeys(keys)"),
+    _bug("the fence takes no key", "fanout/catalog/door.py",
+         "FROM json_each(?) WHERE true ON CONFLICT DO NOTHING", "FROM json_each(?) WHERE false ON CONFLICT DO NOTHING",
+         "fanout/catalog/door.py", "{(bytes.fromhex(tx), attempt): csn for tx, attempt, csn in rows}",
+         "{**dict.fromkeys(keys), **{(bytes.fromhex(tx), attempt): None for tx, attempt, csn in rows}}"),
+    _bug("when the fence fails too the store goes on", "fanout/committer.py",
+         "            for ticket in group:\n                ticket.error = self._unknown(ticket, doubt)\n                ticket.done.set()\n            return\n",
+         "            self._refusal = None\n            csns = dict.fromkeys(keys)\n"),
+    _bug("no memory for the fence ends the committer", "fanout/committer.py",
+         "except Exception as error:  # whatever it was: this thread must live, and its callers wait", "except CatalogError as error:",
+         "fanout/catalog/reader.py", "    except MemoryError as error:  # SQLite's own has no class of its own\n        raise CatalogError(path, \"out of memory\") from error\n", ""),
+    _bug("a transaction that is sent again is stored again", "fanout/catalog/schema.sql",
+         "CREATE UNIQUE INDEX attempt_committed_once ON attempt (tx) WHERE state = 'committed';", ""),
+    # ---- gaps and rules
+    _bug("a gap is not written down", "fanout/policy.py",
+         "missing = [s.pool for s in required(lists.destination, kind) if s.pool not in holders]",
+         "missing = [s.pool for s in required(lists.destination, kind) if s.pool not in holders][1:]"),
+    _bug("gap rows come in a second transaction", "fanout/catalog/door.py",
+         "        row = intake.parameters(self._counters, at)\n",
+         "        gaps, intake.gaps = intake.gaps, []\n        row = intake.parameters(self._counters, at)\n",
+         "fanout/catalog/door.py", "        self._counters, self.last_commit_at = after, at\n",
+         "        self._counters, self.last_commit_at = after, at\n"
+         "        if gaps:\n            self._writes.execute(_INSERT_GROUP, Intake(gaps=gaps).parameters(self._counters, at))\n"),
+    _bug("a repair closes its gap without a copy", "fanout/reconcile.py",
+         "        if new:\n            places", "        lacking = set() if len(before) % 2 else lacking\n        if new and not len(written) % 2:\n            places"),
+    _bug("copy_continue is ignored", "fanout/policy.py",
+         "    if lists.destination.copy_continue:\n        return False\n", "    return False\n"),
+    _bug("a shortage of the host removes a pool", "fanout/policy.py",
+         "blamed = [f for f in failures if f.cls is not FaultClass.HOST]", "blamed = list(failures)"),
+    _bug("only the first of several failing pools is removed", "fanout/policy.py",
+         "guilty = [f for f in blamed if f.pool in secondaries]", "guilty = [f for f in blamed if f.pool in secondaries][:1]"),
+    _bug("archives go to active-data pools", "fanout/policy.py",
+         "if kind is ObjectKind.BACKUP:", "if kind:"),
+    _bug("max_size is ignored", "fanout/policy.py",
+         "fits = primary.max_size is None or size <= primary.max_size", "fits = True"),
+    _bug("a removal outlives its session", "fanout/session.py",
+         "            lists=Lists(destination),", "            lists=_LISTS.setdefault(destination, Lists(destination)),",
+         "fanout/session.py", "        self._closed = True\n", "        self._closed = True\n        _LISTS[self.destination] = self._shared.lists\n",
+         "fanout/session.py", "ID_BYTES = 16\n", "ID_BYTES = 16\n_LISTS: dict = {}\n"),
+    # ---- evidence on the volumes
+    _bug("the scribe drops the last record of a batch", "fanout/scribe.py",
+         "            by_volume.setdefault(entry.volume, []).append(entry.record)", "            if entry is entries[0] or entry is not entries[-1]:\n                by_volume.setdefault(entry.volume, []).append(entry.record)"),
+    _bug("opening does not append what a crash lost", "fanout/scribe.py",
+         "missing = [a for a, csn in held.items() if known.get(a, 0) < csn]", "missing = []"),
+    _bug("a checkpoint forgets what was there", "fanout/directory.py",
+         "        after = dict(self._records)\n        for record in records:", "        after = {}\n        for record in records:"),
+    _bug("the close does not flush the directories", "fanout/scribe.py",
+         "            if last:\n                self._flush()", "            if last:\n                pass"),
+    _bug("a later span says that its data begins at 0", "fanout/aggregate.py",
+         "WrittenSpan(number, span, used, self._start, data_length)", "WrittenSpan(number, span, used, 0, data_length)"),
+    _bug("footers carry the sums of nothing", "fanout/aggregate.py",
+         "            sums = self._stream.sums()\n", "            sums = bytes(len(self._stream.sums()))\n"),
+)  # fmt: skip
+
+
+# ---- finding them --------------------------------------------------------------------------------------
+
+
+class DoesNotFit(AssertionError):
+    """The text that a patch replaces is not there once."""
+
+
+def plant(bug: Bug, where: Path) -> None:
+    """Put a copy of the package with the bug into a directory."""
+    for name in ("fanout", "csrc"):
+        shutil.copytree(
+            ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__", "build*")
+        )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, where / name)
+    (where / "tests").symlink_to(ROOT / "tests")
+    for file, old, new in bug.edits:
+        path = where / file
+        text = path.read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            raise DoesNotFit(f"{bug.name}: {file} has {text.count(old)} places like {old!r}")
+        path.write_text(text.replace(old, new), encoding="utf-8")
+    if any(file.startswith("csrc/") for file, _, _ in bug.edits):
+        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+        subprocess.run(build, cwd=where, check=True, capture_output=True)
+
+
+def hunt(bug: Bug, *, limit: int = LIMIT) -> tuple[int, str] | None:
+    """How many seeds it takes to find a bug, and what is found; None: it was not found."""
+    with tempfile.TemporaryDirectory(prefix="fanout-bug-") as name:
+        where = Path(name)
+        plant(bug, where)
+        for first in range(0, limit, CHUNK):
+            found = _run(where, first)
+            if found is not None:
+                return found
+    return None
+
+
+def _run(where: Path, first: int) -> tuple[int, str] | None:
+    """Some seeds in a process of their own: an assertion of the core ends it, and some bugs never come to an end."""
+    seeds = f"{first}:{first + CHUNK}"
+    command = [sys.executable, "-m", "tests.sim.run", "--first-finding", "--seeds", seeds]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
+    with (where / "out").open("w+") as out, (where / "err").open("w+") as err:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=where,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                timeout=PATIENCE,
+                check=False,
+            )
+            if not done.returncode:
+                return None
+            err.seek(0)
+            words = [line.strip() for line in err if line.strip()] or ["?"]
+            what = words[-1].replace("tests.sim.oracle.", "")
+            what = (
+                f"{what[:100]}"
+                if done.returncode > 0
+                else f"ended by signal {-done.returncode}: {words[0][:80]}"
+            )
+        except subprocess.TimeoutExpired:
+            what = f"no end after {PATIENCE} s"
+        out.seek(0)
+        begun = [int(line) for line in out if line.strip().isdigit()]
+        return begun[-1] + 1 if begun else first, what
+
+
+def table(bugs: Sequence[Bug], *, limit: int) -> Iterator[tuple[Bug, tuple[int, str] | None]]:
+    """Hunt them all, and say how it goes."""
+    for bug in bugs:
+        found = hunt(bug, limit=limit)
+        told = "NOT FOUND" if found is None else f"{found[0]:6} {found[1]}"
+        print(f"{bug.name:55} {told}", flush=True)
+        yield bug, found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.bugs", description="Planted bugs.")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seeds for each")
+    parser.add_argument("--core", default="0/1", help="the share of one of several processes: I/N")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args(arguments)
+    share, shares = map(int, options.core.split("/"))
+    bugs = [bug for bug in BUGS if not options.names or bug.name in options.names][share::shares]
+    found = dict(table(bugs, limit=options.limit))
+    seeds = {bug.name: hit and hit[0] for bug, hit in found.items()}
+    print(
+        json.dumps(
+            {
+                "bugs": len(bugs),
+                "found": sum(hit is not None for hit in found.values()),
+                "seeds": seeds,
+            }
+        )
+    )
+    return 0 if all(found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The long runs, two at a time, with their results in tests/sim/results.
+
+::
+
+    python -m tests.sim.suite faults       make test-faults: within 15 minutes on two idle cores
+    python -m tests.sim.suite nightly      make nightly: hours
+
+A part that finds something, or does not come to its end, makes the whole fail; none is left out without a word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+PROCESSES = 2
+
+# Module and arguments; {} is replaced by the share of one of two processes. The longest come first.
+TIERS: dict[str, list[tuple[str, str]]] = {
+    "faults": [
+        ("bugs", "--core 0/2"),
+        ("bugs", "--core 1/2"),
+        ("run", "--seeds 0:1000"),
+        ("run", "--seeds 1000:2000"),
+        ("loops", "--every 8 --core 0/2"),
+        ("loops", "--every 8 --core 1/2"),
+        ("crashes", "--samples 4 --core 0/2"),
+        ("crashes", "--samples 4 --core 1/2"),
+        ("run", "--twice --seeds 2000:2300"),
+    ],
+    "nightly": [
+        *(("run", f"--seeds {first}:{first + 10_000}") for first in range(0, 100_000, 10_000)),
+        ("run", "--twice --seeds 100000:101000"),
+        ("loops", "--core 0/2"),
+        ("loops", "--core 1/2"),
+        ("crashes", "--samples 300 --core 0/2"),
+        ("crashes", "--samples 300 --core 1/2"),
+        ("bugs", "--core 0/2"),
+        ("bugs", "--core 1/2"),
+    ],
+}
+
+
+def run(part: tuple[str, str]) -> dict[str, Any]:
+    """One part in a process of its own: what it said at its end, or what it found."""
+    module, arguments = part
+    command = [sys.executable, "-m", f"tests.sim.{module}", *arguments.split()]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    result: dict[str, Any] = {
+        "command": f"python -m tests.sim.{module} {arguments}",
+        "passed": done.returncode == 0,
+        "seconds": round(time.monotonic() - began),
+    }
+    if lines and lines[-1].startswith("{"):
+        result["result"] = json.loads(lines[-1])
+    if done.returncode:
+        result["found"] = (done.stderr.strip() or done.stdout.strip())[-2000:]
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim.suite", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("tier", choices=TIERS)
+    tier = parser.parse_args(arguments).tier
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        parts = list(pool.map(run, TIERS[tier]))
+    report = {
+        "tier": tier,
+        "date": datetime.now(UTC).date().isoformat(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "parts": parts,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{tier}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    failed = [part["command"] for part in parts if not part["passed"]]
+    for command in failed:
+        print(f"FAILED: {command}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
