@@ -342,7 +342,8 @@ static void *policy_main(void *arg) {
         }
         (void)pthread_mutex_unlock(&c->shown);
         fo_engine_info(engine, &info);
-        EXPECT(info.slots_free + info.slots_filling + info.slots_live + info.slots_control + info.slots_quarantined ==
+        EXPECT(info.slots_free + info.slots_filling + info.slots_live + info.slots_lagging + info.slots_control +
+                   info.slots_quarantined ==
                info.slot_count);
         (void)fo_target_geometry(engine, (uint16_t)(test_random(&random) % FO_MAX_TARGETS), &g);
         pause_ns(MS);
