@@ -47,6 +47,22 @@ missing_packages() {
     echo "${packages[*]}"
 }
 
+# install WHY PACKAGE...: quiet, unless it fails.
+install() {
+    local why=$1 log
+    shift
+    say "installing $*$why"
+    log=$(mktemp)
+    if ! { apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        say "apt-get could not install $*"
+        return 1
+    fi
+    rm -f "$log"
+}
+
 system() {
     local packages
     packages=$(missing_packages)
@@ -55,10 +71,8 @@ system() {
         say "install these packages first: $packages (Debian: sudo apt-get install $packages)"
         exit 1
     fi
-    say "installing $packages"
-    apt-get update -qq
     # shellcheck disable=SC2086 # a list of package names
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+    install '' $packages
     packages=$(missing_packages)
     if [ -n "$packages" ]; then
         say "still missing after apt-get install: $packages"
@@ -89,9 +103,7 @@ faults() {
     command -v nbdkit >/dev/null || packages+=(nbdkit)
     command -v nbdfuse >/dev/null || packages+=(libnbd-bin)
     [ ${#packages[@]} -eq 0 ] && return
-    say "installing ${packages[*]} for the tests that break real devices"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    install ' for the tests that break real devices' "${packages[@]}"
 }
 
 # A peer that is missing is left out, and the result says so.
@@ -103,9 +115,7 @@ peers() {
     command -v mkfs.btrfs >/dev/null || packages+=(btrfs-progs)
     command -v losetup >/dev/null || packages+=(mount)
     [ ${#packages[@]} -eq 0 ] && return
-    say "installing ${packages[*]} for the benchmarks"
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    install ' for the benchmarks' "${packages[@]}"
 }
 
 case ${1:-} in
