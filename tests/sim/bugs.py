@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 LIMIT = 10_000
 CHUNK = 100  # seeds of one process
+CLUMSY = (
+    "SyntaxError",
+    "NameError",
+    "ImportError",
+    "IndentationError",
+)  # the patch's fault, not the bug's
 PATIENCE = 600  # seconds; they take ten on an idle machine
 
 
@@ -149,7 +155,7 @@ BUGS = (
          "fits = primary.max_size is None or size <= primary.max_size", "fits = True"),
     _bug("a removal outlives its session", "fanout/session.py",
          "            lists=Lists(destination),", "            lists=_LISTS.setdefault(destination, Lists(destination)),",
-         "fanout/session.py", "        self._closed = True\n", "        self._closed = True\n        _LISTS[self.destination] = self._shared.lists\n",
+         "fanout/session.py", "            shared.sweep(timeout=CLOSE_DRAIN)\n", "            shared.sweep(timeout=CLOSE_DRAIN)\n            _LISTS[self.destination] = shared.lists\n",
          "fanout/session.py", "ID_BYTES = 16\n", "ID_BYTES = 16\n_LISTS: dict = {}\n"),
     # ---- evidence on the volumes
     _bug("the scribe drops the last record of a batch", "fanout/scribe.py",
@@ -171,7 +177,7 @@ BUGS = (
 
 
 class DoesNotFit(AssertionError):
-    """The text that a patch replaces is not there once."""
+    """The text that a patch replaces is not there once, or what stands there instead is no program."""
 
 
 def plant(bug: Bug, where: Path) -> None:
@@ -226,17 +232,17 @@ def _run(where: Path, first: int) -> tuple[int, str] | None:
                 return None
             err.seek(0)
             words = [line.strip() for line in err if line.strip()] or ["?"]
-            what = words[-1].replace("tests.sim.oracle.", "")
-            what = (
-                f"{what[:100]}"
-                if done.returncode > 0
-                else f"ended by signal {-done.returncode}: {words[0][:80]}"
-            )
+            if done.returncode > 0:
+                what = words[-1].replace("tests.sim.oracle.", "")[:100]
+            else:
+                what = f"ended by signal {-done.returncode}: {words[0][:80]}"
         except subprocess.TimeoutExpired:
             what = f"no end after {PATIENCE} s"
         out.seek(0)
         begun = [int(line) for line in out if line.strip().isdigit()]
-        return begun[-1] + 1 if begun else first, what
+    if not begun or what.startswith(CLUMSY):
+        raise DoesNotFit(f"the patch does not run: {what}")
+    return begun[-1] + 1, what
 
 
 def table(bugs: Sequence[Bug], *, limit: int) -> Iterator[tuple[Bug, tuple[int, str] | None]]:
