@@ -405,19 +405,21 @@ class AggregateWriter:
             self._write_raw(head, self._head_size, "head")
 
     def _begin_stretch(self, span: Span, targets: tuple[Target, ...]) -> None:
-        gone = [(p.pool, p.target) for p in span.placements if p.target.state != "active"]
-        if gone:
-            raise Unwritten(gone, _GONE)
+        _refuse_gone(span)
         unsettled = [stretch for stretch in self._all_stretches if not stretch.settled]
         for stretch in unsettled[:-MAX_SEALED]:
             stretch.settle(self._timeout)
         previous = self._stream
-        stream = self._engine.stream(
-            targets,
-            timeout=self._timeout,
-            keep=[p.target for p in span.placements if p.pool in self._keep],
-            verify=[p.target for p in span.placements if p.pool in self._verify],
-        )
+        try:
+            stream = self._engine.stream(
+                targets,
+                timeout=self._timeout,
+                keep=[p.target for p in span.placements if p.pool in self._keep],
+                verify=[p.target for p in span.placements if p.pool in self._verify],
+            )
+        except InterfaceError:
+            _refuse_gone(span)  # one of them was lost while the stream waited for its turn
+            raise
         pools = {placement.target: placement.pool for placement in span.placements}
         self.stretches.append(Stretch(stream, [span], pools))
         self._all_stretches.append(self.stretches[-1])
@@ -450,3 +452,10 @@ class AggregateWriter:
             raise InterfaceError(f"the host's {what} has {len(data)} bytes, it said {size}")
         if self._stream.write(data, raw=True):
             raise LegFailed
+
+
+def _refuse_gone(span: Span) -> None:
+    """Raise `Unwritten` for the targets that nothing can be written to any more."""
+    gone = [(p.pool, p.target) for p in span.placements if p.target.state != "active"]
+    if gone:
+        raise Unwritten(gone, _GONE)

@@ -519,3 +519,27 @@ def test_an_engine_that_is_closed_under_a_transaction(world: World) -> None:
         transaction.put("E", content("E"))
     assert transaction.state is State.ABORTED
     session.close()
+
+
+def test_a_target_that_is_lost_while_a_stream_waits_for_its_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the targets and the opening of the stream: the client was told that it had used the library wrongly."""
+    engine, lost = world.engine, world.target("C1")
+    stream = engine.stream
+
+    def late(targets: Any, *, timeout: float | None = None) -> Any:
+        if lost.state == "active":
+            engine.set_faults([Fault.error(errno.EIO, kind=Phase.FLUSH, target=lost)])
+            with pytest.raises(TargetError):
+                engine.flush(lost)
+        return stream(targets, timeout=timeout)
+
+    monkeypatch.setattr(engine, "stream", late)
+    session = world.session()
+    for attempt in session.attempts():
+        with attempt as txn:
+            txn.put("A", b"a" * 5000)
+    assert list(session.removed) == ["C1"]
+    assert session.receipt is not None
+    assert session.receipt.attempt == 2
