@@ -528,12 +528,12 @@ def test_a_target_that_is_lost_while_a_stream_waits_for_its_turn(
     engine, lost = world.engine, world.target("C1")
     stream = engine.stream
 
-    def late(targets: Any, *, timeout: float | None = None) -> Any:
+    def late(targets: Any, **options: Any) -> Any:
         if lost.state == "active":
             engine.set_faults([Fault.error(errno.EIO, kind=Phase.FLUSH, target=lost)])
             with pytest.raises(TargetError):
                 engine.flush(lost)
-        return stream(targets, timeout=timeout)
+        return stream(targets, **options)
 
     monkeypatch.setattr(engine, "stream", late)
     session = world.session()

@@ -106,7 +106,7 @@ BUGS = (
          "    return failure, TargetError(target.path, dataclasses.replace(outcome, errno=outcome.errno and 5))"),
     # ---- slots and regions
     _bug("a slot is used again while a hung target still reads it", "csrc/fo_slot.c",
-         "    set_state(m, slot, FO_SLOT_QUARANTINED);\n", "    push_free(m, slot);\n"),
+         "    set_state(m, slot, state);\n    m->slots_changed", "    push_free(m, slot);\n    m->slots_changed"),
     _bug("a region is free while its writes are in flight", "fanout/aggregate.py",
          "drained = everyone if self.settled else self.stream.drained(timeout=timeout)", "drained = everyone",
          "fanout/aggregate.py", "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = {self.pools[t] for t in drained}"),
@@ -121,7 +121,7 @@ BUGS = (
          "csns = self._catalog.fence(keys)", "csns = dict.fromkeys(keys)"),
     _bug("no memory for the fence ends the committer", "fanout/committer.py",
          "except Exception as error:  # whatever it was: this thread must live, and its callers wait", "except CatalogError as error:",
-         "fanout/catalog/reader.py", "    except MemoryError as error:  # SQLite's own has no class of its own\n        raise CatalogError(path, \"out of memory\") from error\n", ""),
+         "fanout/catalog/connection.py", "    except MemoryError as error:  # SQLite's own has no class of its own\n        raise CatalogError(path, \"out of memory\") from error\n", ""),
     # ---- gaps and rules
     _bug("a gap is not written down", "fanout/policy.py",
          "missing = [s.pool for s in required(lists.destination, kind) if s.pool not in holders]",
