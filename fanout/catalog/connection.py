@@ -60,7 +60,11 @@ def check_identity(db: sqlite3.Connection, path: str) -> None:
             f"written by another fanout: schema {version}, this one knows {SCHEMA_VERSION}",
         )
     # A trigger or a view is code that runs when we ask or write; statistics are what an operator's ANALYZE leaves.
-    foreign = (_schema_of(db) ^ expected_schema()) - _STATISTICS
+    try:
+        expected = expected_schema()
+    except OSError as error:  # no descriptor left to read ours with
+        raise CatalogError(path, f"cannot be compared with its schema: {error.strerror}") from error
+    foreign = (_schema_of(db) ^ expected) - _STATISTICS
     if foreign:
         names = ", ".join(sorted({str(row[1]) for row in foreign}))
         raise CatalogVersion(path, f"its schema is not fanout's: {names:.200}")
