@@ -231,6 +231,11 @@ def removed_and_retried(case: Case, opened: dict[str, Any], seen: list[Seen]) ->
         assert seen[0].retries.pop(0) == ["primary", []]
         together = False
     reason = "primary" if together else "secondary"
+    if len(seen[0].retries) <= len(failing(case)):
+        # A pool that fails a moment after another is judged in the next attempt. None leaves twice.
+        reasons = {why for why, _ in seen[0].retries}
+        gone = [pool for _, pools in seen[0].retries for pool in pools]
+        seen[0].retries[:] = [[*reasons, gone]]
     without(case, seen[0], [(reason, sorted(failing(case)))])
     without(case, seen[1], [])
     if case.row.key != "W9":

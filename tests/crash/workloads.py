@@ -50,7 +50,8 @@ def mixed(
 def losing_a_copy(teller: Teller, config: str, seed: int, *, step: bool = False) -> None:
     """A session whose copy pool fails: retried without it, and a second transaction that goes without it from the start."""
     rng = _begin(teller, seed, step=step)
-    with Store.open(config) as store, store.session("N1") as session:
+    # The copy pool may be lost by somebody's lock on it, which does not go away.
+    with Store.open(config, lock_wait=1.0) as store, store.session("N1") as session:
         for _ in range(2):
             transaction = rng.randbytes(16)
             objects = {name: rng.randbytes(rng.choice(SIZES)) for name in NAMES[:3]}
