@@ -347,10 +347,10 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: it could not be recorded; open the catalog again to see whether it was.
         """
-        csn = self._counters.csn + 1
         with self._write_lock, translated(self.path):
+            csn = self._counters.csn + 1
             self._with_room(lambda: self._retire(volume, shrunk, csn))
-        self._counters = replace(self._counters, csn=csn)
+            self._counters = replace(self._counters, csn=csn)
         return csn
 
     def _retire(self, volume: bytes, shrunk: Sequence[Shrunk], csn: int) -> None:
