@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 SETTLE_SLICE = 0.25
 # Streams of one transaction that are sealed and still being synced. Beyond it the oldest is waited for.
 MAX_SEALED = 4
+# For so many objects at a time the footer's growth is counted ahead, with the longest names: asking the framing once for each
+# would cost as much as writing it.
+COUNTED_AHEAD = 64
+MAX_NAME_BYTES = 1024
 
 _GONE = Outcome(OutcomeCode.NOT_SUBMITTED, Phase.WRITE, errno=errno.ENXIO, cls=FaultClass.TRANSPORT)
 _TOO_LATE = Outcome(
@@ -209,6 +213,8 @@ class AggregateWriter:
         self._start = 0  # in the aggregate: where the span's data starts
         self._fragments: list[Fragment] = []
         self._names = 0
+        # So many more objects fit for certain, as long as they have no more bytes than this together.
+        self._sure_objects = self._sure_bytes = 0
         # The current object.
         self._name = b""
         self._began = self._piece = self._left = 0
@@ -246,6 +252,14 @@ class AggregateWriter:
         # The span's whole length stands for its data: a few bytes of sums too many, and one number for all objects.
         return length - at - self._framing.foot_size(count, names, length)
 
+    def _count_ahead(self) -> None:
+        """See how much the next objects can have together, whatever they are called."""
+        self._sure_objects = COUNTED_AHEAD
+        self._sure_bytes = self._length - self._at
+        if self._framing is not None:
+            count, names = len(self._fragments) + COUNTED_AHEAD, COUNTED_AHEAD * MAX_NAME_BYTES
+            self._sure_bytes -= self._framing.foot_size(count, self._names + names, self._length)
+
     def capacity(self, name: bytes) -> int:
         """Client bytes that all reserved spans take of one object of that name; below 0: none, not even the name."""
         total = self.room(name)
@@ -274,8 +288,10 @@ class AggregateWriter:
             LegFailed, Starved: the attempt is over.
         """
         length, at = len(data), self._at
-        if self.room(name) < length:
-            return False
+        if self._sure_objects == 0 or length > self._sure_bytes:
+            if self.room(name) < length:
+                return False
+            self._count_ahead()
         stream = self._stream
         assert stream is not None
         try:
@@ -286,9 +302,13 @@ class AggregateWriter:
             raise LegFailed
         digest, began = stream.digest(), self.size
         self._at, self.size = at + length, began + length
-        self.members.append(Member(name, began, length, digest))
+        self._sure_objects -= 1
+        self._sure_bytes -= length
+        # As Member(…) and Fragment(…), at a third of the price.
+        self.members.append(tuple.__new__(Member, (name, began, length, digest)))
         if self._framing is not None:
-            self._fragments.append(Fragment(name, at - self._head_size, length, digest))
+            offset = at - self._head_size
+            self._fragments.append(tuple.__new__(Fragment, (name, offset, length, digest)))
             self._names += len(name)
         return True
 
@@ -298,6 +318,7 @@ class AggregateWriter:
         while room < 0 or (room == 0 and self.ahead):
             self._enter()
             room = self.room(name)
+        self._sure_objects = 0
         self._name, self._began, self._piece, self._left = name, self.size, self._at, room
 
     def feed(self, data: bytes | memoryview) -> int:
@@ -399,7 +420,7 @@ class AggregateWriter:
         assert self._stream is not None
         self._stream.place([placement.offset for placement in span.placements], span.length)
         self._length, self._at, self._start = span.length, self._head_size, self.size
-        self._fragments, self._names = [], 0
+        self._fragments, self._names, self._sure_objects = [], 0, 0
         if self._framing is not None:
             head = self._framing.head(request, number, span, self.size)
             self._write_raw(head, self._head_size, "head")

@@ -177,7 +177,7 @@ class Framing(Protocol):
         """Bytes before the data."""
 
     def foot_size(self, fragments: int, name_bytes: int, data_length: int) -> int:
-        """Upper bound of the bytes after the data, before padding to the granule."""
+        """Upper bound of the bytes after the data, before padding to the granule; grows with each argument."""
 
     def head(self, request: ReserveRequest, number: int, span: Span, data_start: int) -> bytes:
         """The bytes before the data; exactly `head_size` long.

@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from fanout import policy
-from fanout.aggregate import Signal, Stretch
+from fanout.aggregate import MAX_NAME_BYTES, Signal, Stretch
 from fanout.blame import one_for_each, stop_and_look
 from fanout.errors import (
     CatalogError,
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from fanout.sources import Source
     from fanout.types import ObjectKind
 
-MAX_NAME_BYTES = 1024
 # Unknown length: the next span is reserved when less than this is left of the last one.
 AHEAD_BYTES = 4 << 20
 
@@ -539,9 +538,9 @@ class Transaction:
             attempt=self._attempt,
             csn=csn,
             objects=tuple(
-                StoredObject(member.name, member.length, member.digest, r.primary, r.pools)
+                StoredObject(name, length, digest, r.primary, r.pools)
                 for r in records
-                for member in r.members
+                for name, _, length, digest in r.members
             ),
             gaps=tuple(gap for r in records for gap in r.gaps),
             removed=MappingProxyType({r.pool: r.reason for r in shared.lists.removed}),

@@ -139,6 +139,21 @@ def test_small_objects_take_few_reservations(world: World) -> None:
     world.at_rest()
 
 
+@pytest.mark.parametrize("framing", [None, Framing()])
+def test_small_objects_up_to_the_very_end_of_their_spans(world: World, rng: random.Random) -> None:
+    """Room is counted for many objects ahead: with the longest names, and others between, the footer must still fit."""
+    world.host.piece = 256 * KIB
+    sent: dict[str, bytes] = {}
+    with world.session(NORMAL).begin() as transaction:
+        for number in range(700):
+            name = f"{number}".ljust(rng.choice([3, 40, 1024, 1024]), "n")
+            sent[name] = data_of(rng.choice([0, 1, 100, rng.randrange(3000)]), number)
+            transaction.put(name, sent[name] if rng.random() < 0.9 else Pieces(sent[name], 999))
+    for pool in ("DP", "C1", "C2"):
+        assert {name: world.host.read(pool, name) for name in sent} == sent
+    world.at_rest()
+
+
 # ---- unknown lengths -------------------------------------------------------------------------------------
 
 
