@@ -38,7 +38,7 @@ from fanout.errors import (
     VolumeForeign,
     VolumeTorn,
 )
-from fanout.evidence import Coverage, whole_objects
+from fanout.evidence import Coverage, follows, whole_objects
 from fanout.format import Op, StoredSpan
 from fanout.scribe import record_of
 from fanout.store import LOCK_WAIT, Store, open_engine
@@ -589,12 +589,12 @@ class _Copy:
     def _read_data(self) -> None:
         """Every byte of every span: sums of blocks, digests of objects."""
         start: int | None = None
-        number = -1
+        before: SpanFooter | None = None
         hasher = xxhash.xxh3_128()
         for volume, place, footer in self._spans:
-            if place.span != number + 1:
+            if before is None or not follows(before, footer):
                 start, hasher = None, xxhash.xxh3_128()
-            number = place.span
+            before = footer
             pieces = self._pieces(volume, place, footer)
             left = memoryview(b"")
             for name, offset, length, digest in footer.fragments:

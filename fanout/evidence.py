@@ -6,6 +6,7 @@ Shared by the rebuilding of a catalog and by its check. Reads, and changes nothi
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout import format as fmt
@@ -75,27 +76,46 @@ class Runs:
         return self._coverage.holds(index, 1)
 
 
+def follows(before: SpanFooter, footer: SpanFooter) -> bool:
+    """Whether a span goes on where the one before it ended. What a repair wrote has the next numbers, and begins anew."""
+    return (
+        footer.number == before.number + 1
+        and footer.data_start == before.data_start + before.data_length
+    )
+
+
 def whole_objects(footers: Sequence[SpanFooter], *, guess: bool = False) -> Iterator[Member]:
-    """The objects that spans hold from beginning to end; those of which a piece is missing are left out.
+    """The objects that spans hold from beginning to end, each once; those of which a piece is missing are left out.
 
     Args:
-        footers: of spans that were written together, in order of number.
+        footers: of one copy, in order of number.
         guess: also objects that may have begun in a span that is missing; only who knows better can tell.
     """
     start: int | None = None  # of the object that is being read
-    number, doubtful = -1, False
+    before: SpanFooter | None = None
+    doubtful = False
+    told: Counter[Member] = Counter()
+    again: Counter[Member] = (
+        Counter()
+    )  # told, and not met in this run of spans: empty objects may be there several times
     for footer in footers:
-        if footer.number != number + 1:
-            # Behind a span that is missing, the first fragment may be the rest of an object.
-            start, doubtful = None, True
-        number = footer.number
+        if before is None or not follows(before, footer):
+            # Behind a span that is missing, the first fragment may be the rest of an object; a repair begins with a whole one.
+            expected = 0 if before is None else before.number + 1
+            start, doubtful = None, footer.number != expected
+            again = told.copy()
+        before = footer
         for name, offset, length, digest in footer.fragments:
             at = footer.data_start + offset
             start = at if start is None else start
             if digest is None:
                 continue
-            if guess or not doubtful:
-                yield Member(name, start, at + length - start, digest)
+            member = Member(name, start, at + length - start, digest)
+            if again[member]:
+                again[member] -= 1
+            elif guess or not doubtful:
+                told[member] += 1
+                yield member
             start, doubtful = None, False
 
 

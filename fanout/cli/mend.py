@@ -91,7 +91,7 @@ def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
         if len(found) > LISTED:
             screen.warn(f"{len(found) - LISTED} more; --json lists them.")
     if report.marked:
-        screen.say(f"{screen.count(report.marked, 'object')} of {pool} are gaps now; {CLOSE}.")
+        screen.say(f"{screen.count(report.marked, 'object')} of {pool} noted as missing; {CLOSE}.")
     elif report.damaged and not fix:
         screen.say("Nothing was changed; --fix makes the damage gaps.")
     elif not report.unasked:

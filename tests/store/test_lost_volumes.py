@@ -1,0 +1,108 @@
+"""Objects that lie across the sequential volumes of a copy pool, one of which is lost, given up, and perhaps found again.
+
+What could break: the half that is left is joined with what the repair wrote, so that a sound copy is called damaged or an object is
+lost in a rebuild; or the spans of the volume that was found again have the same numbers as those that replaced them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fanout import backup_stgpool, check_store, rebuild_catalog, retire_volume
+from fanout.store import Store
+
+if TYPE_CHECKING:
+    import random
+
+MIB = 1 << 20
+CONFIG = """
+[store]
+catalog = "catalog.db"
+[device_classes.disk]
+type = "disk"
+[device_classes.seq]
+type = "file"
+directory = "seq"
+volume_size = "4 MiB"
+max_volumes = 20
+[pools.DISKPOOL]
+type = "primary"
+device_class = "disk"
+volumes = [{ path = "disk.vol", size = "32 MiB" }]
+copy_pools = ["COPYPOOL1"]
+copy_continue = true
+[pools.COPYPOOL1]
+type = "copy"
+device_class = "seq"
+[domains.NORMAL]
+destination = "DISKPOOL"
+[nodes.N1]
+domain = "NORMAL"
+"""
+
+
+class House:
+    """A store with objects of which most lie on two volumes of COPYPOOL1 or more."""
+
+    def __init__(self, directory: Path, rng: random.Random) -> None:
+        self.config = directory / "fanout.toml"
+        self.config.write_text(CONFIG, encoding="utf-8")
+        (directory / "seq").mkdir()
+        Store.create(self.config)
+        self.objects = {
+            f"{n}".encode(): rng.randbytes(rng.randrange(MIB, 4 * MIB)) for n in range(6)
+        }
+        with Store.open(self.config) as store, store.session("N1") as session:
+            for attempt in session.attempts():
+                with attempt as transaction:
+                    for name, data in self.objects.items():
+                        transaction.put(name, data)
+            # A spare that was made ahead holds nothing.
+            held = [v.path for v in store.query_volumes() if v.pool == "COPYPOOL1" and v.live]
+        self.volumes = [Path(path) for path in held]
+
+    def repair(self) -> None:
+        with Store.open(self.config) as store:
+            assert backup_stgpool(store, "DISKPOOL", "COPYPOOL1").gaps_left == 0
+
+    def all_is_well(self) -> None:
+        assert check_store(self.config).problems == ()
+        with Store.open(self.config) as store:
+            assert store.query_gaps() == []
+            for name, data in self.objects.items():
+                assert store.get("N1", name, pool="COPYPOOL1").read() == data
+
+    def only_the_copies_are_left(self) -> None:
+        self.config.with_name("disk.vol").unlink()
+        assert rebuild_catalog(self.config, force=True).lost == ()
+        with Store.open(self.config) as store:
+            for name, data in self.objects.items():
+                assert store.get("N1", name).read() == data
+
+
+@pytest.fixture
+def house(tmp_path: Path, rng: random.Random) -> House:
+    return House(tmp_path, rng)
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_what_a_repair_wrote_is_not_joined_with_the_half_that_is_left(
+    house: House, number: int
+) -> None:
+    """In the middle of the aggregate, and at its end, where the repair's spans have the next numbers."""
+    house.volumes[number].unlink()
+    assert retire_volume(house.config, house.volumes[number]).objects
+    house.repair()
+    house.all_is_well()
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_only_the_repaired_pool_is_left(house: House, number: int) -> None:
+    """Neither the catalog nor the primary: the objects come out of the repaired copies."""
+    house.volumes[number].unlink()
+    retire_volume(house.config, house.volumes[number])
+    house.repair()
+    house.only_the_copies_are_left()
