@@ -69,6 +69,7 @@ faults-kills: # beside faults-devices: both wait for devices most of the time
 
 faults-devices:
 	$(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py
+	FANOUT_DISASTERS=100:130 $(BIN)/python -P -m pytest tests/store/test_disasters.py $(PYTEST_ARGS)
 
 nightly: build ## the same with the large numbers: hours. KILLS=100000 random kills, all of the matrix, the full oracle at every kill point
 	@scripts/setup.sh faults

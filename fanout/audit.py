@@ -31,6 +31,8 @@ from fanout.catalog import Catalog, Commit, MemberSet, NewCopy, NewGap, Repair, 
 from fanout.config import Config
 from fanout.copying import BadMember, bad_members
 from fanout.errors import FanoutError, InterfaceError, VolumeError
+from fanout.evidence import empty_objects
+from fanout.read import Fault
 from fanout.store import LOCK_WAIT, open_engine
 from fanout.types import PoolKind
 from fanout.volume import Volume
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         MemberEntry,
         VolumeEntry,
     )
+    from fanout.catalog.rows import Place
     from fanout.read import CopyReader
     from fanout.store import Store
 
@@ -301,12 +304,19 @@ def _frail(
     copy: CopyEntry, members: Sequence[MemberEntry], reader: CopyReader
 ) -> Iterator[BadMember]:
     """Members that a span with a damaged header or footer serves: a catalog made from the volumes would not find them."""
+    damaged: list[tuple[Place, str]] = []
+    named: set[tuple[bytes, int]] = set()
     for place in copy.places:
-        fault = reader.frame(copy, place)
-        if fault is not None and fault.damage:
-            for member in members:
-                if place in copy.servers(member.start, member.length):
-                    yield BadMember(member, fault.reason)
+        found = reader.frame(copy, place)
+        if not isinstance(found, Fault):
+            named |= empty_objects(found)
+        elif found.damage:
+            damaged.append((place, found.reason))
+    for place, reason in damaged:
+        for member in members:
+            elsewhere = not member.length and (member.name, member.start) in named
+            if place in copy.servers(member.start, member.length) and not elsewhere:
+                yield BadMember(member, reason)
 
 
 def _held(entry: AggregateEntry, copy: CopyEntry) -> MemberSet:

@@ -38,7 +38,7 @@ from fanout.errors import (
     VolumeForeign,
     VolumeTorn,
 )
-from fanout.evidence import Coverage, follows, whole_objects
+from fanout.evidence import Coverage, Objects, empty_objects
 from fanout.format import Op, StoredSpan
 from fanout.scribe import record_of
 from fanout.store import LOCK_WAIT, Store, open_engine
@@ -521,6 +521,8 @@ class _Copy:
         self._members = members
         self.required: tuple[str, ...] = ()
         self._spans: list[tuple[Volume, Place, SpanFooter]] = []
+        self._damaged: list[tuple[Volume, Place, FanoutError]] = []
+        self._empty: set[tuple[bytes, int]] = set()  # objects without bytes that a good span names
         self._broken = False  # a span could not be read: what is missing has been said
         self._digests: dict[tuple[bytes, int], bytes] = {}  # by name and start, of the bytes
         self._bad: list[_BadBlock] = []
@@ -529,6 +531,8 @@ class _Copy:
         """Look at every span; returns the members of which all is good."""
         for place in self._copy.places:
             self._check_span(place)
+        for volume, place, error in self._damaged:
+            self._note_damage(volume, place, error)
         if self._check._data:
             self._read_data()
             self._note_bad_blocks()
@@ -547,16 +551,21 @@ class _Copy:
         try:
             header, footer = volume.read_span(span, aggregate=self._entry.aggregate)
         except FanoutError as error:
-            begin, end = place.data_start, place.data_start + place.data_length
-            residents = self._residents(place, begin, end)
-            if residents or self._relies_on(place, begin, end):
-                self._broken = True
-                offset, what = self._damage(volume, span, error)
-                self._note(volume, offset, what, [member.name for member in residents])
+            self._damaged.append((volume, place, error))
             return
         self.required = self.required or header.required
         self._check_header(volume, place, header)
         self._spans.append((volume, place, footer))
+        self._empty |= empty_objects(footer)
+
+    def _note_damage(self, volume: Volume, place: Place, error: FanoutError) -> None:
+        """Say that header or footer of a span is damaged, if anything depends on it."""
+        begin, end = place.data_start, place.data_start + place.data_length
+        residents = self._residents(place, begin, end)
+        if residents or self._relies_on(place, begin, end):
+            self._broken = True
+            offset, what = self._damage(volume, StoredSpan(place.span, *place[2:]), error)
+            self._note(volume, offset, what, [member.name for member in residents])
 
     def _damage(self, volume: Volume, span: StoredSpan, error: FanoutError) -> tuple[int, str]:
         """Where the damage is, in header or footer, and what it is."""
@@ -587,27 +596,36 @@ class _Copy:
     # ---- bytes -------------------------------------------------------------------------------------
 
     def _read_data(self) -> None:
-        """Every byte of every span: sums of blocks, digests of objects."""
-        start: int | None = None
-        before: SpanFooter | None = None
-        hasher = xxhash.xxh3_128()
-        for volume, place, footer in self._spans:
-            if before is None or not follows(before, footer):
-                start, hasher = None, xxhash.xxh3_128()
-            before = footer
+        """Every byte of every span: sums of blocks, digests of objects.
+
+        Of an object that lies there several times the newest writing counts: it is the one that serves.
+        """
+        unfinished: dict[
+            int, tuple[int, xxhash.xxh3_128]
+        ] = {}  # by position: of an object that goes on there
+        newest: dict[tuple[bytes, int], int] = {}
+        for volume, place, footer in sorted(
+            self._spans, key=lambda span: (span[1].data_start, span[1].span)
+        ):
             pieces = self._pieces(volume, place, footer)
             left = memoryview(b"")
+            start, hasher = unfinished.get(place.data_start, (place.data_start, xxhash.xxh3_128()))
+            hasher = hasher.copy()
             for name, offset, length, digest in footer.fragments:
-                start = footer.data_start + offset if start is None else start
                 wanted = length
                 while wanted:
                     left = left or next(pieces)
                     part, left = left[:wanted], left[wanted:]
                     hasher.update(part)
                     wanted -= len(part)
-                if digest is not None:
+                end = footer.data_start + offset + length
+                if digest is None:
+                    unfinished[end] = start, hasher
+                    continue
+                if place.span >= newest.get((name, start), 0):
+                    newest[name, start] = place.span
                     self._digests[name, start] = hasher.digest()
-                    start, hasher = None, xxhash.xxh3_128()
+                start, hasher = end, xxhash.xxh3_128()
             for _ in pieces:
                 pass  # a span without a byte of data has a header to be summed
             self._check._advance(place.used)
@@ -654,8 +672,9 @@ class _Copy:
 
     def _good(self) -> set[int]:
         footers = [footer for _, _, footer in self._spans]
-        found = {(m.name, m.offset): m for m in whole_objects(footers)}
-        perhaps = {(m.name, m.offset): m for m in whole_objects(footers, guess=True)}
+        objects = Objects(footers)
+        found = {(m.name, m.offset): m for m in objects.certain}
+        perhaps = {(m.name, m.offset): m for m in objects.perhaps}
         coverage = Coverage(self._copy.places)
         good = set()
         for member in self._members:
@@ -724,9 +743,13 @@ class _Copy:
         for member in self._members:
             if not self._copy.holds(member.member):
                 continue
+            if not member.length and (member.name, member.start) in self._empty:
+                continue
             first = max(begin, member.start)
             last = min(end, member.start + member.length)
-            inside = member.start < max(end, begin + 1) and member.start + member.length >= begin
+            inside = member.start < end and member.start + member.length > begin
+            if not member.length:
+                inside = begin <= member.start <= end
             if inside and place in self._copy.servers(first, max(0, last - first)):
                 found.append(member)
         return found

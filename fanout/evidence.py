@@ -15,7 +15,7 @@ from fanout.format import StoredSpan
 from fanout.types import Member
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from fanout.catalog import Place
     from fanout.format import SpanFooter, SpanHeader
@@ -76,47 +76,84 @@ class Runs:
         return self._coverage.holds(index, 1)
 
 
-def follows(before: SpanFooter, footer: SpanFooter) -> bool:
-    """Whether a span goes on where the one before it ended. What a repair wrote has the next numbers, and begins anew."""
-    return (
-        footer.number == before.number + 1
-        and footer.data_start == before.data_start + before.data_length
-    )
+class Objects:
+    """The objects that the spans of one copy hold, found by where their bytes lie in the aggregate's data.
 
-
-def whole_objects(footers: Sequence[SpanFooter], *, guess: bool = False) -> Iterator[Member]:
-    """The objects that spans hold from beginning to end, each once; those of which a piece is missing are left out.
+    An original and its repairs may overlap, and spans of different writings may have the same number (one that was given up with its
+    volume, and came back): so what goes on where is told by positions. Between two objects a position is a border; inside one it
+    is known to which object it belongs, once any span has that object from its beginning.
 
     Args:
-        footers: of one copy, in order of number.
-        guess: also objects that may have begun in a span that is missing; only who knows better can tell.
+        footers: of the spans that can be read, in any order.
+
+    Attributes:
+        certain: that are there from beginning to end, each once, by the place of their bytes; empty ones as often as they were stored.
+        perhaps: that end in a span whose beginning nobody can explain; if such an object began there, it is this.
     """
-    start: int | None = None  # of the object that is being read
-    before: SpanFooter | None = None
-    doubtful = False
-    told: Counter[Member] = Counter()
-    again: Counter[Member] = (
-        Counter()
-    )  # told, and not met in this run of spans: empty objects may be there several times
-    for footer in footers:
-        if before is None or not follows(before, footer):
-            # Behind a span that is missing, the first fragment may be the rest of an object; a repair begins with a whole one.
-            expected = 0 if before is None else before.number + 1
-            start, doubtful = None, footer.number != expected
-            again = told.copy()
-        before = footer
+
+    def __init__(self, footers: Iterable[SpanFooter]) -> None:
+        self.certain: list[Member] = []
+        self.perhaps: list[Member] = []
+        self._footers = sorted(footers, key=lambda footer: (footer.data_start, footer.number))
+        self._starts = sorted({footer.data_start for footer in self._footers})
+        self._begun = {
+            0: 0
+        }  # by position: where the object began that goes on there; itself: a border
+        self._told: Counter[Member] = Counter()
+        before: SpanFooter | None = None
+        for footer in self._footers:
+            follows = before is not None and before.number + 1 == footer.number
+            self._read(footer, Counter() if follows else self._told.copy())
+            before = footer
+
+    def _read(self, footer: SpanFooter, again: Counter[Member]) -> None:
+        """The objects of a span; `again` has those that another writing has told already."""
+        here = footer.data_start
+        begun = self._begun.get(here)
+        if begun is None and self._begins_a_run(footer):
+            begun = here
+        start, certain = here if begun is None else begun, begun is not None
+        following = bisect_right(self._starts, here)
         for name, offset, length, digest in footer.fragments:
-            at = footer.data_start + offset
-            start = at if start is None else start
+            at = here + offset
+            end = at + length
+            while following < len(self._starts) and self._starts[following] <= end:
+                position = self._starts[following]
+                following += 1
+                if position < end or digest is None:
+                    if certain:
+                        self._begun[position] = start
+                else:
+                    self._begun[position] = position
             if digest is None:
                 continue
-            member = Member(name, start, at + length - start, digest)
-            if again[member]:
+            member = Member(name, start, end - start, digest)
+            if not (certain or not length):
+                self.perhaps.append(member)
+            elif again[member]:
                 again[member] -= 1
-            elif guess or not doubtful:
-                told[member] += 1
-                yield member
-            start, doubtful = None, False
+            elif not member.length or not self._told[member]:
+                self._told[member] += 1
+                self.certain.append(member)
+            start, certain = end, True
+
+    def _begins_a_run(self, footer: SpanFooter) -> bool:
+        """Whether its number says that it goes on with nothing: the one before ends elsewhere, and numbers are not ambiguous."""
+        before = [other for other in self._footers if other.number == footer.number - 1]
+        alike = [other for other in self._footers if other.number == footer.number]
+        return (
+            len(before) == len(alike) == 1
+            and before[0].data_start + before[0].data_length != footer.data_start
+        )
+
+
+def empty_objects(footer: SpanFooter) -> set[tuple[bytes, int]]:
+    """Name and place in the aggregate's data of the objects without bytes that a span names: nothing else says that it holds them."""
+    return {
+        (fragment.name, footer.data_start + fragment.offset)
+        for fragment in footer.fragments
+        if not fragment.length
+    }
 
 
 class FoundSpan(NamedTuple):

@@ -128,13 +128,12 @@ class CopyReader:
 
     # ---- the frame around the data ---------------------------------------------------------------
 
-    def frame(self, copy: CopyEntry, place: Place) -> Fault | None:
-        """What is wrong with header or footer of a span; None: both are good, and belong together."""
+    def frame(self, copy: CopyEntry, place: Place) -> SpanFooter | Fault:
+        """The footer of a span, or what is wrong with it or the header: both must be good, and belong together."""
         try:
-            self._footer(copy, place, self._volumes(place.volume))
+            return self._footer(copy, place, self._volumes(place.volume))
         except (FanoutError, TimeoutError) as error:
             return Fault.of(copy.pool, error)
-        return None
 
     # ---- large: block by block, checked --------------------------------------------------------
 

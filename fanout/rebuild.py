@@ -23,7 +23,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
 from itertools import chain
@@ -43,7 +43,7 @@ from fanout.catalog import (
 )
 from fanout.config import Config, DeviceType
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError, VolumeForeign
-from fanout.evidence import Coverage, Runs, find_spans, whole_objects
+from fanout.evidence import Coverage, Objects, Runs, empty_objects, find_spans
 from fanout.format import Op
 from fanout.making import entry_of, probe
 from fanout.scribe import ranges_of
@@ -672,12 +672,29 @@ def _copy_of(
     held = MemberSet.of(
         index
         for index, member in pieces.members.items()
-        if (named is None or index in named) and coverage.holds(member.offset, member.length)
+        if (named is None or index in named)
+        and coverage.holds(member.offset, member.length)
+        and (member.length or _is_named(member, evidence))
     )
     complete = pieces.whole and len(held) == len(pieces.members)
     present = None if complete else held
     same = ranges_of(present) == newest.present
     return RestoredCopy(pool, newest.csn if same else changed_csn, tuple(places), present)
+
+
+def _is_named(empty: Member, evidence: Sequence[_Evidence]) -> bool:
+    """Whether a span of a copy holds an object without bytes. Between two spans either may; what it says itself decides."""
+    for found in evidence:
+        for span in found.record.spans:
+            begin, end = span.data_start, span.data_start + span.data_length
+            if begin < empty.offset < end:
+                return True
+            if empty.offset in (begin, end):
+                with suppress(FanoutError):  # damaged: it does not say so
+                    _, footer = found.volume.read_span(span, aggregate=found.record.aggregate)
+                    if (empty.name, empty.offset) in empty_objects(footer):
+                        return True
+    return False
 
 
 # ---- members, out of the footers -------------------------------------------------------------------
@@ -706,16 +723,18 @@ class _Reader:
                 return
         self._number_the_loose()
 
-    def _read_set(self, evidence: Sequence[_Evidence]) -> dict[int, tuple[SpanHeader, SpanFooter]]:
-        """Header and footer of each number of a set."""
-        found: dict[int, tuple[SpanHeader, SpanFooter]] = {}
+    def _read_set(self, evidence: Sequence[_Evidence]) -> list[tuple[SpanHeader, SpanFooter]]:
+        """Header and footer of each span of a set."""
+        found: dict[tuple[int, int, int], tuple[SpanHeader, SpanFooter]] = {}
         for volume, record in evidence:
             for span in record.spans:
-                if span.number not in found:
+                # Not the number alone: after a volume was given up a repair takes its numbers again.
+                which = span.number, span.data_start, span.data_length
+                if which not in found:
                     read = self._read_span(volume, record, span)
                     if read is not None:
-                        found[span.number] = read
-        return found
+                        found[which] = read
+        return list(found.values())
 
     def _read_span(
         self, volume: Volume, record: DirectoryRecord, span: StoredSpan
@@ -731,16 +750,16 @@ class _Reader:
 
     def _learn(
         self,
-        spans: Mapping[int, tuple[SpanHeader, SpanFooter]],
+        spans: Sequence[tuple[SpanHeader, SpanFooter]],
         evidence: Sequence[_Evidence],
     ) -> None:
         pieces = self._pieces
-        header = next(iter(spans.values()))[0]
+        header = spans[0][0]
         if not pieces.required:
             pieces.required, pieces.ordinal = header.required, header.ordinal
         pieces.original |= header.primary in {place.pool for place in header.places}
-        footers = [spans[number][1] for number in sorted(spans)]
-        members = sorted(whole_objects(footers), key=lambda m: (m.offset, m.length))
+        footers = [footer for _, footer in spans]
+        members = sorted(Objects(footers).certain, key=lambda m: (m.offset, m.length))
         pieces.bytes = max(pieces.bytes, *(f.data_start + f.data_length for f in footers))
         solid = _solid(members)
         all_here = any(found.record.present is None for found in evidence)

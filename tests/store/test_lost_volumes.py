@@ -64,6 +64,13 @@ class House:
             held = [v.path for v in store.query_volumes() if v.pool == "COPYPOOL1" and v.live]
         self.volumes = [Path(path) for path in held]
 
+    def volume_of_the_last_span(self) -> Path:
+        with Store.open(self.config) as store:
+            (aggregate,) = {entry.aggregate for entry in store.query_objects()}
+            (copy,) = (c for c in store.catalog.copies(aggregate) if c.pool == "COPYPOOL1")
+            last = max(copy.places, key=lambda place: place.span).volume
+            return Path(next(v.path for v in store.query_volumes() if v.volume == last))
+
     def repair(self) -> None:
         with Store.open(self.config) as store:
             assert backup_stgpool(store, "DISKPOOL", "COPYPOOL1").gaps_left == 0
