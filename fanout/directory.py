@@ -83,7 +83,7 @@ class Directory:
         self._charged = 0
         self._promises: dict[int, int] = {}
         self._promised = 0
-        self._forget = 0
+        self._forget: set[bytes] = set()
         self._live = _Plan(0, 0, 0, 0, 0, checkpoint=False, records=())
         self._top_generation = 0
         self._base_durable = True
@@ -200,6 +200,10 @@ class Directory:
             if (known := self._records.get(record.aggregate)) is None or known.csn < record.csn
         ]
 
+    def deletes(self) -> list[bytes]:
+        """Aggregates that a record says were deleted."""
+        return [record.aggregate for record in self._records.values() if record.op is Op.DELETE]
+
     @property
     def full(self) -> bool:
         """Whether not even one more span of one more aggregate can be promised."""
@@ -212,20 +216,31 @@ class Directory:
 
     # ---- room ----------------------------------------------------------------------------------
 
-    def _charge_of(self, spans: int, present: int, node_bytes: int) -> int:
+    def _charge_of(self, spans: int, ranges: int, node_bytes: int) -> int:
         """Bytes of a checkpoint that a record can cost at most.
 
         Records of up to a quarter of a block fill their blocks to three quarters at least; larger ones are counted as whole
         blocks.
         """
-        size = fmt.RECORD_HEAD + node_bytes + 48 * spans + 8 * present + fmt.SUM
+        size = fmt.RECORD_HEAD + node_bytes + 48 * spans + 8 * ranges + fmt.SUM
         if size <= self._room // 4:
             return -(-size * 4 // 3)
         return fmt.round_up(size * 9 // 8, self._room)
 
     def _charge(self, record: DirectoryRecord) -> int:
-        present = len(record.present or ())
-        return self._charge_of(len(record.spans), present, len(record.node.encode()))
+        ranges = len(record.present or ()) + len(record.deleted)
+        return self._charge_of(len(record.spans), ranges, len(record.node.encode()))
+
+    def growth(self, record: DirectoryRecord) -> int:
+        """Bytes that a record may cost more than the one that it replaces; negative: less."""
+        old = self._records.get(record.aggregate)
+        return self._charge(record) - (self._charge(old) if old else 0)
+
+    @property
+    def spare_bytes(self) -> int:
+        """Room for records that say more of aggregates that are here: they may have half of what stays for appending."""
+        appending = self._blocks * self._room - self._capacity
+        return self._capacity + appending // 2 - self._charged - self._promised
 
     def promise(self, offset: int) -> bool:
         """Keep room for the record of the span at `offset`. False: the directory is full, and so is the volume."""
@@ -249,11 +264,11 @@ class Directory:
         for record in self._records.values():
             for span in record.spans:
                 self.unpromise(span.offset)
-        self._forget = max(self._forget, other._forget)
+        self._forget |= other._forget
 
-    def forget_deletes(self, csn: int) -> None:
-        """Deletes up to this CSN are durable on every volume that held the aggregate: the next checkpoint drops them."""
-        self._forget = max(self._forget, csn)
+    def forget_deletes(self, aggregates: Iterable[bytes]) -> None:
+        """Their deletes are durable on every volume that held them: the next checkpoint drops the records."""
+        self._forget.update(self._records.keys() & set(aggregates))
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -299,10 +314,11 @@ class Directory:
         after = dict(self._records)
         for record in records:
             _merge(after, record)
+        newest = max(record.csn for record in after.values())
         parts = [
             part
             for record in after.values()
-            if self._counts(record)
+            if self._counts(record, newest)
             for part in fmt.encode_record(record, self._room)
         ]
         parts.sort(key=len, reverse=True)  # large parts first: small ones fill their blocks
@@ -324,10 +340,10 @@ class Directory:
         )
         return self._planned(plan, blocks, 0, self._live.sequence, epoch)
 
-    def _counts(self, record: DirectoryRecord) -> bool:
-        """Whether a checkpoint must keep the record."""
+    def _counts(self, record: DirectoryRecord, newest: int) -> bool:
+        """Whether a checkpoint must keep the record. The newest delete stays: a catalog from before it must be recognised."""
         if record.op is Op.DELETE:
-            return record.csn > self._forget
+            return record.aggregate not in self._forget or record.csn == newest
         return bool(record.spans)
 
     def _planned(
@@ -377,8 +393,10 @@ class Directory:
             self.unpromise(span.offset)
 
     def _drop_what_does_not_count(self) -> None:
+        newest = max((record.csn for record in self._records.values()), default=0)
         for aggregate, record in list(self._records.items()):
-            if not self._counts(record):
+            if not self._counts(record, newest):
+                self._forget.discard(aggregate)
                 del self._records[aggregate]
                 self._charged -= self._charge(record)
 

@@ -26,7 +26,7 @@ def check(data: bytes, kind: bytes, length: int, own: int, store: bytes | None) 
     """What every block has in common."""
     if len(data) < length or data[:8] != MAGIC or data[8:12] != kind:
         raise Bad(f"no {kind.decode()}")
-    if u(data, 14, 2) > 1 or u(data, 16, 8) != length or u(data, 24, 8) != own:
+    if u(data, 14, 2) > 2 or u(data, 16, 8) != length or u(data, 24, 8) != own:
         raise Bad("version, length or place")
     if store is not None and data[32:48] != store:
         raise Bad("another store")
@@ -105,37 +105,37 @@ class Volume:
         for data in blocks:
             at = 112
             for _ in range(u(data, 100, 4)):
-                length = u(data, at, 4)
-                record = self.record(data[at : at + length])
-                at += length
+                record = self.record(data[at : at + u(data, at, 4)], u(data, 12, 2))
+                at += u(data, at, 4)
                 key = (record["csn"], record["aggregate"], record["op"], record["parts"])
                 pieces = parts.setdefault(key, {})
                 pieces[record["part"]] = record
                 if len(pieces) == record["parts"]:
                     whole = dict(pieces[0], part=0, parts=1)
-                    for field in ("spans", "ranges"):
+                    for field in ("spans", "ranges", "deleted"):
                         whole[field] = [x for n in range(len(pieces)) for x in pieces[n][field]]
                     old = newest.get(record["aggregate"])
                     if old is None or old["csn"] <= record["csn"]:
                         newest[record["aggregate"]] = whole
         return newest
 
-    def record(self, data: bytes) -> dict[str, Any]:
+    def record(self, data: bytes, version: int) -> dict[str, Any]:
         if xxhash.xxh3_64_intdigest(data[:-8]) != u(data, len(data) - 8, 8):
             raise Bad("record sum")
         node, spans, ranges = data[7], u(data, 64, 4), u(data, 68, 4)
-        at = 72 + node
+        at = (head := 72 if version == 1 else 88) + node
         made: dict[str, Any] = {"op": data[4], "kind": data[5], "all": data[6] == 1}
         made |= {"csn": u(data, 8, 8), "aggregate": data[16:32], "transaction": data[32:48]}
         made |= {"attempt": u(data, 48, 4), "part": u(data, 52, 2), "parts": u(data, 54, 2)}
-        made |= {"time": u(data, 56, 8), "node": data[72:at].decode()}
+        made |= {"time": u(data, 56, 8), "node": data[head:at].decode()}
+        made |= {"committed": u(data[:head], 72, 8), "version": u(data[:head], 80, 8)}
         names = ("number", "offset", "length", "used", "data_start", "data_length")
-        made["spans"] = []
-        for n in range(spans):
-            number, _, *rest = struct.unpack_from("<IIQQQQQ", data, at + 48 * n)
-            made["spans"].append(dict(zip(names, (number, *rest), strict=True)))
+        fields = [struct.unpack_from("<I4xQQQQQ", data, at + 48 * n) for n in range(spans)]
+        made["spans"] = [dict(zip(names, values, strict=True)) for values in fields]
         at += 48 * spans
-        made["ranges"] = [struct.unpack_from("<II", data, at + 8 * n) for n in range(ranges)]
+        runs = [struct.unpack_from("<II", data, at + 8 * n) for n in range(ranges)]
+        made["ranges"] = [run for run in runs if run[1] < 1 << 31]
+        made["deleted"] = [(n, count - (1 << 31)) for n, count in runs if count >= 1 << 31]
         return made
 
     def span(self, span: dict[str, int]) -> dict[str, Any]:

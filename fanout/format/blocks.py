@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     # What struct, memoryview and xxhash all take.
     Buffer = bytes | bytearray | memoryview
 
-FORMAT_VERSION = 1
-MINIMUM_READER = 1  # what a block that we write demands of its reader
-READER_VERSION = 1  # what this package can read
+FORMAT_VERSION = 2
+READER_VERSION = 2  # what this package can read
+# What a block that we write demands of its reader. Since version 2 directory records say more, and superblocks keep readers away that
+# would not understand them; spans are as they were.
+MINIMUM_READER = {b"SUPR": 2, b"DIRB": 2, b"HEAD": 1, b"FOOT": 1}
 
 MAGIC = b"\x89FNOUT\r\n"
 
@@ -86,7 +88,14 @@ class Where(NamedTuple):
 
 def prefix(kind: bytes, length: int, offset: int, store: bytes) -> bytes:
     """The first 48 bytes of a block."""
-    return PREFIX_FIELDS.pack(MAGIC, kind, FORMAT_VERSION, MINIMUM_READER, length, offset, store)
+    reader = MINIMUM_READER[kind]
+    return PREFIX_FIELDS.pack(MAGIC, kind, FORMAT_VERSION, reader, length, offset, store)
+
+
+def version_of(data: Buffer) -> int:
+    """The format version of a block that was checked."""
+    version: int = PREFIX_FIELDS.unpack_from(data)[2]
+    return version
 
 
 def sealed(body: bytes, length: int) -> bytes:

@@ -21,6 +21,7 @@ from fanout.format.blocks import (
     round_up,
     sealed,
     sum64,
+    version_of,
 )
 from fanout.format.header import HEAD_SIZE
 from fanout.types import ObjectKind
@@ -36,13 +37,15 @@ MAX_NODE = 255  # bytes of UTF-8
 MAX_PARTS = 0xFFFF
 
 _DIRECTORY = struct.Struct("<16sQQQIIIIII")
-_RECORD = struct.Struct("<IBBBBQ16s16sIHHQII")
+_RECORD_1 = struct.Struct("<IBBBBQ16s16sIHHQII")
+_RECORD = struct.Struct("<IBBBBQ16s16sIHHQIIQQ")
 _STORED = struct.Struct("<IIQQQQQ")
 _RANGE = struct.Struct("<II")
 DIRECTORY_HEAD = PREFIX + _DIRECTORY.size
 RECORD_HEAD = _RECORD.size
 STORED_SPAN = _STORED.size
-assert (DIRECTORY_HEAD, RECORD_HEAD, STORED_SPAN) == (112, 72, 48)
+DELETED = 1 << 31  # in the count of a range: its members are deleted from the store
+assert (DIRECTORY_HEAD, _RECORD_1.size, RECORD_HEAD, STORED_SPAN) == (112, 72, 88, 48)
 
 
 class Op(enum.IntEnum):
@@ -115,6 +118,9 @@ class DirectoryRecord:
         node: whose objects they are.
         kind: of the objects; None: unknown.
         time_ns: of the commit, since 1970.
+        deleted: indexes of the members that were deleted from the store, wherever they lay; ranges as in `present`.
+        committed: commit sequence number with which the aggregate became visible; 0: unknown.
+        version: of the aggregate's first member; 0: unknown.
     """
 
     csn: int
@@ -127,6 +133,9 @@ class DirectoryRecord:
     node: str = ""
     kind: ObjectKind | None = None
     time_ns: int = 0
+    deleted: tuple[range, ...] = ()
+    committed: int = 0
+    version: int = 0
 
 
 class RecordPart(NamedTuple):
@@ -166,15 +175,16 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
     if wrong:
         raise InterfaceError(f"directory record: {wrong}")
     spans = [_STORED.pack(s[0], 0, *s[1:]) for s in record.spans]
-    present = [_RANGE.pack(r.start, len(r)) for r in record.present or ()]
+    runs = [_RANGE.pack(r.start, len(r)) for r in record.present or ()]
+    runs += [_RANGE.pack(r.start, len(r) | DELETED) for r in record.deleted]
     free = room - RECORD_HEAD - len(node) - SUM
-    cuts = list(_cuts(len(spans), len(present), free))
+    cuts = list(_cuts(len(spans), len(runs), free))
     if len(cuts) > MAX_PARTS:
         raise InterfaceError(f"directory record of {len(cuts)} parts, allowed are {MAX_PARTS}")
     made = []
     for part, (first_span, span_count, first_range, range_count) in enumerate(cuts):
         items = spans[first_span : first_span + span_count]
-        items += present[first_range : first_range + range_count]
+        items += runs[first_range : first_range + range_count]
         tail = node + b"".join(items)
         body = (
             _RECORD.pack(
@@ -192,6 +202,8 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
                 record.time_ns,
                 span_count,
                 range_count,
+                record.committed,
+                record.version,
             )
             + tail
         )
@@ -201,16 +213,19 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
 
 def _impossible(record: DirectoryRecord) -> str | None:
     """What no record can say; None: all is possible."""
-    if record.csn > MAX_COUNTER or record.time_ns > MAX_NUMBER or not record.attempt:
+    if max(record.csn, record.committed, record.version) > MAX_COUNTER:
+        return f"commit {record.csn} cannot be"
+    if record.time_ns > MAX_NUMBER or not record.attempt:
         return f"commit {record.csn}, attempt {record.attempt} or its time cannot be"
     for span in record.spans:
         if not span.possible:
             return f"span {span.number} at {span.offset} cannot be"
-    end = 0
-    for run in record.present or ():
-        if run.start < end or not run or run.stop > 1 << 32:
-            return "its ranges are not ascending"
-        end = run.stop
+    for runs in (record.present or (), record.deleted):
+        end = 0
+        for run in runs:
+            if run.start < end or not run or len(run) >= DELETED or run.stop > 1 << 32:
+                return "its ranges are not ascending"
+            end = run.stop
     return None
 
 
@@ -308,7 +323,7 @@ def decode_place(
     if not 1 <= place.base_blocks <= blocks or place.generation < 1:
         raise where.torn("base or generation out of range")
     where.counter("an epoch, generation or sequence", *place[:3])
-    if used > record_room(granule) or count * (RECORD_HEAD + SUM) > used:
+    if used > record_room(granule) or count * (_RECORD_1.size + SUM) > used:
         raise where.torn(f"{count} records of {used} bytes cannot be")
     return place
 
@@ -332,38 +347,44 @@ def decode_block(
         )
     body = memoryview(data).cast("B")[: superblock.granule - SUM]
     count, used = _DIRECTORY.unpack_from(body, PREFIX)[-3:-1]
+    layout = _RECORD if version_of(body) >= 2 else _RECORD_1
     parts, at, end = [], DIRECTORY_HEAD, DIRECTORY_HEAD + used
     for _ in range(count):
-        part, at = _decode_record(body, at, end, where)
+        part, at = _decode_record(body, at, end, where, layout)
         parts.append(part)
     if at != end:
         raise where.torn("its records end early")
     return DirectoryBlock(place, tuple(parts))
 
 
-def _decode_record(body: memoryview, at: int, end: int, where: Where) -> tuple[RecordPart, int]:
+def _decode_record(
+    body: memoryview, at: int, end: int, where: Where, layout: struct.Struct
+) -> tuple[RecordPart, int]:
     """The record at `at`, which must end by `end`, and where the next one begins."""
-    if end - at < RECORD_HEAD + SUM:
+    if end - at < layout.size + SUM:
         raise where.torn("a record is cut off")
     (
         length, op, kind, all_or_set, node_length, csn, aggregate, transaction, attempt,
-        part, parts, time_ns, span_count, range_count,
-    ) = _RECORD.unpack_from(body, at)  # fmt: skip
+        part, parts, time_ns, span_count, range_count, *since_2,
+    ) = layout.unpack_from(body, at)  # fmt: skip
+    committed, version = since_2 or (0, 0)
     tail = node_length + span_count * STORED_SPAN + range_count * _RANGE.size
-    if length != RECORD_HEAD + tail + SUM or length > end - at:
+    if length != layout.size + tail + SUM or length > end - at:
         raise where.torn(f"a record of {length} bytes does not hold what it says")
     stop = at + length - SUM
     if SUM_FIELD.unpack_from(body, stop)[0] != sum64(body[at:stop]):
         raise where.torn("the sum of a record is wrong")
     if op not in (1, 2, 3) or kind >= len(_KINDS) or all_or_set not in (1, 2) or part >= parts:
         raise where.torn("a field of a record is out of range")
-    first = at + RECORD_HEAD + node_length
+    first = at + layout.size + node_length
     middle = first + span_count * STORED_SPAN
     spans = tuple(
         StoredSpan(number, *rest) for number, _, *rest in _STORED.iter_unpack(body[first:middle])
     )
-    present = tuple(
-        range(start, start + count) for start, count in _RANGE.iter_unpack(body[middle:stop])
+    runs = list(_RANGE.iter_unpack(body[middle:stop]))
+    present = tuple(range(start, start + count) for start, count in runs if count < DELETED)
+    deleted = tuple(
+        range(start, start + count - DELETED) for start, count in runs if count >= DELETED
     )
     if all_or_set == 1 and present:
         raise where.torn("a record says all members and lists some")
@@ -378,6 +399,9 @@ def _decode_record(body: memoryview, at: int, end: int, where: Where) -> tuple[R
         node=where.text(bytes(body[first - node_length : first]), "a node's name"),
         kind=_KINDS[kind],
         time_ns=time_ns,
+        deleted=deleted,
+        committed=committed,
+        version=version,
     )
     wrong = _impossible(record)
     if wrong:
@@ -417,4 +441,7 @@ def _joined(pieces: Sequence[DirectoryRecord]) -> DirectoryRecord:
         node=head.node,
         kind=head.kind,
         time_ns=head.time_ns,
+        deleted=tuple(run for piece in pieces for run in piece.deleted),
+        committed=head.committed,
+        version=head.version,
     )

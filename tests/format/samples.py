@@ -102,7 +102,8 @@ def stored_span(draw: st.DrawFn) -> StoredSpan:
     return StoredSpan(draw(u32), draw(starts), length, used, draw(starts), data)
 
 
-member_sets = st.none() | st.builds(fmt.ranges, st.sets(st.integers(0, 2**31), max_size=300))
+some_members = st.builds(fmt.ranges, st.sets(st.integers(0, 2**31), max_size=300))
+member_sets = st.none() | some_members
 records = st.builds(
     DirectoryRecord,
     csn=counters,
@@ -115,6 +116,9 @@ records = st.builds(
     node=st.text(max_size=60),
     kind=st.none() | st.sampled_from(ObjectKind),
     time_ns=times,
+    deleted=some_members,
+    committed=counters,
+    version=counters,
 )
 
 

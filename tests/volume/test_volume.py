@@ -590,7 +590,6 @@ with Engine(memory_bytes=64 << 16, slot_size_bytes=1 << 16) as engine:
         assert made.written(engine.run(made.prepare([record(csn, aggregate=csn.to_bytes(16, "big"))])))
         made.flush()
         print("durable", csn, flush=True)
-        made.directory.forget_deletes(csn)
         gone = record(csn, 0, op=3, aggregate=(csn - 40).to_bytes(16, "big"))
         assert made.written(engine.run(made.prepare([gone])))
 """
