@@ -232,7 +232,7 @@ class Allocator:
         return sum(region.length for region in freed)
 
     def free(self, offset: int) -> None:
-        """LIVE becomes FREE: the catalog's commit that gave it up is durable, and nobody reads it."""
+        """LIVE becomes FREE: catalog and directory have given it up for good. Who still reads it finds a wrong sum or digest."""
         self._expect(offset, RegionState.LIVE)
         self._drop(offset)
 

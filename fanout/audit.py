@@ -180,8 +180,17 @@ class _Audit:
 
     def _mark(self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]) -> None:
         """Promise 2."""
+        with self.store.ledger.steady:
+            self._mark_steadily(entry, copy, damaged)
+
+    def _mark_steadily(
+        self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]
+    ) -> None:
         catalog = self.store.catalog
-        lost = {found.member.member for found in damaged}
+        there = {member.member for member in catalog.members(entry.aggregate)}
+        lost = {found.member.member for found in damaged} & there
+        if not lost:
+            return  # deleted meanwhile
         left = _held(entry, copy) - MemberSet.of(lost)
         gap = _gap(catalog, entry, copy.pool, lost, f"audit: {damaged[0].reason}")
         repair = Repair(entry.aggregate, copy.pool, NewCopy(copy.pool, (), left), gap)

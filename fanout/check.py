@@ -367,7 +367,11 @@ class _Check:
         assert volume.directory is not None
         said = {record.aggregate: record for record in volume.directory.holds()}
         held = self._catalog.held_csns(volume.uuid)
-        for aggregate in said.keys() - held.keys():
+        dead = {entry.aggregate: entry.csn for entry in self._catalog.dead(volume.uuid)}
+        for aggregate in said.keys() & dead.keys():
+            what = f"its directory lacks the delete of aggregate {aggregate.hex()} by commit {dead[aggregate]}"
+            self._volume_problem(volume, said[aggregate].spans[0].offset, what, APPEND)
+        for aggregate in said.keys() - held.keys() - dead.keys():
             what = (
                 f"its directory names aggregate {aggregate.hex()} (commit {said[aggregate].csn}), "
                 "the catalog knows nothing of it here"
@@ -379,6 +383,8 @@ class _Check:
         for expected in self._catalog.held_spans(volume.uuid, sorted(said.keys() & held.keys())):
             record = said[expected.aggregate]
             wanted = record_of(expected)
+            if not record.version:  # of version 1 of the format, which did not say so
+                wanted = replace(wanted, version=0, committed=record.committed)
             if wanted.csn > record.csn:
                 what = f"its directory knows aggregate {record.aggregate.hex()} of commit {record.csn}, the catalog of {wanted.csn}"
                 self._volume_problem(volume, record.spans[0].offset, what, APPEND)
@@ -409,9 +415,10 @@ class _Check:
         self._aggregates += 1
         members = self._catalog.members(entry.aggregate)
         self._objects += len(members)
-        if len(members) != entry.objects:
+        objects = entry.objects - len(entry.erased)
+        if len(members) != objects:
             self._catalog_problem(
-                f"has {len(members)} of the {entry.objects} objects of aggregate "
+                f"has {len(members)} of the {objects} objects of aggregate "
                 f"{entry.aggregate.hex()}: the others are lost to it"
             )
         copies = self._catalog.copies(entry.aggregate)
@@ -500,7 +507,19 @@ class _BadBlock(NamedTuple):
     what: str
 
 
-_FIELDS = ("csn", "transaction", "attempt", "spans", "present", "node", "kind", "time_ns")
+_FIELDS = (
+    "csn",
+    "transaction",
+    "attempt",
+    "spans",
+    "present",
+    "node",
+    "kind",
+    "time_ns",
+    "deleted",
+    "committed",
+    "version",
+)
 
 
 class _Copy:
@@ -718,9 +737,13 @@ class _Copy:
         return volume, place
 
     def _check_unknown(self, left: Mapping[tuple[bytes, int], object]) -> None:
-        """Objects that footers name and the catalog does not. What was replaced while it was copied is written and not held."""
+        """Objects that footers name and the catalog does not. What was replaced while it was copied is written and not held.
+
+        Of what was deleted only the number is known.
+        """
         known = {(member.name, member.start) for member in self._members}
-        for name, start in left.keys() - known:
+        unknown = left.keys() - known
+        for name, start in unknown if len(unknown) > len(self._entry.erased) else ():
             self._check._catalog_problem(
                 f"does not know an object at byte {start} of aggregate "
                 f"{self._entry.aggregate.hex()}, which {self._copy.pool} holds",

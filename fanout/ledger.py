@@ -3,34 +3,36 @@
 ::
 
     TransactionRecord ──> proofs checked ──> Commit ──> Committer ──┬─ settled:  regions live, tails free
-    repairs           ──────────────────────────┘                   └─ appended: directory records ──> Scribe
+    repairs, deletions ─────────────────────────┘                   └─ appended: directory records ──> Scribe
+    bury: what directories have forgotten for good ──> the catalog forgets the regions ──> regions free
 
 What it promises:
 
 1. No copy is committed whose last good flush is older than its last write: the record must carry the proof.
 2. What a record holds stays reserved until its outcome is known, whoever has forgotten it meanwhile.
 3. A transaction that is sent again after it committed changes nothing.
+4. A region of what was deleted is free only when its volume's directory says so, durably, and then the catalog, durably.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from fanout.catalog import Commit, NewAggregate, NewCopy, NewGap, Place
+from fanout.catalog import Commit, DeadAggregate, NewAggregate, NewCopy, NewGap, Place
 from fanout.committer import Committer
 from fanout.errors import CatalogError, TransactionFailed
 from fanout.format import DirectoryRecord, Op
 from fanout.pools import PoolSet
-from fanout.scribe import Entry, ranges_of, record_of, stored_span
+from fanout.scribe import Entry, delete_of, ranges_of, record_of, stored_span
 from fanout.types import Gap, Receipt, StoredObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fanout.catalog import AggregateEntry, Catalog, CatalogReader
+    from fanout.catalog import AggregateEntry, Catalog, CatalogReader, Deletion
     from fanout.format import StoredSpan
     from fanout.host import AggregateRecord, TransactionRecord, WrittenSpan
     from fanout.scribe import Scribe
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 
 class Ledger:
     """The writing side of a store's books. Any thread may call anything.
+
+    Attributes:
+        steady: while it is held nothing that has been committed is deleted. Whoever asks the catalog what to change of an
+            aggregate, and then commits it, holds it meanwhile.
 
     Args:
         catalog: open for writing.
@@ -61,6 +67,8 @@ class Ledger:
         self._catalog, self._pools, self._scribe = catalog, pools, scribe
         self._pending: dict[tuple[bytes, int], tuple[Holding, ...]] = {}
         self._pending_lock = threading.Lock()
+        self._told: dict[tuple[bytes, int], threading.Event] = {}
+        self.steady = threading.RLock()
         if flush_before_acknowledge:
             self._committer = Committer(catalog, settled=self._settled, durable=self._durable)
         else:
@@ -118,6 +126,41 @@ class Ledger:
             CommitUnknown: nobody knows.
         """
         return self._hand_in(commit, [(span, (pool,)) for span in spans])
+
+    def commit_deletions(self, commit: Commit) -> int:
+        """Commit deletions; returns the commit sequence number. Their space is free after `bury`.
+
+        Raises:
+            CatalogError: it did not happen.
+            CommitUnknown: nobody knows.
+        """
+        key = commit.transaction, commit.attempt
+        told = self._told[key] = threading.Event()
+        try:
+            csn = self._hand_in(commit, ())
+            told.wait()  # callers are woken before the scribe has the records
+        finally:
+            del self._told[key]
+        return csn
+
+    def bury(self) -> int:
+        """Make what the directories say durable; free the regions of what was deleted, as far as their volumes have taken that.
+
+        Returns:
+            How many bytes are free now (promise 4).
+
+        Raises:
+            CatalogError: it could not be recorded: the regions wait for the next time.
+        """
+        with self.steady:
+            if self.refusal is not None:
+                return 0
+            taken = self._scribe.take_deletes(self._pools.volumes(), self._catalog)
+            if not taken and not self._catalog.dead():
+                return 0
+            offsets, gone = self._catalog.bury({uuid: those for uuid, (_, those) in taken.items()})
+            self._scribe.forget_deletes(self._pools.volumes(), gone)
+            return sum(self._pools.free(taken[uuid][0], at) for uuid, at in offsets.items())
 
     def _hand_in(self, commit: Commit, holdings: Sequence[Holding]) -> int:
         # Promise 2: the pools would quarantine the regions of a span that nobody remembers.
@@ -178,10 +221,23 @@ class Ledger:
             self._pools.commit(span, pools)
 
     def _appended(self, group: Group) -> None:
-        self._scribe.append(self._entries(group))
+        with self._telling(group):
+            self._scribe.append(self._entries(group))
 
     def _durable(self, group: Group) -> None:
-        self._scribe.append_and_flush(self._entries(group))
+        with self._telling(group):
+            self._scribe.append_and_flush(self._entries(group))
+
+    @contextmanager
+    def _telling(self, group: Group) -> Iterator[None]:
+        """Whoever waits for the records of a commit goes on, also when they could not be made: then the next opening appends them."""
+        try:
+            yield
+        finally:
+            for commit, _ in group:
+                told = self._told.get((commit.transaction, commit.attempt))
+                if told is not None:
+                    told.set()
 
     def _entries(self, group: Group) -> list[Entry]:
         """The directory records of a group, in the order of its commits."""
@@ -189,18 +245,60 @@ class Ledger:
         for commit, csn in group:
             for aggregate in commit.aggregates:
                 for copy in aggregate.copies:
-                    entries += _records(commit, csn, self._catalog.last_commit_at, aggregate, copy)
+                    entries += self._records(commit, csn, aggregate, copy)
             for repair in commit.repairs:
                 if repair.copy is not None:
-                    entries += self._repair_records(repair.aggregate, repair.pool)
+                    entries += self._records_of(repair.aggregate, repair.pool)
+            for deletion in commit.deletions:
+                entries += self._deletion_records(deletion, csn)
         return entries
 
-    def _repair_records(self, aggregate: bytes, pool: str) -> list[Entry]:
-        """A record replaces older ones of its aggregate, so after a repair it says all that each volume holds."""
+    def _deletion_records(self, deletion: Deletion, csn: int) -> list[Entry]:
+        """What the directories of an aggregate's volumes say once some of it, or all, was deleted."""
+        entry = deletion.entry
+        if deletion.members is not None:
+            return self._records_of(entry.aggregate)
+        dead = DeadAggregate(
+            entry.aggregate,
+            entry.transaction,
+            entry.attempt,
+            csn,
+            entry.node,
+            entry.kind,
+            entry.at,
+        )
+        return [Entry(volume, delete_of(dead)) for volume in deletion.volumes]
+
+    def _records(
+        self, commit: Commit, csn: int, aggregate: NewAggregate, copy: NewCopy
+    ) -> Iterator[Entry]:
+        """One record for each volume that holds some of a new copy."""
+        by_volume: dict[bytes, list[StoredSpan]] = {}
+        for place in copy.places:
+            by_volume.setdefault(place.volume, []).append(stored_span(place))
+        for volume, spans in by_volume.items():
+            record = DirectoryRecord(
+                csn=csn,
+                op=Op.COMMIT,
+                aggregate=aggregate.aggregate,
+                transaction=commit.transaction,
+                attempt=commit.attempt,
+                spans=tuple(spans),
+                present=ranges_of(copy.present),
+                node=commit.node or "",
+                kind=commit.kind,
+                time_ns=self._catalog.last_commit_at,
+                committed=csn,
+                version=self._catalog.last_versions.get(aggregate.aggregate, 0),
+            )
+            yield Entry(volume, record)
+
+    def _records_of(self, aggregate: bytes, pool: str | None = None) -> list[Entry]:
+        """A record replaces older ones of its aggregate, so after a change it says all that each volume holds (of a pool's copy)."""
         places = [
             place
             for copy in self._catalog.copies(aggregate)
-            if copy.pool == pool
+            if pool in (None, copy.pool)
             for place in copy.places
         ]
         return [
@@ -264,26 +362,3 @@ def check_proofs(record: AggregateRecord) -> None:
                 raise AssertionError(
                     f"{place.target.path}: a commit names bytes there that no flush has covered"
                 )
-
-
-def _records(
-    commit: Commit, csn: int, at: int, aggregate: NewAggregate, copy: NewCopy
-) -> Iterator[Entry]:
-    """One record for each volume that holds some of a copy."""
-    by_volume: dict[bytes, list[StoredSpan]] = {}
-    for place in copy.places:
-        by_volume.setdefault(place.volume, []).append(stored_span(place))
-    for volume, spans in by_volume.items():
-        record = DirectoryRecord(
-            csn=csn,
-            op=Op.COMMIT,
-            aggregate=aggregate.aggregate,
-            transaction=commit.transaction,
-            attempt=commit.attempt,
-            spans=tuple(spans),
-            present=ranges_of(copy.present),
-            node=commit.node or "",
-            kind=commit.kind,
-            time_ns=at,
-        )
-        yield Entry(volume, record)

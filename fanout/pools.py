@@ -672,12 +672,15 @@ class PoolSet:
                 if pool in held:
                     self._distrust(held, pool)
 
-    def free(self, volume: bytes, offset: int) -> None:
-        """A live region was given up by a durable commit, and nobody reads it any more."""
+    def free(self, volume: Volume, offsets: Iterable[int]) -> int:
+        """The catalog and the volume's directory have both forgotten these live regions, durably; returns the bytes."""
         with self._lock:
-            found = self.volume(volume)
-            if found is not None and found.allocator is not None:
-                found.allocator.free(offset)
+            allocator = volume.allocator
+            assert allocator is not None
+            before = allocator.bytes_in(RegionState.FREE)
+            for offset in offsets:
+                allocator.free(offset)
+            return allocator.bytes_in(RegionState.FREE) - before
 
     def _free(self, held: dict[str, Held], pool: str) -> None:
         entry = held[pool]

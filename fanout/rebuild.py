@@ -27,6 +27,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from glob import escape
 from itertools import chain
+from itertools import count as count_from
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout import config as configuration
@@ -38,6 +39,7 @@ from fanout.catalog import (
     PoolEntry,
     RestoredAggregate,
     RestoredCopy,
+    RestoredDeletion,
     RestoredTransaction,
     restore,
 )
@@ -46,7 +48,6 @@ from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError, Vo
 from fanout.evidence import Coverage, Objects, Runs, empty_objects, find_spans
 from fanout.format import Op
 from fanout.making import entry_of, probe
-from fanout.scribe import ranges_of
 from fanout.store import LOCK_WAIT, open_engine
 from fanout.types import Member, ObjectKind, PoolKind
 from fanout.volume import Volume
@@ -209,6 +210,7 @@ def rebuild_catalog(
             pools=survey.pools(),
             volumes=[_entry_of(volume) for volume in media.volumes],
             transactions=survey.transactions(),
+            deletions=survey.deletions(),
             csn=survey.csn,
             force=force,
         )
@@ -403,6 +405,22 @@ class _Pieces:
     faults: list[str] = field(default_factory=list)
 
     @property
+    def deleted(self) -> MemberSet:
+        """Members that are gone from the store: what any volume says."""
+        runs = (run for found in self.evidence for run in found.record.deleted)
+        return MemberSet.joined((run.start, len(run)) for run in runs)
+
+    @property
+    def committed(self) -> int:
+        """Commit sequence number of its transaction; 0: no record says it."""
+        return max(found.record.committed for found in self.evidence)
+
+    @property
+    def version(self) -> int:
+        """Of its first member; 0: no record says it."""
+        return max(found.record.version for found in self.evidence)
+
+    @property
     def first(self) -> _Evidence:
         """The oldest record."""
         return min(self.evidence, key=lambda found: found.record.csn)
@@ -423,7 +441,7 @@ class _Survey:
         self.count = self.objects = self.bytes = self.deduced = 0
         self.lost: list[Lost] = []
         self.notes: list[str] = []
-        self._deleted: dict[bytes, DirectoryRecord] = {}
+        self._deleted: dict[bytes, list[_Evidence]] = {}
         self._aggregates: dict[bytes, _Pieces] = {}
         self._read_directories()
         for aggregate, pieces in self._aggregates.items():
@@ -437,11 +455,11 @@ class _Survey:
             assert volume.directory is not None
             self.csn = max(self.csn, volume.directory.last_csn)
             for record in volume.directory.records.values():
-                if record.op is Op.DELETE:
-                    self._deleted[record.aggregate] = record
                 found.setdefault(record.aggregate, []).append(_Evidence(volume, record))
         for aggregate, evidence in found.items():
-            if aggregate not in self._deleted:
+            if any(said.record.op is Op.DELETE for said in evidence):
+                self._deleted[aggregate] = evidence
+            else:
                 self._aggregates[aggregate] = _Pieces(evidence)
 
     # ---- the order of commits --------------------------------------------------------------------
@@ -485,7 +503,7 @@ class _Survey:
     def _deleted_ones(self, known: Mapping[bytes, object]) -> Iterator[RestoredTransaction]:
         """Transactions of which nothing is left, so that a resend is still recognised."""
         seen = set(known)
-        for record in self._deleted.values():
+        for record in map(_deleting, self._deleted.values()):
             if record.transaction not in seen:
                 seen.add(record.transaction)
                 yield RestoredTransaction(
@@ -499,11 +517,27 @@ class _Survey:
                     aggregates=(),
                 )
 
+    def deletions(self) -> Iterator[RestoredDeletion]:
+        """Aggregates that were deleted and that a directory still names, or may: then the deletes are still needed."""
+        kept = bool(self._media.skipped)
+        for aggregate, evidence in self._deleted.items():
+            record = _deleting(evidence)
+            regions = tuple(
+                (found.volume.uuid, span.offset, span.length)
+                for found in evidence
+                for span in found.record.spans
+            )
+            if regions or kept:
+                pool = evidence[0].volume.pool
+                yield RestoredDeletion(
+                    aggregate, record.transaction, record.csn, pool, regions, kept
+                )
+
     def _numbers(self, by_transaction: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, int]:
         """The commit sequence number of every transaction.
 
-        What its transaction wrote carries it. If only copies are left that were made later, the time tells between which others it
-        came; a number that nobody has is found there.
+        Records say it since version 2 of the format; before, those of what the transaction itself wrote. If there are only older
+        records of copies that were made later, the time tells between which others it came; a number that nobody has is found there.
         """
         numbers: dict[bytes, int] = {}
         rest: list[tuple[int, int, bytes]] = []
@@ -511,9 +545,10 @@ class _Survey:
         for transaction, aggregates in by_transaction.items():
             pieces = [self._aggregates[aggregate] for aggregate in aggregates]
             record = min((one.first.record for one in pieces), key=lambda record: record.csn)
-            if any(one.original for one in pieces):
-                numbers[transaction] = record.csn
-                times.append((record.csn, record.time_ns))
+            said = max(one.committed for one in pieces)
+            if said or any(one.original for one in pieces):
+                numbers[transaction] = said or record.csn
+                times.append((numbers[transaction], record.time_ns))
             else:
                 rest.append((record.time_ns, record.csn, transaction))
         taken = set(numbers.values())
@@ -556,17 +591,24 @@ class _Survey:
             holders[pool] = copy.present
         if not pieces.whole:
             self._note_lost(aggregate, pieces)
-        gaps = tuple(self._gaps(pieces, holders))
-        self.objects += len(pieces.members)
-        self.bytes += sum(member.length for member in pieces.members.values())
+        deleted = pieces.deleted
+        members = {n: member for n, member in pieces.members.items() if n not in deleted}
+        gaps = tuple(self._gaps(pieces, members, holders))
+        self.objects += len(members)
+        size = sum(member.length for member in members.values())
+        self.bytes += size
         return RestoredAggregate(
             aggregate=aggregate,
             primary=self._primary(aggregate),
-            objects=max(pieces.members, default=0) + 1,
+            objects=max([*pieces.members, *(sum(run) - 1 for run in deleted.runs)], default=0) + 1,
             bytes=pieces.bytes,
-            members=pieces.members,
+            ordinal=pieces.ordinal,
+            members=members,
             copies=tuple(copies),
             gaps=gaps,
+            erased=deleted,
+            erased_bytes=max(0, pieces.bytes - size) if deleted else 0,
+            version=pieces.version,
         )
 
     def _note_lost(self, aggregate: bytes, pieces: _Pieces) -> None:
@@ -577,9 +619,14 @@ class _Survey:
         node = pieces.first.record.node
         self.lost.append(Lost(aggregate, node, len(pieces.members), "; ".join(why)))
 
-    def _gaps(self, pieces: _Pieces, holders: Mapping[str, MemberSet | None]) -> Iterator[NewGap]:
-        """Rule 3: what was required, and whose directories do not hold all members."""
-        everything = MemberSet.of(pieces.members)
+    def _gaps(
+        self,
+        pieces: _Pieces,
+        members: Mapping[int, Member],
+        holders: Mapping[str, MemberSet | None],
+    ) -> Iterator[NewGap]:
+        """Rule 3: what was required, and whose directories do not hold all members that are left."""
+        everything = MemberSet.of(members)
         for pool in pieces.required:
             if pool in holders and holders[pool] is None:
                 continue
@@ -590,7 +637,7 @@ class _Survey:
                 continue
             held = holders.get(pool) or MemberSet()
             missing = everything - held
-            if missing or not pieces.members:
+            if missing or not members:
                 yield NewGap(pool, self._reason(pool), 0, missing if len(held) else None)
 
     def _reason(self, pool: str) -> str:
@@ -656,6 +703,14 @@ def _in_doubt(found: FoundSpan, *, committed: bool) -> InDoubt:
     )
 
 
+def _deleting(evidence: Sequence[_Evidence]) -> DirectoryRecord:
+    """Of the records of an aggregate the one that deletes it."""
+    return max(
+        (found.record for found in evidence if found.record.op is Op.DELETE),
+        key=lambda record: record.csn,
+    )
+
+
 def _copy_of(
     pool: str, evidence: Sequence[_Evidence], pieces: _Pieces, changed_csn: int
 ) -> RestoredCopy:
@@ -669,17 +724,21 @@ def _copy_of(
     places.sort()
     coverage = Coverage(places)
     named = None if newest.present is None else Runs(newest.present)
+    deleted = pieces.deleted
+    left = {n: member for n, member in pieces.members.items() if n not in deleted}
+    wanted = MemberSet.of(n for n in left if named is None or n in named)
     held = MemberSet.of(
-        index
-        for index, member in pieces.members.items()
-        if (named is None or index in named)
-        and coverage.holds(member.offset, member.length)
-        and (member.length or _is_named(member, evidence))
+        n
+        for n in wanted
+        if coverage.holds(left[n].offset, left[n].length)
+        and (left[n].length or _is_named(left[n], evidence))
     )
-    complete = pieces.whole and len(held) == len(pieces.members)
-    present = None if complete else held
-    same = ranges_of(present) == newest.present
-    return RestoredCopy(pool, newest.csn if same else changed_csn, tuple(places), present)
+    said = None
+    if newest.present is not None:
+        said = MemberSet(tuple((run.start, len(run)) for run in newest.present))
+    if held == wanted and (pieces.whole or said is not None):
+        return RestoredCopy(pool, newest.csn, tuple(places), said)
+    return RestoredCopy(pool, changed_csn, tuple(places), held)
 
 
 def _is_named(empty: Member, evidence: Sequence[_Evidence]) -> bool:
@@ -715,12 +774,13 @@ class _Reader:
         """Fill in what the headers and footers say."""
         pieces = self._pieces
         for csn in sorted({found.record.csn for found in pieces.evidence if found.record.spans}):
-            mine = [found for found in pieces.evidence if found.record.csn == csn]
-            spans = self._read_set(mine)
-            if spans:
-                self._learn(spans, mine)
-            if pieces.whole:
-                return
+            there = [found for found in pieces.evidence if found.record.csn == csn]
+            for mine in _alike(there):
+                spans = self._read_set(mine)
+                if spans:
+                    self._learn(spans, mine)
+                if pieces.whole:
+                    return
         self._number_the_loose()
 
     def _read_set(self, evidence: Sequence[_Evidence]) -> list[tuple[SpanHeader, SpanFooter]]:
@@ -764,10 +824,14 @@ class _Reader:
         solid = _solid(members)
         all_here = any(found.record.present is None for found in evidence)
         ends = any(footer.final for footer in footers)
-        if all_here and ends and solid == len(members) and _reach(members) == pieces.bytes:
-            pieces.members = dict(enumerate(members))
-            pieces.whole = True
-            return
+        if all_here and ends and _reach(members) == pieces.bytes:
+            # A copy that was made after members had been deleted has not got these. That all its spans are there their numbers say.
+            holes = solid < len(members)
+            indexes = _others(pieces.deleted) if holes else count_from()
+            if not holes or (pieces.deleted and sorted(spans) == list(range(len(spans)))):
+                pieces.members = dict(zip(indexes, members, strict=False))
+                pieces.whole = True
+                return
         self._anchor(members, solid if all_here else 0, evidence)
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[_Evidence]) -> None:
@@ -793,6 +857,36 @@ class _Reader:
                 there.add((member.offset, member.name, member.digest))
                 known[following] = member
                 following += 1
+
+
+def _alike(evidence: Sequence[_Evidence]) -> list[list[_Evidence]]:
+    """Evidence of one commit, by what was written together: a deletion gives all copies the same number, also those that are repairs.
+
+    Copies belong together unless they say different things of a span of one number. Those with the most data come first.
+    """
+    sets: list[tuple[dict[int, tuple[int, int]], list[_Evidence]]] = []
+    pools = dict.fromkeys(found.volume.pool for found in evidence)
+    for pool in pools:
+        mine = [found for found in evidence if found.volume.pool == pool]
+        spans = {s.number: (s.data_start, s.data_length) for f in mine for s in f.record.spans}
+        for known, those in sets:
+            if all(known.get(number, place) == place for number, place in spans.items()):
+                known.update(spans)
+                those.extend(mine)
+                break
+        else:
+            sets.append((spans, mine))
+    sets.sort(key=lambda one: -sum(length for _, length in one[0].values()))
+    return [those for _, those in sets]
+
+
+def _others(deleted: MemberSet) -> Iterator[int]:
+    """The numbers that are not in a set, ascending and without end."""
+    at = 0
+    for first, size in deleted.runs:
+        yield from range(at, first)
+        at = first + size
+    yield from count_from(at)
 
 
 def _solid(members: Sequence[Member]) -> int:

@@ -367,6 +367,10 @@ class _Run:
 
     def _commit(self, copied: Sequence[Copied], tasks: Sequence[_Task]) -> None:
         """Copies and gaps of a batch, in one commit. The spans are durable."""
+        with self.store.ledger.steady:
+            self._commit_steadily(copied, tasks)
+
+    def _commit_steadily(self, copied: Sequence[Copied], tasks: Sequence[_Task]) -> None:
         repairs: list[Repair] = []
         spans: list[WrittenSpan] = []
         count = size = 0
@@ -392,7 +396,7 @@ class _Run:
         wanted = {m.member for m in members if m.active or not self._active}
         written = {index for part in parts for index in part.members}
         held = self._held(entry)
-        before = {m.member for m in members if held and held.holds(m.member)}
+        before = {index for index in range(entry.objects) if held and held.holds(index)}
         new = (written & wanted) - before
         after, lacking = before | new, wanted - before - new
         copy = None
@@ -400,7 +404,8 @@ class _Run:
             places = tuple(
                 self.store.ledger.place_of(span, self.pool) for part in parts for span in part.spans
             )
-            present = None if len(after) == entry.objects else MemberSet.of(after)
+            everything = after.issuperset({m.member for m in members})  # that is left
+            present = None if everything else MemberSet.of(after)
             copy = NewCopy(self.pool, places, present)
         gap = None
         if lacking:
@@ -431,27 +436,34 @@ class _Run:
     def _give_up(self, tasks: Sequence[_Task], error: Exception) -> None:
         """Nothing of these was copied: say so by name, and in the gap rows (promise 2)."""
         reason = str(error)
-        repairs = []
+        with self.store.ledger.steady:
+            self._hand_in(list(self._refusals(tasks, error, reason)), (), ())
+
+    def _refusals(self, tasks: Sequence[_Task], error: Exception, reason: str) -> Iterator[Repair]:
         for task in tasks:
+            there = {m.member for m in self.store.catalog.members(task.entry.aggregate)}
             lacking = [*task.missing, *(found.member for found in task.bad)]
+            lacking = [member for member in lacking if member.member in there]
+            if not lacking:
+                continue  # deleted meanwhile
             self.failed += [(member.name, reason) for member in lacking]
             indexes = [member.member for member in lacking]
             missing = None if len(indexes) == task.entry.objects else MemberSet.of(indexes)
             errno = error.errno if isinstance(error, DestinationFailed) else 0
             gap = NewGap(self.pool, f"not repaired: {reason}", errno, missing)
-            repairs.append(Repair(task.entry.aggregate, self.pool, None, gap))
-        self._hand_in(repairs, (), ())
+            yield Repair(task.entry.aggregate, self.pool, None, gap)
 
     def _gap_rows(self) -> list[GapEntry]:
         return self.store.catalog.gaps(pool=self.pool, primary=self.primary, include_empty=True)
 
     def _close_stale_gaps(self) -> None:
         """Gap rows of which nothing is missing any more: copied by other means, or replaced by newer versions."""
-        stale = []
-        for gap in self._gap_rows():
-            entry = self.store.catalog.aggregate(gap.aggregate)
-            if entry is not None and not self._missing(entry):
-                stale.append(Repair(gap.aggregate, self.pool))
-        if stale:
-            self._hand_in(stale, (), ())
-            self.closed += len(stale)
+        with self.store.ledger.steady:
+            stale = []
+            for gap in self._gap_rows():
+                entry = self.store.catalog.aggregate(gap.aggregate)
+                if entry is not None and not self._missing(entry):
+                    stale.append(Repair(gap.aggregate, self.pool))
+            if stale:
+                self._hand_in(stale, (), ())
+                self.closed += len(stale)

@@ -9,6 +9,7 @@ What it promises:
 2. It never holds up a commit: what waits is bounded, and a volume that falls further behind is failed, to be reopened.
 3. A volume whose directory cannot be written is failed, not the store, and not the commit that was acknowledged.
 4. After `close` every directory that could be written is durable.
+5. A volume is said to have taken a delete only when a flush has made its record durable.
 
 With `flush_before_acknowledge` the committer waits here instead, and what a crash can leave in doubt is nothing.
 """
@@ -30,7 +31,7 @@ from fanout.volume import VolumeState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from fanout.catalog import CatalogReader, HeldSpans, MemberSet, Place
+    from fanout.catalog import CatalogReader, DeadAggregate, HeldSpans, MemberSet, Place
     from fanout.engine import Engine
     from fanout.volume import Volume
 
@@ -106,7 +107,8 @@ class Scribe:
         assert directory is not None
         held = catalog.held_csns(volume.uuid)
         known = {record.aggregate: record.csn for record in directory.holds()}
-        strange = [aggregate for aggregate in known if aggregate not in held]
+        dead = {entry.aggregate: entry for entry in catalog.dead(volume.uuid)}
+        strange = [aggregate for aggregate in known if aggregate not in held.keys() | dead.keys()]
         if strange:
             raise CatalogStale(
                 catalog.path,
@@ -116,15 +118,51 @@ class Scribe:
             )
         missing = [a for a, csn in held.items() if known.get(a, 0) < csn]
         missing.sort(key=lambda aggregate: held[aggregate])
+        gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
         with self._writing:
+            wanted = {entry.aggregate for entry in catalog.dead()}
+            directory.forget_deletes(a for a in directory.deletes() if a not in wanted)
             for start in range(0, len(missing), CATCH_UP_BATCH):
                 batch = missing[start : start + CATCH_UP_BATCH]
                 records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
                 requests = volume.prepare(records)
                 volume.written(self._engine.run(requests))
-            if missing and volume.state is VolumeState.AVAILABLE:
+            for start in range(0, len(gone), CATCH_UP_BATCH):
+                requests = volume.prepare(gone[start : start + CATCH_UP_BATCH])
+                volume.written(self._engine.run(requests))
+            if (missing or gone) and volume.state is VolumeState.AVAILABLE:
                 volume.flush()
-        return len(missing)
+        return len(missing) + len(gone)
+
+    def take_deletes(
+        self, volumes: Iterable[Volume], catalog: CatalogReader
+    ) -> dict[bytes, tuple[Volume, list[bytes]]]:
+        """Write and flush what waits; then say which volumes have taken which deletes for good (promise 5).
+
+        Returns:
+            By volume: the volume, and the aggregates that the catalog wants it to forget and that its directory does not hold.
+        """
+        written: dict[bytes, tuple[Volume, list[bytes]]] = {}
+        with self._writing:
+            self._write(self._take(MAX_WAITING))
+            for volume in volumes:
+                if volume.state is not VolumeState.AVAILABLE or volume.directory is None:
+                    continue
+                held = {record.aggregate for record in volume.directory.holds()}
+                dead = [entry.aggregate for entry in catalog.dead(volume.uuid)]
+                mine = [aggregate for aggregate in dead if aggregate not in held]
+                if mine:
+                    written[volume.uuid] = volume, mine
+            self._touched |= written.keys()
+            durable = self._flush()
+        return {uuid: entry for uuid, entry in written.items() if entry[0] in durable}
+
+    def forget_deletes(self, volumes: Iterable[Volume], aggregates: Sequence[bytes]) -> None:
+        """No directory names these aggregates any more: checkpoints may drop their deletes."""
+        with self._writing:
+            for volume in volumes:
+                if volume.directory is not None:
+                    volume.directory.forget_deletes(aggregates)
 
     def close(self) -> None:
         """Write and flush what waits, then end; idempotent."""
@@ -140,20 +178,24 @@ class Scribe:
             with self._wake:
                 while not self._waiting and not self._closed and not self._written:
                     self._wake.wait()
-                batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-                last = self._closed and not batch
+                last = self._closed and not self._waiting
                 self._written = False
             try:
-                self._work(batch, last=last)
+                self._work(last=last)
             except Exception:
                 # Records may be missing now; the next opening appends them.
                 _log.exception("directories could not be written")
             if last:
                 return
 
-    def _work(self, batch: list[Entry], *, last: bool) -> None:
+    def _take(self, most: int) -> list[Entry]:
+        """What waits, in its order. The caller holds the directories: who takes a later record must not write it earlier."""
+        with self._wake:
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def _work(self, *, last: bool) -> None:
         with self._writing:
-            self._write(batch)
+            self._write(self._take(BATCH))
             if last:
                 self._flush()
         if not last:
@@ -191,20 +233,23 @@ class Scribe:
             _log.warning("%s: directory not written: %s", volume.path, error)
             return []
 
-    def _flush(self) -> None:
-        """Flush every volume that records were appended to, side by side."""
+    def _flush(self) -> list[Volume]:
+        """Flush every volume that records were appended to, side by side; returns those of which all records are durable."""
         found = [self._volumes(identity) for identity in self._touched]
         volumes = [v for v in found if v is not None and v.state is VolumeState.AVAILABLE]
         self._touched.clear()
         if not volumes:
-            return
+            return []
         outcomes = self._engine.run([Request(Phase.FLUSH, volume.target) for volume in volumes])
+        good = []
         for volume, outcome in zip(volumes, outcomes, strict=True):
             if outcome.ok:
                 volume.flushed()
+                good += [volume] if volume.state is VolumeState.AVAILABLE else []
             else:
                 volume.fail(f"flush: {outcome}")
                 _log.warning("%s: directory not flushed: %s", volume.path, outcome)
+        return good
 
     def _fail(self, identity: bytes, reason: str) -> None:
         with suppress(FanoutError):
@@ -226,6 +271,23 @@ def record_of(held: HeldSpans) -> DirectoryRecord:
         node=held.node,
         kind=held.kind,
         time_ns=held.at,
+        deleted=ranges_of(held.erased) or (),
+        committed=held.committed,
+        version=held.version,
+    )
+
+
+def delete_of(entry: DeadAggregate) -> DirectoryRecord:
+    """What a directory should say of an aggregate of which nothing is left."""
+    return DirectoryRecord(
+        csn=entry.csn,
+        op=Op.DELETE,
+        aggregate=entry.aggregate,
+        transaction=entry.transaction,
+        attempt=entry.attempt,
+        node=entry.node,
+        kind=entry.kind,
+        time_ns=entry.at,
     )
 
 

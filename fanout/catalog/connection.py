@@ -7,11 +7,12 @@ compared with `schema.sql` before anything of it can run.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 import sqlite3
 import stat
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What a schema of an older version must be, as `_digest` says it: a trigger or a view of somebody else's is refused there, too.
+OLDER = {1: "1ff90abd620b5efbe7c2a4e41c287c0ddbd4a89fc9ed90d6d14327d39aa57af4"}
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
 
@@ -44,8 +47,8 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     return db
 
 
-def check_identity(db: sqlite3.Connection, path: str) -> None:
-    """Refuse what is not a catalog of a version that this code knows.
+def check_identity(db: sqlite3.Connection, path: str) -> int:
+    """The version of a catalog's schema. Refuses what is not a catalog of a version that this code knows.
 
     Raises:
         CatalogVersion: with what it is instead.
@@ -54,12 +57,16 @@ def check_identity(db: sqlite3.Connection, path: str) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise CatalogVersion(path, "this database is not a fanout catalog")
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and version not in OLDER:
         raise CatalogVersion(
             path,
             f"written by another fanout: schema {version}, this one knows {SCHEMA_VERSION}",
         )
     # A trigger or a view is code that runs when we ask or write; statistics are what an operator's ANALYZE leaves.
+    if version in OLDER:
+        if _digest(_schema_of(db)) != OLDER[version]:
+            raise CatalogVersion(path, f"its schema is not fanout's of version {version}")
+        return int(version)
     try:
         expected = expected_schema()
     except OSError as error:  # no descriptor left to read ours with
@@ -68,6 +75,38 @@ def check_identity(db: sqlite3.Connection, path: str) -> None:
     if foreign:
         names = ", ".join(sorted({str(row[1]) for row in foreign}))
         raise CatalogVersion(path, f"its schema is not fanout's: {names:.200}")
+    return SCHEMA_VERSION
+
+
+def imitate(db: sqlite3.Connection) -> None:
+    """Let a catalog of an older version be read: what it has not is there, empty, and of this connection alone."""
+    db.execute("PRAGMA query_only = OFF")
+    db.execute("PRAGMA temp_store = MEMORY")
+    for name, statement in _statements():
+        if name in NEWER:
+            db.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
+    db.execute("PRAGMA query_only = ON")
+
+
+def upgrade(path: str) -> None:
+    """Make a catalog of an older version one of this, in one transaction.
+
+    Raises:
+        CatalogVersion: it is no catalog, or of a version that this code does not know.
+        CatalogError: it cannot be written.
+    """
+    with translated(path), closing(connect(path, read_only=False)) as db:
+        if check_identity(db, path) == SCHEMA_VERSION:
+            return
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("DROP VIEW intake")  # and its trigger with it
+        known = {name for _, name, _, _ in _schema_of(db)}
+        for name, statement in _statements():
+            if name not in known:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
 
 
 _STATISTICS = {
@@ -86,6 +125,21 @@ def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
 
 
 _COMMENT = re.compile(r"--[^\n]*")
+NEWER = ("erased", "deletion", "dead_region")  # tables that version 1 had not
+
+
+def _digest(schema: set[tuple[Any, ...]]) -> str:
+    """What a schema is, in short."""
+    return hashlib.sha256(repr(sorted(map(repr, schema - _STATISTICS))).encode()).hexdigest()
+
+
+def _statements() -> list[tuple[str, str]]:
+    """Name and statement of all that the schema makes, in its order."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(schema_text())
+        return db.execute(
+            "SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY rowid"
+        ).fetchall()
 
 
 def schema_text() -> str:

@@ -42,6 +42,7 @@ from fanout.catalog.connection import (
     refuse_links,
     schema_text,
     translated,
+    upgrade,
 )
 from fanout.catalog.intake import Counters, Intake, pack
 from fanout.catalog.members import to_json
@@ -62,7 +63,7 @@ CACHE_KIB = (
 _LARGEST = (1 << 63) - 1
 LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
 
-_INSERT_GROUP = f"INSERT INTO intake VALUES ({', '.join('?' * 13)})"
+_INSERT_GROUP = f"INSERT INTO intake VALUES ({', '.join('?' * 14)})"
 
 _SET_EPOCHS = """
 UPDATE volume SET epoch = json_extract(e.value, '$[1]'), device = json_extract(e.value, '$[2]'),
@@ -93,6 +94,7 @@ class Catalog(CatalogReader):
 
     Attributes:
         last_commit_at: when the last group committed, by the catalog's clock: nanoseconds since 1970.
+        last_versions: the first member's version of each aggregate of that group.
     """
 
     def __init__(
@@ -101,12 +103,17 @@ class Catalog(CatalogReader):
         self._clock = clock
         self._write_lock = threading.Lock()
         self.last_commit_at = 0
+        self.last_versions: dict[bytes, int] = {}
         self._lock_fd = _take_lock(os.path.abspath(path), lock_wait)
         self._ballast = Ballast(os.path.abspath(path))
         with ExitStack() as undo:
             undo.callback(os.close, self._lock_fd)
             self._begin_reading(path)
             undo.callback(super().close)
+            if self.schema != SCHEMA_VERSION:
+                self._reads.close()
+                upgrade(self.path)
+                super().__init__(path)
             with translated(self.path):
                 self._writes = _connect_writer(self.path)
                 undo.callback(self._writes.close)
@@ -232,6 +239,7 @@ class Catalog(CatalogReader):
         # Made before: once the statement has succeeded nothing may fail any more, not even for want of memory.
         after = self._counters.after(intake)
         numbers = list(range(first, first + len(intake.attempts)))
+        versions = intake.versions(self._counters)
         try:
             # One statement is one transaction: it begins, writes and commits without a return to Python. `executemany`
             # because `execute` gives the GIL away once more, for the number of the last row.
@@ -244,6 +252,7 @@ class Catalog(CatalogReader):
         except MemoryError as error:  # SQLite's own, perhaps in the middle of COMMIT
             raise CommitDoubt(f"{self.path}: out of memory") from error
         self._counters, self.last_commit_at = after, at
+        self.last_versions = versions
         return numbers
 
     def _with_room(self, write: Callable[[], T]) -> T:
@@ -275,6 +284,7 @@ class Catalog(CatalogReader):
             CatalogError: the fence could not be committed either; everything is as unknown as before.
         """
         with self._write_lock, translated(self.path):
+            self.last_versions = {}
             states, self._counters = self._with_room(lambda: self._fence(keys))
         return states
 
@@ -359,6 +369,10 @@ class Catalog(CatalogReader):
             self._writes.execute("UPDATE store SET csn = ?", (csn,))
             for copy in shrunk:
                 self._shrink(copy, volume, csn, now)
+            self._writes.execute(
+                "DELETE FROM dead_region WHERE volume = (SELECT id FROM volume WHERE uuid = ?)",
+                (volume.hex(),),
+            )
             self._writes.execute("DELETE FROM volume WHERE uuid = ?", (volume.hex(),))
 
     def _shrink(self, copy: Shrunk, volume: bytes, csn: int, now: int) -> None:
@@ -396,6 +410,56 @@ class Catalog(CatalogReader):
                     now,
                 ),
             )
+
+    def bury(
+        self, taken: Mapping[bytes, Iterable[bytes]]
+    ) -> tuple[dict[bytes, list[int]], list[bytes]]:
+        """Forget regions of what was deleted, durably and in one transaction: their volumes' directories say so for good.
+
+        Args:
+            taken: by volume the aggregates of which its directory has the delete, flushed.
+
+        Returns:
+            By volume the offsets that are free from now on; and the aggregates that no directory names any more, so that their
+            deletes may be forgotten.
+
+        Raises:
+            CatalogError: it could not be recorded, or nobody knows whether it was: nothing may be used again.
+        """
+        listed = json.dumps(
+            [[volume.hex(), one.hex()] for volume, those in taken.items() for one in those]
+        )
+        with self._write_lock, translated(self.path):
+            # Nothing refers to the rows that go: looking for that, row by row, would read the table of objects each time.
+            self._writes.execute("PRAGMA foreign_keys = OFF")
+            try:
+                return self._with_room(lambda: self._bury(listed))
+            finally:
+                self._writes.execute("PRAGMA foreign_keys = ON")
+
+    def _bury(self, listed: str) -> tuple[dict[bytes, list[int]], list[bytes]]:
+        freed: dict[bytes, list[int]] = {}
+        with self._transaction():
+            rows = self._writes.execute(
+                """DELETE FROM dead_region WHERE (volume, aggregate) IN (
+                       SELECT v.id, g.id FROM json_each(?) AS t
+                       JOIN volume AS v ON v.uuid = json_extract(t.value, '$[0]')
+                       JOIN aggregate AS g ON g.uuid = json_extract(t.value, '$[1]'))
+                   RETURNING (SELECT v.uuid FROM volume AS v WHERE v.id = dead_region.volume), offset""",
+                (listed,),
+            ).fetchall()
+            for volume, offset in rows:
+                freed.setdefault(bytes.fromhex(volume), []).append(offset)
+            gone = self._writes.execute(
+                """DELETE FROM deletion WHERE kept = 0
+                   AND NOT EXISTS (SELECT 1 FROM dead_region AS d WHERE d.aggregate = deletion.aggregate)
+                   RETURNING aggregate, (SELECT g.uuid FROM aggregate AS g WHERE g.id = deletion.aggregate)"""
+            ).fetchall()
+            ids = json.dumps([number for number, _ in gone])
+            self._writes.execute(
+                "DELETE FROM aggregate WHERE id IN (SELECT value FROM json_each(?))", (ids,)
+            )
+        return freed, [bytes.fromhex(uuid) for _, uuid in gone]
 
     def set_epochs(self, epochs: Mapping[bytes, tuple[int, int, int]]) -> None:
         """Record, durably and in one transaction, the epoch, device and inode with which volumes were opened.

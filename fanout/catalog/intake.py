@@ -16,7 +16,7 @@ from fanout.types import ObjectKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.catalog.rows import Commit, NewAggregate, NewCopy, NewGap, Repair
+    from fanout.catalog.rows import Commit, Deletion, NewAggregate, NewCopy, NewGap, Repair
     from fanout.types import Member
 
 KINDS = (ObjectKind.BACKUP, ObjectKind.ARCHIVE, ObjectKind.SPACE_MANAGED)
@@ -50,10 +50,15 @@ class Intake:
     placements: list[list[Any]] = field(default_factory=list)
     gaps: list[list[Any]] = field(default_factory=list)
     closed: list[list[Any]] = field(default_factory=list)
+    deletions: list[list[Any]] = field(default_factory=list)
     members: list[str] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     name_bytes: int = 0
+
+    def versions(self, counters: Counters) -> dict[bytes, int]:
+        """The version that the first member of each aggregate gets."""
+        return {bytes.fromhex(row[0]): counters.object + row[3] for row in self.aggregates}
 
     def parameters(self, counters: Counters, at: int) -> tuple[Any, ...]:
         """The values of the row, in the order of the view's columns."""
@@ -64,6 +69,7 @@ class Intake:
             self.placements,
             self.gaps,
             self.closed,
+            self.deletions,
         )
         return (
             counters.csn,
@@ -90,6 +96,8 @@ def pack(commits: Sequence[Commit]) -> Intake:
             _add_aggregate(intake, aggregate, ordinal)
         for repair in commit.repairs:
             _add_repair(intake, repair, ordinal)
+        for deletion in commit.deletions:
+            _add_deletion(intake, deletion, ordinal)
     return intake
 
 
@@ -98,7 +106,7 @@ def _add_attempt(intake: Intake, commit: Commit) -> None:
         [
             commit.transaction.hex(),
             commit.attempt,
-            "reconcile" if commit.repairs else "client",
+            "client" if commit.aggregates else "reconcile",
             commit.node,
             None if commit.kind is None else KIND_CODES[commit.kind],
             commit.destination,
@@ -157,3 +165,9 @@ def _add_repair(intake: Intake, repair: Repair, ordinal: int) -> None:
         _add_gap(intake, uuid, repair.gap)
     else:
         intake.closed.append([uuid, repair.pool])
+
+
+def _add_deletion(intake: Intake, deletion: Deletion, ordinal: int) -> None:
+    uuid, members = deletion.entry.aggregate.hex(), to_json(deletion.members)
+    count = 0 if deletion.members is None else len(deletion.members)
+    intake.deletions.append([uuid, ordinal, members, count, deletion.size])

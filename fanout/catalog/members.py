@@ -38,6 +38,18 @@ class MemberSet:
         """Every member of an aggregate that has `count` of them."""
         return cls(((0, count),) if count else ())
 
+    @classmethod
+    def joined(cls, runs: Iterable[tuple[int, int]]) -> MemberSet:
+        """What runs of (first, count) hold, in any order, overlaps allowed; none is spelled out."""
+        found: list[tuple[int, int]] = []
+        for first, count in sorted(runs):
+            if found and first <= sum(found[-1]):
+                start = found[-1][0]
+                found[-1] = start, max(sum(found[-1]), first + count) - start
+            else:
+                found.append((first, count))
+        return cls(tuple(found))
+
     def __contains__(self, index: object) -> bool:
         """Whether the set holds that index."""
         if not isinstance(index, int):

@@ -18,13 +18,21 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fanout.catalog import values
 from fanout.catalog.ballast import Ballast
-from fanout.catalog.connection import check_identity, connect, refuse_links, translated
+from fanout.catalog.connection import (
+    SCHEMA_VERSION,
+    check_identity,
+    connect,
+    imitate,
+    refuse_links,
+    translated,
+)
 from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.members import from_json
 from fanout.catalog.rows import (
     AggregateEntry,
     CommittedEntry,
     CopyEntry,
+    DeadAggregate,
     GapEntry,
     HeldSpans,
     MemberEntry,
@@ -56,11 +64,17 @@ _ACTIVE = """NOT EXISTS (
     SELECT 1 FROM object AS n
     WHERE n.node = o.node AND n.kind = o.kind AND n.name = o.name AND n.id > o.id)"""
 
+_BEYOND = """(
+    SELECT count(*) FROM object AS n
+    WHERE n.node = o.node AND n.kind = o.kind AND n.name = o.name AND n.id > o.id) >= ?"""
+
 _AGGREGATE = """
 SELECT g.uuid, g.tx, g.attempt, g.csn, n.name, g.kind, p.name, a.required, g.objects, g.bytes, g.at,
-       g.id - a.first_aggregate, g.id
+       g.id - a.first_aggregate, coalesce(e.members, '[]'), coalesce(e.bytes, 0), g.id
 FROM aggregate AS g JOIN node AS n ON n.id = g.node JOIN pool AS p ON p.id = g.pool
 JOIN attempt AS a ON a.tx = g.tx AND a.attempt = g.attempt
+LEFT JOIN erased AS e ON e.aggregate = g.id
+WHERE NOT EXISTS (SELECT 1 FROM deletion AS x WHERE x.aggregate = g.id)
 """
 
 _OBJECT = f"""
@@ -94,7 +108,9 @@ class CatalogReader:
         with translated(self.path):
             self._reads = connect(self.path, read_only=True)
             try:
-                check_identity(self._reads, self.path)
+                self.schema = check_identity(self._reads, self.path)
+                if self.schema != SCHEMA_VERSION:
+                    imitate(self._reads)
                 self._load_identity()
             except BaseException:
                 self._reads.close()
@@ -180,18 +196,23 @@ class CatalogReader:
         """What lies on every volume that holds anything."""
         rows = self._rows(
             """SELECT v.uuid, sum(l.length), count(*), count(DISTINCT l.aggregate)
-               FROM placement AS l JOIN volume AS v ON v.id = l.volume GROUP BY v.id"""
+               FROM (SELECT volume, aggregate, length FROM placement
+                     UNION ALL SELECT volume, aggregate, length FROM dead_region) AS l
+               JOIN volume AS v ON v.id = l.volume GROUP BY v.id"""
         )
         return self._made(
             lambda uuid, *n: UsageEntry(values.id_of(uuid), *values.numbers(*n)), rows
         )
 
     def live_regions(self, volume: bytes) -> list[Region]:
-        """Every region of a volume that a committed span keeps, by offset. What is not here is free."""
+        """Every region of a volume that a committed span keeps, or one that was deleted keeps yet, by offset. The others are free."""
         rows = self._packed(
             "offset, length",
             """SELECT l.offset, l.length FROM placement AS l
-               WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
+               WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?1)
+               UNION ALL
+               SELECT d.offset, d.length FROM dead_region AS d
+               WHERE d.volume = (SELECT id FROM volume WHERE uuid = ?1)""",
             (volume.hex(),),
         )
         return sorted(self._made(lambda *n: Region(*values.numbers(*n)), rows))
@@ -227,9 +248,11 @@ class CatalogReader:
 
     def _held(self, volume: bytes, aggregate: int, pool: int) -> HeldSpans:
         heads = self._rows(
-            """SELECT g.uuid, g.tx, n.name, c.present, g.kind, g.attempt, c.csn, g.at
+            """SELECT g.uuid, g.tx, n.name, c.present, g.kind, g.attempt, c.csn, g.at,
+                      coalesce(e.members, '[]'), g.csn, g.first_object
                FROM aggregate AS g JOIN node AS n ON n.id = g.node
-               JOIN copy AS c ON c.aggregate = g.id AND c.pool = ? WHERE g.id = ?""",
+               JOIN copy AS c ON c.aggregate = g.id AND c.pool = ?
+               LEFT JOIN erased AS e ON e.aggregate = g.id WHERE g.id = ?""",
             (pool, aggregate),
         )
         if not heads:
@@ -248,6 +271,30 @@ class CatalogReader:
             parameters,
         )
         return self._made(values.pool_and_place, rows)
+
+    def dead(self, volume: bytes | None = None) -> list[DeadAggregate]:
+        """Aggregates of which nothing is left and which a directory may still name.
+
+        Args:
+            volume: only those that keep a region there; None: all.
+        """
+        where = "true"
+        if volume is not None:
+            where = """EXISTS (SELECT 1 FROM dead_region AS d WHERE d.aggregate = g.id
+                       AND d.volume = (SELECT id FROM volume WHERE uuid = ?))"""
+        rows = self._packed(
+            "uuid, tx, attempt, csn, node, kind, at",
+            f"""SELECT g.uuid AS uuid, g.tx AS tx, g.attempt AS attempt, x.csn AS csn, n.name AS node, g.kind AS kind,
+                       g.at AS at
+                FROM deletion AS x JOIN aggregate AS g ON g.id = x.aggregate JOIN node AS n ON n.id = g.node
+                WHERE {where}""",
+            () if volume is None else (volume.hex(),),
+        )
+        return self._made(values.dead_aggregate, rows)
+
+    def waiting_bytes(self) -> int:
+        """Bytes of regions that were deleted and are not free yet."""
+        return int(self._rows("SELECT coalesce(sum(length), 0) FROM dead_region")[0][0])
 
     # ---- transactions and aggregates -----------------------------------------------------------
 
@@ -271,7 +318,7 @@ class CatalogReader:
         return found[0] if found else None
 
     def _aggregates(self, where: str, parameters: Sequence[Any]) -> list[AggregateEntry]:
-        rows = self._rows(f"{_AGGREGATE} WHERE {where} ORDER BY g.id", parameters)
+        rows = self._rows(f"{_AGGREGATE} AND {where} ORDER BY g.id", parameters)
         return self._made(values.aggregate_entry, rows)
 
     def aggregates(self, *, after: int = 0, limit: int = 256) -> list[tuple[int, AggregateEntry]]:
@@ -281,11 +328,11 @@ class CatalogReader:
             after: the mark of the last aggregate of the page before; each aggregate comes with its own.
             limit: at most so many.
         """
-        rows = self._rows(f"{_AGGREGATE} WHERE g.id > ? ORDER BY g.id LIMIT ?", (after, limit))
+        rows = self._rows(f"{_AGGREGATE} AND g.id > ? ORDER BY g.id LIMIT ?", (after, limit))
         return self._made(lambda *row: (row[-1], values.aggregate_entry(*row)), rows)
 
     def members(self, aggregate: bytes) -> list[MemberEntry]:
-        """All members of an aggregate, by index."""
+        """All members of an aggregate that were not deleted, by index."""
         rows = self._packed(
             "member, version, name, start, length, digest, active",
             f"{_OBJECT} WHERE {_within('?1')}",
@@ -327,7 +374,7 @@ class CatalogReader:
         """
         kinds = "AND g.kind = 0" if active_only else ""
         rows = self._rows(
-            f"""{_AGGREGATE} WHERE g.pool = (SELECT id FROM pool WHERE name = ?) {kinds} AND g.id > ? AND NOT EXISTS (
+            f"""{_AGGREGATE} AND g.pool = (SELECT id FROM pool WHERE name = ?) {kinds} AND g.id > ? AND NOT EXISTS (
                 SELECT 1 FROM copy AS c
                 WHERE c.aggregate = g.id AND c.pool = (SELECT id FROM pool WHERE name = ?)
                   AND c.present IS NULL)
@@ -348,9 +395,11 @@ class CatalogReader:
         """
         whose = "" if nodes is None else "AND n.name IN (SELECT value FROM json_each(?2))"
         if not active_only:
-            sql = f"""SELECT coalesce(sum(g.objects), 0), coalesce(sum(g.bytes), 0)
+            sql = f"""SELECT coalesce(sum(g.objects - coalesce(e.objects, 0)), 0),
+                       coalesce(sum(g.bytes - coalesce(e.bytes, 0)), 0)
                 FROM aggregate AS g JOIN pool AS p ON p.id = g.pool JOIN node AS n ON n.id = g.node
-                WHERE p.name = ?1 {whose}"""
+                LEFT JOIN erased AS e ON e.aggregate = g.id
+                WHERE p.name = ?1 {whose} AND NOT EXISTS (SELECT 1 FROM deletion AS x WHERE x.aggregate = g.id)"""
         else:
             sql = f"""SELECT count(*), coalesce(sum(o.length), 0)
                 FROM aggregate AS g JOIN pool AS p ON p.id = g.pool JOIN node AS n ON n.id = g.node
@@ -395,8 +444,12 @@ class CatalogReader:
         kind: ObjectKind | None = None,
         pool: str | None = None,
         active_only: bool = False,
+        beyond: int = 0,
     ) -> Iterator[ObjectEntry]:
-        """All versions of all objects that fit, in the order in which they were stored, page by page."""
+        """All versions of all objects that fit, in the order in which they were stored, page by page.
+
+        `beyond`: only versions of which that many newer ones of the same name are there.
+        """
         clauses, parameters = ["o.id > ?"], [0]
         where: list[Any] = list(parameters)
         for clause, value in (
@@ -416,6 +469,9 @@ class CatalogReader:
             where.append(pool)
         if active_only:
             clauses.append(_ACTIVE)
+        if beyond:
+            clauses.append(_BEYOND)
+            where.append(beyond)
         sql = f"{_OBJECT} WHERE {' AND '.join(clauses)} ORDER BY o.id LIMIT {PAGE_ROWS}"
         columns = (
             "version, node, kind, name, active, length, digest, at, primary_pool, "
@@ -465,8 +521,9 @@ class CatalogReader:
                 parameters.append(value)
         rows = self._rows(
             f"""SELECT g.uuid, n.name, g.kind, p.name, q.name, h.missing, h.reason, h.errno, h.since, h.updated,
-                       g.objects, g.bytes, q.kind
+                       g.objects - coalesce(e.objects, 0), g.bytes - coalesce(e.bytes, 0), q.kind
                 FROM gap AS h JOIN aggregate AS g ON g.id = h.aggregate JOIN pool AS q ON q.id = h.pool
+                LEFT JOIN erased AS e ON e.aggregate = g.id
                 JOIN pool AS p ON p.id = g.pool JOIN node AS n ON n.id = g.node
                 WHERE {" AND ".join(clauses)} ORDER BY h.since, g.id, q.id""",
             parameters,
@@ -521,8 +578,10 @@ class CatalogReader:
         """Objects and bytes per node, kind and pool: all versions that are held."""
         rows = self._rows(
             f"""SELECT n.name, t.kind, p.name, sum(t.objects), sum(t.bytes) FROM (
-                    SELECT g.node AS node, g.kind AS kind, c.pool AS pool, sum(g.objects) AS objects, sum(g.bytes) AS bytes
+                    SELECT g.node AS node, g.kind AS kind, c.pool AS pool,
+                           sum(g.objects - coalesce(e.objects, 0)) AS objects, sum(g.bytes - coalesce(e.bytes, 0)) AS bytes
                     FROM copy AS c JOIN aggregate AS g ON g.id = c.aggregate
+                    LEFT JOIN erased AS e ON e.aggregate = g.id
                     WHERE c.present IS NULL GROUP BY 1, 2, 3
                     UNION ALL
                     SELECT g.node, g.kind, c.pool, count(*), sum(o.length)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fanout.catalog.rows import NewGap, Place, PoolEntry, VolumeEntry
     from fanout.types import Member, ObjectKind
 
+MAX_ORDINAL = 1 << 16  # what comes from the media must not use the numbers up
 _SIDES = ("-wal", "-shm", "-journal")  # of a database
 
 
@@ -57,18 +58,47 @@ class RestoredAggregate:
         primary: name of the pool.
         objects: how many members it had.
         bytes: of its data.
+        ordinal: its number in its transaction, if those before it were numbered in order.
         members: those that are known, by number. Others exist no more.
         copies: the pools that have spans of it.
         gaps: pools that should hold it and lack some.
+        erased: members that were deleted; they are not among `members`.
+        erased_bytes: of these.
+        version: of its first member; 0: unknown, the next one.
     """
 
     aggregate: bytes
     primary: str
     objects: int
     bytes: int
+    ordinal: int
     members: Mapping[int, Member]
     copies: tuple[RestoredCopy, ...]
     gaps: tuple[NewGap, ...]
+    erased: MemberSet
+    erased_bytes: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredDeletion:
+    """An aggregate that was deleted, and that a directory may still name; its transaction is among the others.
+
+    Attributes:
+        aggregate: id.
+        transaction: id.
+        csn: of the commit that deleted it.
+        pool: one that held it.
+        regions: (volume, offset, length) where a directory says that it lies.
+        kept: a volume that took no part may name it.
+    """
+
+    aggregate: bytes
+    transaction: bytes
+    csn: int
+    pool: str
+    regions: tuple[tuple[bytes, int, int], ...]
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +139,7 @@ def restore(
     pools: Iterable[PoolEntry],
     volumes: Iterable[VolumeEntry],
     transactions: Iterable[RestoredTransaction],
+    deletions: Iterable[RestoredDeletion] = (),
     force: bool = False,
     now: int | None = None,
 ) -> str | None:
@@ -122,6 +153,7 @@ def restore(
         pools: in their order.
         volumes: in their order.
         transactions: in the order of their commits; taken one by one.
+        deletions: of aggregates that are not among those of the transactions.
         force: keep a catalog that stands at `path` under another name, and take its place.
         now: nanoseconds since 1970; None: by the clock.
 
@@ -140,7 +172,8 @@ def restore(
             db = _connect_writer(draft)
             try:
                 db.execute("BEGIN IMMEDIATE")
-                _Writer(db, time.time_ns() if now is None else now).write(transactions, csn)
+                writer = _Writer(db, time.time_ns() if now is None else now)
+                writer.write(transactions, deletions, csn)
                 db.execute("COMMIT")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
@@ -200,9 +233,17 @@ class _Writer:
         self._nodes: dict[str, int] = {}
         self._aggregate = self._object = 1
 
-    def write(self, transactions: Iterable[RestoredTransaction], csn: int) -> None:
+    def write(
+        self,
+        transactions: Iterable[RestoredTransaction],
+        deletions: Iterable[RestoredDeletion],
+        csn: int,
+    ) -> None:
         for transaction in transactions:
             self._write_transaction(transaction)
+        for deletion in deletions:
+            self._write_deletion(deletion)
+            self._aggregate += 1
         # Of an active-data pool only what is active now can be missing, and that is known only now.
         held = _IN_SET.format(column="gap.missing")
         self._db.execute(
@@ -239,7 +280,10 @@ class _Writer:
                 entry.at,
             ),
         )
+        first = self._aggregate
         for aggregate in entry.aggregates:
+            self._aggregate = max(self._aggregate, first + min(aggregate.ordinal, MAX_ORDINAL))
+            self._object = max(self._object, aggregate.version)
             self._write_aggregate(entry, aggregate, node, kind)
             self._aggregate += 1
             self._object += aggregate.objects
@@ -271,6 +315,12 @@ class _Writer:
                 for index, m in aggregate.members.items()
             ),
         )
+        if aggregate.erased:
+            erased = aggregate.erased
+            self._db.execute(
+                "INSERT INTO erased VALUES (?, ?, ?, ?)",
+                (self._aggregate, to_json(erased), len(erased), aggregate.erased_bytes),
+            )
         for copy in aggregate.copies:
             self._write_copy(copy)
         self._db.executemany(
@@ -286,6 +336,31 @@ class _Writer:
                     self._now,
                 )
                 for gap in aggregate.gaps
+            ),
+        )
+
+    def _write_deletion(self, entry: RestoredDeletion) -> None:
+        """What is left of the aggregate: a row, and the regions that its volumes' directories keep."""
+        self._db.execute(
+            """INSERT INTO aggregate
+               SELECT ?, ?, tx, attempt, csn, node, kind, ?, ?, 1, 0, at FROM attempt WHERE tx = ?""",
+            (
+                self._aggregate,
+                entry.aggregate.hex(),
+                self._pools[entry.pool],
+                self._object,
+                entry.transaction.hex(),
+            ),
+        )
+        self._db.execute(
+            "INSERT INTO deletion VALUES (?, ?, ?)",
+            (self._aggregate, entry.csn, int(entry.kept)),
+        )
+        self._db.executemany(
+            "INSERT INTO dead_region VALUES (?, ?, ?, ?)",
+            (
+                (self._volumes[volume], offset, length, self._aggregate)
+                for volume, offset, length in entry.regions
             ),
         )
 

@@ -101,8 +101,25 @@ class Shrunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletion:
+    """Members of an aggregate that are gone from the store.
+
+    Attributes:
+        entry: the aggregate as it was before.
+        members: all that were deleted so far, these included; None: nothing is left of the aggregate.
+        size: bytes of these members.
+        volumes: that hold some of it.
+    """
+
+    entry: AggregateEntry
+    members: MemberSet | None
+    size: int
+    volumes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
-    """What becomes visible together: a client's transaction, or a batch of repairs.
+    """What becomes visible together: a client's transaction, a batch of repairs, or what is gone together.
 
     The key (transaction, attempt) settles a commit whose outcome is unknown; of one transaction only one attempt ever commits.
     """
@@ -115,6 +132,7 @@ class Commit:
     required: tuple[str, ...] = ()
     aggregates: tuple[NewAggregate, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    deletions: tuple[Deletion, ...] = ()
 
 
 # ---- what comes out ----------------------------------------------------------------------------
@@ -151,9 +169,28 @@ class Region(NamedTuple):
     length: int
 
 
+class DeadAggregate(NamedTuple):
+    """An aggregate of which nothing is left, and which a volume's directory may still name."""
+
+    aggregate: bytes
+    transaction: bytes
+    attempt: int
+    csn: int
+    node: str
+    kind: ObjectKind
+    at: int
+
+
 @dataclass(frozen=True, slots=True)
 class HeldSpans:
-    """What one volume holds of one copy: what its directory should say."""
+    """What one volume holds of one copy: what its directory should say.
+
+    Attributes:
+        csn: of the commit that last changed the copy.
+        erased: members that were deleted from the store.
+        committed: commit sequence number of the aggregate.
+        version: of its first member.
+    """
 
     aggregate: bytes
     transaction: bytes
@@ -164,6 +201,9 @@ class HeldSpans:
     at: int
     present: MemberSet | None
     places: tuple[Place, ...]
+    erased: MemberSet
+    committed: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +248,7 @@ class CopyEntry:
 class AggregateEntry:
     """An aggregate: what it is, the secondaries that the rules demanded for it, and how much it holds.
 
-    Its `ordinal` is its number in its transaction, from 0.
+    Its `ordinal` is its number in its transaction, from 0. Of its `objects` and `bytes` those that are `erased` were deleted.
     """
 
     aggregate: bytes
@@ -223,6 +263,8 @@ class AggregateEntry:
     bytes: int
     at: int
     ordinal: int
+    erased: MemberSet
+    erased_bytes: int
 
 
 class MemberEntry(NamedTuple):

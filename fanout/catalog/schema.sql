@@ -1,8 +1,11 @@
--- The catalog of a store, version 1.  This file is the whole schema; fanout/catalog is the only code that reads it.
+-- The catalog of a store, version 2.  This file is the whole schema; fanout/catalog is the only code that reads it.
 --
 -- What it promises.  One row per object and one per (aggregate, pool), never one per object and pool.  Nothing is updated when
 -- a new version of an object arrives: which version is active is derived.  Nothing is removed by a crash: what is not in a
 -- committed row does not exist, and its space is free.
+--
+-- Version 1 had neither erased nor deletion nor dead_region, and no deletions in the intake: what a catalog of version 1 gets when it is
+-- opened for writing is these (`connection.py`).
 --
 -- Conventions.  Times are nanoseconds since 1970 (UTC) and come from the catalog's clock.  Ids that leave the catalog are the
 -- 32 hexadecimal digits of 16 random bytes, or an object's version.  Sizes and offsets are bytes.  Sets of members are JSON
@@ -138,6 +141,32 @@ CREATE TABLE gap (
 
 CREATE INDEX gap_pool ON gap (pool);
 
+-- Members that were deleted, of aggregates that live on: their objects are gone, their numbers are not given again.
+CREATE TABLE erased (
+    aggregate INTEGER PRIMARY KEY REFERENCES aggregate (id),
+    members   TEXT    NOT NULL CHECK (json_valid(members)),
+    objects   INTEGER NOT NULL CHECK (objects > 0),            -- how many these are
+    bytes     INTEGER NOT NULL CHECK (bytes >= 0)              -- of these
+) STRICT;
+
+-- Aggregates of which nothing is left: only the row of the aggregate, until no volume's directory can name it any more.
+CREATE TABLE deletion (
+    aggregate INTEGER PRIMARY KEY REFERENCES aggregate (id),
+    csn       INTEGER NOT NULL,                                -- of the commit that deleted it
+    kept      INTEGER NOT NULL CHECK (kept IN (0, 1))          -- 1: a volume that took no part in a rebuild may name it
+) STRICT;
+
+-- Their regions: each is free once the directory of its volume has taken the delete for good.
+CREATE TABLE dead_region (
+    volume    INTEGER NOT NULL REFERENCES volume (id),
+    offset    INTEGER NOT NULL,
+    length    INTEGER NOT NULL,
+    aggregate INTEGER NOT NULL REFERENCES deletion (aggregate),
+    PRIMARY KEY (volume, offset)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX dead_region_aggregate ON dead_region (aggregate);
+
 -- One commit group in one statement.  The sqlite3 module gives up the GIL at every statement and every row, and beside one busy
 -- Python thread each return costs up to 5 ms; so a whole group arrives as one row of this view, and the statement is its own
 -- transaction.  Measured beside a busy thread, objects alone, groups of 1,000: executemany 700 objects/s, BEGIN + one INSERT + COMMIT
@@ -155,10 +184,11 @@ CREATE VIEW intake (
     placements, -- [aggregate uuid, pool, span, volume uuid, offset, length, used, data start, data length]
     gaps,       -- [aggregate uuid, pool, missing, reason, errno]
     closed,     -- [aggregate uuid, pool]: gaps that are gone
+    deletions,  -- [aggregate uuid, n of its attempt, all members deleted so far, how many, bytes]; members NULL: nothing is left
     members,    -- [n of its aggregate, first byte of the name + 1, length of the name, start, length]
     names,
     digests
-) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
+) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
 
 CREATE TRIGGER intake_commit INSTEAD OF INSERT ON intake
 BEGIN
@@ -260,4 +290,86 @@ BEGIN
            substr(NEW.digests, m.key * 16 + 1, 16)
     FROM json_each(NEW.members) AS m
     JOIN aggregate AS g ON g.id = NEW.aggregate + json_extract(m.value, '$[0]');
+
+    -- Deletions.  First what is erased; then, of what is left without a member, all but the row of the aggregate.
+    INSERT INTO erased (aggregate, members, objects, bytes)
+    SELECT g.id, json_extract(d.value, '$[2]'), json_extract(d.value, '$[3]'), json_extract(d.value, '$[4]')
+    FROM json_each(NEW.deletions) AS d
+    JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+    WHERE json_extract(d.value, '$[2]') IS NOT NULL
+    ON CONFLICT (aggregate) DO UPDATE SET members = excluded.members, objects = excluded.objects, bytes = excluded.bytes;
+
+    DELETE FROM object
+    WHERE id IN (
+        SELECT o.id
+        FROM json_each(NEW.deletions) AS d
+        JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+        JOIN json_each(coalesce(json_extract(d.value, '$[2]'), json_array(json_array(0, g.objects)))) AS r
+        JOIN object AS o
+          ON o.id >= g.first_object + json_extract(r.value, '$[0]')
+         AND o.id < g.first_object + json_extract(r.value, '$[0]') + json_extract(r.value, '$[1]')
+         AND o.aggregate = g.id
+    );
+
+    -- Their directories are behind now: they have to say what was deleted.
+    UPDATE copy
+    SET csn = NEW.csn + json_extract(d.value, '$[1]') + 1
+    FROM json_each(NEW.deletions) AS d
+    JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+    WHERE copy.aggregate = g.id;
+
+    -- A gap of which no member is left.
+    DELETE FROM gap
+    WHERE missing IS NOT NULL
+      AND aggregate IN (
+        SELECT g.id FROM json_each(NEW.deletions) AS d JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+    )
+      AND NOT EXISTS (
+        SELECT 1
+        FROM aggregate AS g
+        JOIN json_each(gap.missing) AS r
+        JOIN object AS o
+          ON o.id >= g.first_object + json_extract(r.value, '$[0]')
+         AND o.id < g.first_object + json_extract(r.value, '$[0]') + json_extract(r.value, '$[1]')
+         AND o.aggregate = g.id
+        WHERE g.id = gap.aggregate
+    );
+
+    INSERT INTO deletion (aggregate, csn, kept)
+    SELECT g.id, NEW.csn + json_extract(d.value, '$[1]') + 1, 0
+    FROM json_each(NEW.deletions) AS d
+    JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+    WHERE json_extract(d.value, '$[2]') IS NULL;
+
+    INSERT INTO dead_region (volume, offset, length, aggregate)
+    SELECT l.volume, l.offset, l.length, l.aggregate
+    FROM json_each(NEW.deletions) AS d
+    JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+    JOIN deletion AS x ON x.aggregate = g.id
+    JOIN placement AS l ON l.aggregate = g.id;
+
+    DELETE FROM placement WHERE aggregate IN (
+        SELECT g.id
+        FROM json_each(NEW.deletions) AS d
+        JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+        WHERE json_extract(d.value, '$[2]') IS NULL
+    );
+    DELETE FROM copy WHERE aggregate IN (
+        SELECT g.id
+        FROM json_each(NEW.deletions) AS d
+        JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+        WHERE json_extract(d.value, '$[2]') IS NULL
+    );
+    DELETE FROM gap WHERE aggregate IN (
+        SELECT g.id
+        FROM json_each(NEW.deletions) AS d
+        JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+        WHERE json_extract(d.value, '$[2]') IS NULL
+    );
+    DELETE FROM erased WHERE aggregate IN (
+        SELECT g.id
+        FROM json_each(NEW.deletions) AS d
+        JOIN aggregate AS g ON g.uuid = json_extract(d.value, '$[0]')
+        WHERE json_extract(d.value, '$[2]') IS NULL
+    );
 END;

@@ -13,6 +13,7 @@ from fanout.catalog.intake import KINDS
 from fanout.catalog.members import from_json
 from fanout.catalog.rows import (
     AggregateEntry,
+    DeadAggregate,
     HeldSpans,
     MemberEntry,
     ObjectEntry,
@@ -23,6 +24,7 @@ from fanout.catalog.rows import (
 from fanout.types import PoolKind
 
 if TYPE_CHECKING:
+    from fanout.catalog.members import MemberSet
     from fanout.types import ObjectKind
 
 
@@ -99,12 +101,44 @@ def held_spans(
     attempt: int,
     csn: int,
     at: int,
+    erased: str,
+    committed: int,
+    version: int,
 ) -> HeldSpans:
     """What a volume holds of a copy."""
+    numbers(attempt, csn, at, committed, version)
+    texts(node)
+    return HeldSpans(
+        id_of(uuid),
+        id_of(tx),
+        attempt,
+        csn,
+        node,
+        kind_of(kind),
+        at,
+        from_json(present),
+        places,
+        some_of(erased),
+        committed,
+        version,
+    )
+
+
+def some_of(text: str) -> MemberSet:
+    """A set of members that is not all of them."""
+    found = from_json(text)
+    if found is None:
+        raise ValueError("a set of members is not there")
+    return found
+
+
+def dead_aggregate(
+    uuid: str, tx: str, attempt: int, csn: int, node: str, kind: int, at: int
+) -> DeadAggregate:
+    """An aggregate of which nothing is left."""
     numbers(attempt, csn, at)
     texts(node)
-    members = from_json(present)
-    return HeldSpans(id_of(uuid), id_of(tx), attempt, csn, node, kind_of(kind), at, members, places)
+    return DeadAggregate(id_of(uuid), id_of(tx), attempt, csn, node, kind_of(kind), at)
 
 
 def member_entry(
@@ -130,10 +164,12 @@ def aggregate_entry(
     size: int,
     at: int,
     ordinal: int,
+    erased: str,
+    erased_bytes: int,
     _: int,
 ) -> AggregateEntry:
     """An aggregate; the last column is the mark of its page."""
-    numbers(attempt, csn, objects, size, at, ordinal)
+    numbers(attempt, csn, objects, size, at, ordinal, erased_bytes)
     texts(node, primary)
     return AggregateEntry(
         id_of(uuid),
@@ -148,6 +184,8 @@ def aggregate_entry(
         size,
         at,
         ordinal,
+        some_of(erased),
+        erased_bytes,
     )
 
 

@@ -29,3 +29,12 @@ def test_all_and_none() -> None:
     assert from_json(to_json(None)) is None
     assert from_json(to_json(MemberSet())) == MemberSet() == MemberSet.all_of(0)
     assert list(MemberSet.all_of(3)) == [0, 1, 2]
+
+
+def test_joined_runs_are_the_set_of_their_indexes() -> None:
+    """In any order, overlapping, adjacent; a run of billions is not spelled out."""
+    runs = [(10, 5), (0, 3), (3, 1), (12, 8), (30, 1)]
+    expected = MemberSet.of(n for first, count in runs for n in range(first, first + count))
+    assert MemberSet.joined(runs) == MemberSet.joined(reversed(runs)) == expected
+    assert MemberSet.joined([(0, 1 << 31), (5, 1)]).runs == ((0, 1 << 31),)
+    assert MemberSet.joined([]) == MemberSet()

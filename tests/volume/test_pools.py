@@ -245,7 +245,9 @@ def test_commit_keeps_what_was_used(house: House) -> None:
     house.pools.release(span, ["COPY", "DISK"])  # once more is no harm
     assert not bytes_in(house.pools, RegionState.RESERVED)
     placement = span.placements[0]
-    house.pools.free(house.pools.volumes_of(span)[0], placement.offset)
+    volume = house.pools.volume_of(placement.target)
+    assert volume is not None
+    assert house.pools.free(volume, [placement.offset]) == 12288
     assert not bytes_in(house.pools, RegionState.LIVE)
 
 
