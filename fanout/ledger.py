@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -248,16 +249,20 @@ class Ledger:
                     entries += self._records(commit, csn, aggregate, copy)
             for repair in commit.repairs:
                 if repair.copy is not None:
-                    entries += self._records_of(repair.aggregate, repair.pool)
+                    entries += self._repair_records(repair.aggregate, repair.pool)
             for deletion in commit.deletions:
                 entries += self._deletion_records(deletion, csn)
         return entries
 
-    def _deletion_records(self, deletion: Deletion, csn: int) -> list[Entry]:
+    @staticmethod
+    def _deletion_records(deletion: Deletion, csn: int) -> list[Entry]:
         """What the directories of an aggregate's volumes say once some of it, or all, was deleted."""
-        entry = deletion.entry
-        if deletion.members is not None:
-            return self._records_of(entry.aggregate)
+        entry, members = deletion.entry, deletion.members
+        if members is not None:
+            return [
+                Entry(volume, record_of(replace(held, csn=csn, erased=members)))
+                for volume, held in deletion.held
+            ]
         dead = DeadAggregate(
             entry.aggregate,
             entry.transaction,
@@ -293,12 +298,12 @@ class Ledger:
             )
             yield Entry(volume, record)
 
-    def _records_of(self, aggregate: bytes, pool: str | None = None) -> list[Entry]:
-        """A record replaces older ones of its aggregate, so after a change it says all that each volume holds (of a pool's copy)."""
+    def _repair_records(self, aggregate: bytes, pool: str) -> list[Entry]:
+        """A record replaces older ones of its aggregate, so after a repair it says all that each volume holds."""
         places = [
             place
             for copy in self._catalog.copies(aggregate)
-            if pool in (None, copy.pool)
+            if copy.pool == pool
             for place in copy.places
         ]
         return [

@@ -28,6 +28,7 @@ from fanout import format as fmt
 from fanout.errors import (
     FanoutError,
     IntegrityError,
+    ObjectNotFound,
     PoolUnavailable,
     TargetError,
     VolumeForeign,
@@ -217,6 +218,9 @@ def _place_at(copy: CopyEntry, position: int) -> tuple[Place, int]:
 class ObjectReader:
     """One object's bytes, as an iterator of buffers; made by `Store.get`.
 
+    The object may be deleted meanwhile, and its space used again: then what is read fails its check, as damage does, and the reader asks
+    whether the object is still `there`.
+
     Read to the end: a large object's digest is checked behind its last byte. Not thread-safe.
 
     Attributes:
@@ -226,8 +230,10 @@ class ObjectReader:
         version: the version that is read.
     """
 
-    def __init__(self, entry: ObjectEntry, reader: CopyReader) -> None:
-        self.entry, self._reader = entry, reader
+    def __init__(
+        self, entry: ObjectEntry, reader: CopyReader, *, there: Callable[[], bool]
+    ) -> None:
+        self.entry, self._reader, self._there = entry, reader, there
         self.length, self.digest, self.version = entry.length, entry.digest, entry.version
         self._pieces = self._whole() if entry.length <= WHOLE_BYTES else self._stream()
 
@@ -253,6 +259,7 @@ class ObjectReader:
         Raises:
             IntegrityError: what is read is not what was stored, in every copy.
             PoolUnavailable: no copy can be read.
+            ObjectNotFound: it was deleted while it was read.
         """
         return b"".join(self._pieces)
 
@@ -269,7 +276,7 @@ class ObjectReader:
 
     def _whole(self) -> Generator[bytes | memoryview, None, None]:
         reader, entry = self._reader, self.entry
-        wrong: IntegrityError | None = None
+        wrong: IntegrityError | ObjectNotFound | None = None
         for copy in reader.copies:
             try:
                 data = reader.fetch(copy, entry.start, entry.length)
@@ -296,8 +303,8 @@ class ObjectReader:
         if hasher.digest() != self.digest:
             raise self._mismatch(self._reader.pool, hasher.hexdigest())
 
-    def _mismatch(self, pool: str, actual: str) -> IntegrityError:
-        return IntegrityError(
+    def _mismatch(self, pool: str, actual: str) -> IntegrityError | ObjectNotFound:
+        return self._deleted() or IntegrityError(
             f"{self.entry.name!r} of {self.entry.node}, version {self.version}, in {pool}",
             expected=self.digest.hex(),
             actual=actual,
@@ -305,4 +312,13 @@ class ObjectReader:
 
     def _unavailable(self, error: Unreadable) -> FanoutError:
         name = f"{self.entry.name!r} of {self.entry.node}, version {self.version}"
-        return PoolUnavailable(self.entry.primary, f"no copy of {name} can be read: {error}")
+        return self._deleted() or PoolUnavailable(
+            self.entry.primary, f"no copy of {name} can be read: {error}"
+        )
+
+    def _deleted(self) -> ObjectNotFound | None:
+        """The error of an object that is not there any more."""
+        if self._there():
+            return None
+        name = f"{self.entry.name!r} of {self.entry.node}, version {self.version}"
+        return ObjectNotFound(f"{name} was deleted while it was read")

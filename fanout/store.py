@@ -40,6 +40,7 @@ from fanout.catalog import (
     VolumeEntry,
 )
 from fanout.config import Access, Config, DeviceType
+from fanout.deletion import Selection, delete
 from fanout.engine import Engine
 from fanout.errors import (
     CatalogError,
@@ -61,7 +62,7 @@ from fanout.session import Session
 from fanout.types import ObjectKind, PoolKind, Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from fanout.catalog import (
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         ObjectEntry,
         OccupancyEntry,
     )
+    from fanout.deletion import DeleteReport
     from fanout.host import (
         Framing,
         ReserveRequest,
@@ -172,6 +174,7 @@ class Store:
             flush_before_acknowledge=flush_before_acknowledge,
         )
         self._closing.callback(self._ledger.close)  # the first to be closed
+        self._bury()
 
     # ---- making, opening, closing ----------------------------------------------------------------
 
@@ -396,6 +399,15 @@ class Store:
         if missing:
             _log.info("%s: %d directory records appended again", volume.path, missing)
 
+    def _bury(self) -> None:
+        """Free what was deleted and waited for volumes that are here now. A failure costs space, not safety."""
+        try:
+            freed = self.ledger.bury()
+        except CatalogError as error:
+            _log.warning("the space of what was deleted is not free yet: %s", error)
+        else:
+            _log.debug("%d bytes of what was deleted are free", freed)
+
     def _fold_log(self) -> None:
         """Fold the catalog's log into the database, outside of anybody's commit. A failure costs space, not safety."""
         assert isinstance(self.catalog, Catalog)
@@ -451,6 +463,8 @@ class Store:
             # The catalog could not be asked. Nothing would fill the hole in the evidence before the next opening.
             for volume in behind:
                 volume.fail("its directory could not be compared with the catalog")
+        if volumes:
+            self._bury()
         return len(volumes)
 
     @contextmanager
@@ -491,6 +505,49 @@ class Store:
         those of today: what was repaired since is no gap any more.
         """
         return receipt_of(self.catalog, transaction)
+
+    # ---- deleting ----------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        node: str,
+        names: str | bytes | Iterable[str | bytes] | None,
+        *,
+        kind: ObjectKind = ObjectKind.BACKUP,
+        version: int | None = None,
+        keep: int | None = None,
+        preview: bool = False,
+    ) -> DeleteReport:
+        """Delete versions of objects from every pool, in one commit for every 4,096 of them.
+
+        Without `version` and `keep` the active versions. Of the versions that are left the newest is active then. When this
+        returns, what was deleted does not come back (`fanout/deletion.py`), and space that holds nothing any more is free on
+        all volumes that are here; on others when they have come back. A reader that began before gets the right bytes or an
+        error, never others.
+
+        Args:
+            node: whose objects.
+            names: one, or several; text is UTF-8, with surrogate escapes. None: all of the node's, with `keep`.
+            kind: of the objects.
+            version: only this one, of one name.
+            keep: all versions but the newest so many of each name, the active one counted; 0: all. What expiration asks for.
+            preview: only say what would be deleted.
+
+        Raises:
+            UnknownPool: no such node; says which there are.
+            ObjectNotFound: nothing of one of the names: then nothing was deleted.
+            InterfaceError: the arguments contradict each other; or the store is open read-only, and it is no preview.
+            CatalogError: the last commit did not happen; those before it did.
+            CommitUnknown: nobody knows whether the last one did; open the store again.
+        """
+        if self._ledger is None and not preview:
+            raise InterfaceError(f"{self.config.path}: the store is open read-only")
+        if isinstance(names, str | bytes):
+            names = [names]
+        encoded = None if names is None else [os.fsencode(name) for name in names]
+        owner = self.config.node(node).name
+        selection = Selection(owner, encoded, kind, version, keep)
+        return delete(self, selection, preview=preview)
 
     # ---- reading -----------------------------------------------------------------------------------
 
@@ -533,7 +590,11 @@ class Store:
         ]
         if not copies and wanted is not None:
             raise ObjectNotFound(f"{wanted} does not hold {encoded!r}, version {entry.version}")
-        return ObjectReader(entry, self.reader(entry.aggregate, copies))
+
+        def there() -> bool:
+            return self.catalog.find(owner, encoded, version=entry.version) is not None
+
+        return ObjectReader(entry, self.reader(entry.aggregate, copies), there=there)
 
     def reader(self, aggregate: bytes, copies: Sequence[CopyEntry]) -> CopyReader:
         """Reads an aggregate's data from these copies, in the order of preference."""

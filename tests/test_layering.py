@@ -34,6 +34,7 @@ LAYERS = {
         "copying",
         "reconcile",
         "audit",
+        "deletion",
         "evidence",
         "rebuild",
         "backup",

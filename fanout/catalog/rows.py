@@ -109,12 +109,14 @@ class Deletion:
         members: all that were deleted so far, these included; None: nothing is left of the aggregate.
         size: bytes of these members.
         volumes: that hold some of it.
+        held: volume, and what it holds, of an aggregate that lives on: so that the committer need not ask for each.
     """
 
     entry: AggregateEntry
     members: MemberSet | None
     size: int
     volumes: tuple[bytes, ...]
+    held: tuple[tuple[bytes, HeldSpans], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def main(directory: str) -> None:
 
 
 def _fill(config: Path, rng: random.Random) -> None:
-    """All that a store can hold: kinds, versions, an empty object, names of any bytes, a gap, repairs, runs of members."""
+    """All that a store can hold: kinds, versions, an empty object, names of any bytes, a gap, repairs, runs of members, deletions."""
     Store.create(config)
     with Store.open(config) as store:
         _put(store, "N1", {b"a": b"first", b"dir/\xff\n": rng.randbytes(9000), b"empty": b""})
@@ -102,6 +102,21 @@ def _fill(config: Path, rng: random.Random) -> None:
     with Store.open(config) as store:
         backup_stgpool(store, "TAPEPOOL", "COPYPOOL1")
         _put(store, "N1", {b"last": b"of all"})
+    _delete(config)
+
+
+def _delete(config: Path) -> None:
+    """A member, an aggregate, and both while a volume that holds them is away."""
+    with Store.open(config) as store:
+        _put(store, "N1", {b"stays": b"s" * 700, b"goes": b"g" * 6000, b"stays too": b""})
+        _put(store, "N1", {b"goes as well": b"w" * 5000})
+        store.delete("N1", [b"goes", b"goes as well", b"a"])
+    hidden = config.with_name("hidden")
+    config.with_name("copy.vol").rename(hidden)
+    with Store.open(config) as store:
+        store.delete("N1", [b"last", b"stays too"])
+    hidden.rename(config.with_name("copy.vol"))
+    Store.open(config).close()
 
 
 def _put(store: Store, node: str, objects: dict[bytes, bytes], **options: Any) -> None:

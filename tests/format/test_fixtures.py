@@ -12,6 +12,7 @@ import sqlite3
 import tarfile
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from fanout import check_store, rebuild_catalog
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
 from fanout.engine import Engine
+from fanout.errors import CatalogVersion
 from fanout.store import Store
 from tests import independent_reader
 from tests.format.make_fixture import told
@@ -100,12 +102,15 @@ def test_the_independent_reader_finds_every_object(fixture: tuple[Path, Any]) ->
             pool = volume.info["pool"]
             assert [pool, volume.info["size"], volume.info["epoch"]] == said["volumes"][path.name]
             for record in volume.records.values():
+                gone = {(record["aggregate"], number) for number in spelled(record["deleted"])}
+                numbers = count() if record["all"] else iter(spelled(record["ranges"]))
                 for span in record["spans"]:
                     read = volume.span(span)
                     for name, at, length, digest in read["fragments"]:
                         data = read["data"][at : at + length]
                         assert digest == xxhash.xxh3_128_digest(data)
-                        found.setdefault(pool, []).append((name.hex(), digest.hex(), length))
+                        if (record["aggregate"], next(numbers)) not in gone:
+                            found.setdefault(pool, []).append((name.hex(), digest.hex(), length))
     assert set(found) == {pool for pool, _, _ in said["volumes"].values()}
     for pool, held in found.items():
         expected = {
@@ -114,6 +119,51 @@ def test_the_independent_reader_finds_every_object(fixture: tuple[Path, Any]) ->
             if pool in one["pools"]
         }
         assert set(held) == expected
+
+
+def spelled(runs: list[tuple[int, int]]) -> list[int]:
+    """The members of ranges."""
+    return [number for first, size in runs for number in range(first, first + size)]
+
+
+def test_a_catalog_of_version_1_learns_to_delete(tmp_path: Path) -> None:
+    """It is read as it is; opened for writing it becomes one of this version, once and for all, and loses nothing."""
+    said = unpack("v1", tmp_path)
+    settle(tmp_path)
+    path = tmp_path / "catalog.db"
+    with CatalogReader(path) as catalog:
+        assert (catalog.schema, catalog.waiting_bytes()) == (1, 0)
+        assert told(catalog) == said
+    with Store.open(tmp_path / "fanout.toml") as store:
+        assert store.catalog.schema == 2
+        assert told(store.catalog)["objects"] == said["objects"]
+        store.delete("N2", None, keep=1)
+        store.delete("N1", [b"a", b"empty"])
+        left = [
+            one
+            for one in said["objects"]
+            if one["version"] in {e.version for e in store.query_objects()}
+        ]
+        assert 0 < len(left) < len(said["objects"])
+    assert check_store(tmp_path / "fanout.toml").ok
+    rebuilt = rebuild_catalog(tmp_path / "fanout.toml", into=tmp_path / "second.db")
+    with CatalogReader(rebuilt.catalog) as catalog:
+        assert [one["digest"] for one in told(catalog)["objects"]] == [
+            one["digest"] for one in left
+        ]
+    for path in volumes(tmp_path):
+        path.unlink()
+
+
+def test_a_schema_that_only_calls_itself_version_1(tmp_path: Path) -> None:
+    unpack("v1", tmp_path)
+    path = tmp_path / "catalog.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TRIGGER mine AFTER INSERT ON object BEGIN DELETE FROM gap; END")
+    with pytest.raises(CatalogVersion, match="its schema is not fanout's of version 1"):
+        CatalogReader(path)
+    for path in volumes(tmp_path):
+        path.unlink()
 
 
 def test_the_catalog_says_what_it_said(fixture: tuple[Path, Any]) -> None:

@@ -1,7 +1,7 @@
 """Seeded random histories of a small store, and what its catalog says in a form that can be compared.
 
-Two clients, all kinds of objects, new versions, attempts that were given up, pools that somebody has locked, repairs of some
-of the gaps, and a sequential pool that grows. Volumes are a few MiB, so that a history takes less than a second.
+Two clients, all kinds of objects, new versions, deleted versions, attempts that were given up, pools that somebody has locked, repairs of
+some of the gaps, and a sequential pool that grows. Volumes are a few MiB, so that a history takes less than a second.
 """
 
 from __future__ import annotations
@@ -84,12 +84,14 @@ class SmallSite:
     Attributes:
         base: the directory.
         rng: all that is random.
-        objects: the bytes of every version that was acknowledged, by node, name and version.
+        objects: the bytes of every version that was acknowledged and not deleted since, by node, name and version.
+        deletes: how likely a transaction is followed by a deletion.
     """
 
     base: Path
     rng: random.Random
     objects: dict[tuple[str, bytes, int], bytes] = field(default_factory=dict)
+    deletes: float = 0.0
 
     @property
     def path(self) -> Path:
@@ -140,6 +142,8 @@ class SmallSite:
                 )
                 for _ in range(transactions):
                     self.put_some(store)
+                    if self.rng.random() < self.deletes:
+                        self.delete_some(store)
             if self.rng.random() < 0.6:
                 with self.open() as store:
                     self.repair(store)
@@ -167,6 +171,24 @@ class SmallSite:
             entry = store.catalog.find(node, name, kind=kind)
             assert entry is not None
             self.objects[node, name, entry.version] = data
+
+    def delete_some(self, store: Store) -> None:
+        """Delete the active version of a name, one version, or what expires."""
+        there = list(store.query_objects())
+        if not there:
+            return
+        rng, one = self.rng, self.rng.choice(there)
+        how: dict[str, Any] = rng.choice(
+            [{}, {"version": one.version}, {"keep": rng.randrange(3)}, {"keep": 2}]
+        )
+        everything = how.keys() == {"keep"} and rng.random() < 0.2
+        report = store.delete(one.node, None if everything else one.name, kind=one.kind, **how)
+        left = {(entry.node, entry.name, entry.version) for entry in store.query_objects()}
+        gone = self.objects.keys() - left
+        assert len(gone) == report.objects
+        assert sum(len(self.objects[key]) for key in gone) == report.object_bytes
+        for key in gone:
+            del self.objects[key]
 
     def bytes(self) -> bytes:
         """Of an object: mostly small, sometimes none, sometimes too many for the disk pool."""

@@ -1,0 +1,288 @@
+"""Deletes versions of objects: they are gone from every pool in one commit, and what holds nothing any more is free space.
+
+::
+
+    versions ──plan──> aggregates: some members, or all ──commit──> catalog ──> records in the volumes' directories ──flush──> free
+
+What it promises:
+
+1. What was deleted never returns: not after a crash, not in a rebuilt catalog, not with a volume that was away, as long as one of the
+   volumes that have taken the record takes part. Nothing of an aggregate is deleted while no volume that holds it can take one.
+2. A region is free only when its volume's directory says so, durably. Volumes that are away keep theirs until they come back.
+3. Of the versions that are left the newest is active. An active-data pool that has it not gets a gap, in the same commit.
+4. The space of an aggregate comes back when its last member is deleted, not before.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from fanout.catalog import Commit, Deletion, MemberSet, NewGap, Repair
+from fanout.errors import InterfaceError, ObjectNotFound
+from fanout.scribe import record_of
+from fanout.types import ObjectKind, PoolKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fanout.catalog import AggregateEntry, CatalogReader, CopyEntry, HeldSpans, ObjectEntry
+    from fanout.store import Store
+    from fanout.volume import Volume
+
+BATCH_OBJECTS = 4096  # deleted in one commit; what is more follows in others
+NO_VOLUME = "no volume that holds it can be written; bring one back, or give it up with 'fanout retire volume'"
+NO_ROOM = "the directory of {} has no room to say what is left of its aggregate; that can only be deleted as a whole"
+PROMOTED = "its newer version was deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteReport:
+    """What was deleted; of a preview: what would be.
+
+    Attributes:
+        objects: versions.
+        object_bytes: of these.
+        aggregates: of which nothing is left.
+        freed_bytes: that can be used again now, of all pools together.
+        waiting_bytes: of all that was ever deleted, what waits for volumes that are away.
+        postponed: name and reason of each version that could not be deleted.
+        seconds: of the run.
+    """
+
+    objects: int
+    object_bytes: int
+    aggregates: int
+    freed_bytes: int
+    waiting_bytes: int
+    postponed: tuple[tuple[bytes, str], ...]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Selection:
+    """Which versions of a node's objects.
+
+    Attributes:
+        node: name.
+        names: of the objects; None: all.
+        kind: of the objects.
+        version: this one, of one name.
+        keep: only those of which so many newer ones are there; 0: all. Without it and `version`: the active ones.
+    """
+
+    node: str
+    names: Sequence[bytes] | None
+    kind: ObjectKind
+    version: int | None
+    keep: int | None
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            InterfaceError: says what to say instead.
+        """
+        if self.keep is not None and self.keep < 0:
+            raise InterfaceError(f"keep={self.keep}: say a number of versions, 0 or more")
+        if self.keep is not None and self.version is not None:
+            raise InterfaceError("say either which version goes, or how many stay")
+        if self.names is None and self.keep is None:
+            raise InterfaceError("all objects of a node: say how many versions of each stay")
+        if self.version is not None and len(self.names or ()) != 1:
+            raise InterfaceError("a version is one object's: say which object")
+
+    def entries(self, catalog: CatalogReader) -> Iterator[ObjectEntry]:
+        """The versions, as they are read page by page.
+
+        Raises:
+            ObjectNotFound: there is nothing of a name. Nothing has been said of any yet.
+        """
+        for name in self.names or ():
+            if catalog.find(self.node, name, kind=self.kind, version=self.version) is None:
+                which = "" if self.version is None else f", version {self.version}"
+                raise ObjectNotFound(
+                    f"{self.node} has no {self.kind.value} object {name!r}{which}; nothing was deleted"
+                )
+        for one in [None] if self.names is None else dict.fromkeys(self.names):
+            for entry in catalog.objects(
+                node=self.node,
+                name=one,
+                kind=self.kind,
+                active_only=self.keep is None and self.version is None,
+                beyond=self.keep or 0,
+            ):
+                if self.version in (None, entry.version):
+                    yield entry
+
+
+def delete(store: Store, selection: Selection, *, preview: bool) -> DeleteReport:
+    """Delete what is selected; see `Store.delete`."""
+    selection.check()
+    run = _Run(store)
+    wanted = selection.entries(store.catalog)
+    while batch := list(islice(wanted, BATCH_OBJECTS)):
+        run.work(batch, preview=preview)
+    freed = store.ledger.bury() if run.objects and not preview else 0
+    return DeleteReport(
+        objects=run.objects,
+        object_bytes=run.size,
+        aggregates=run.aggregates,
+        freed_bytes=freed,
+        waiting_bytes=store.catalog.waiting_bytes(),
+        postponed=tuple(run.postponed),
+        seconds=time.monotonic() - run.began,
+    )
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run, commit by commit. Single use."""
+
+    store: Store
+    began: float = field(default_factory=time.monotonic)
+    objects: int = 0
+    size: int = 0
+    aggregates: int = 0
+    postponed: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def work(self, batch: Sequence[ObjectEntry], *, preview: bool) -> None:
+        """Delete these in one commit, or count them."""
+        if preview:
+            self._count(_Plan(self.store, batch, preview=True))
+            return
+        with self.store.ledger.steady:
+            plan = _Plan(self.store, batch, preview=False)
+            if plan.deletions:
+                commit = Commit(
+                    secrets.token_bytes(16),
+                    1,
+                    deletions=tuple(plan.deletions),
+                    repairs=tuple(plan.promotions()),
+                )
+                self.store.ledger.commit_deletions(commit)
+        self._count(plan)
+
+    def _count(self, plan: _Plan) -> None:
+        self.objects += len(plan.gone)
+        self.size += sum(entry.length for entry in plan.gone)
+        self.aggregates += sum(deletion.members is None for deletion in plan.deletions)
+        self.postponed += plan.postponed
+
+
+class _Plan:
+    """What becomes of each aggregate when some versions go.
+
+    Attributes:
+        deletions: one for each aggregate.
+        gone: the versions.
+        postponed: name and reason of those that cannot go now.
+    """
+
+    def __init__(self, store: Store, batch: Sequence[ObjectEntry], *, preview: bool) -> None:
+        self._store, self._catalog, self._preview = store, store.catalog, preview
+        self.deletions: list[Deletion] = []
+        self.gone: list[ObjectEntry] = []
+        self.postponed: list[tuple[bytes, str]] = []
+        self._room: dict[bytes, int] = {}
+        by_aggregate: dict[bytes, list[ObjectEntry]] = {}
+        for one in batch:
+            by_aggregate.setdefault(one.aggregate, []).append(one)
+        for aggregate, mine in by_aggregate.items():
+            entry = self._catalog.aggregate(aggregate)
+            if entry is not None:  # else somebody else has deleted it meanwhile
+                self._plan(entry, mine)
+
+    def _plan(self, entry: AggregateEntry, mine: Sequence[ObjectEntry]) -> None:
+        there = {member.member: member for member in self._catalog.members(entry.aggregate)}
+        wanted = [one for one in mine if one.member in there]
+        if not wanted:
+            return
+        numbers = {one.member for one in wanted}
+        size = entry.erased_bytes + sum(there[number].length for number in numbers)
+        left = len(there) - len(numbers)
+        members = entry.erased | MemberSet.of(numbers) if left else None
+        copies = self._catalog.copies(entry.aggregate)
+        volumes = tuple(dict.fromkeys(place.volume for copy in copies for place in copy.places))
+        held = tuple(
+            (volume, spans)
+            for volume in (volumes if left else ())
+            for spans in self._catalog.held_spans(volume, [entry.aggregate])
+        )
+        deletion = Deletion(entry, members, size, volumes, held)
+        reason = "" if self._preview else self._obstacle(deletion)
+        if reason:
+            self.postponed += [(one.name, reason) for one in wanted]
+        else:
+            self.deletions.append(deletion)
+            self.gone += wanted
+
+    def _obstacle(self, deletion: Deletion) -> str:
+        """Why an aggregate cannot be touched now; empty: it can (promise 1)."""
+        found = [self._store.pools.volume(identity) for identity in deletion.volumes]
+        volumes = [volume for volume in found if volume is not None and volume.writable]
+        if deletion.volumes and not volumes:
+            return NO_VOLUME
+        if deletion.members is not None:
+            held = dict(deletion.held)
+            growth = {v.uuid: _growth(v, held[v.uuid], deletion.members) for v in volumes}
+            for volume in volumes:
+                assert volume.directory is not None
+                room = self._room.setdefault(volume.uuid, volume.directory.spare_bytes)
+                if room < growth[volume.uuid]:
+                    return NO_ROOM.format(volume.path)
+            for identity, more in growth.items():
+                self._room[identity] -= more
+        return ""
+
+    # ---- what is active again ------------------------------------------------------------------------
+
+    def promotions(self) -> list[Repair]:
+        """Gaps of active-data pools that lack what is active again (promise 3)."""
+        gone = {one.version for one in self.gone}
+        back: dict[bytes, set[int]] = {}
+        for one in self.gone:
+            if not one.active or one.kind is not ObjectKind.BACKUP:
+                continue
+            left = [
+                other
+                for other in self._catalog.objects(node=one.node, name=one.name, kind=one.kind)
+                if other.version not in gone
+            ]
+            if left:
+                back.setdefault(left[-1].aggregate, set()).add(left[-1].member)
+        return [
+            repair
+            for aggregate, members in back.items()
+            for repair in self._gaps(aggregate, members)
+        ]
+
+    def _gaps(self, aggregate: bytes, members: set[int]) -> Iterator[Repair]:
+        entry = self._catalog.aggregate(aggregate)
+        assert entry is not None
+        kinds = {pool.name: pool.kind for pool in self._catalog.pools()}
+        copies = {copy.pool: copy for copy in self._catalog.copies(aggregate)}
+        for pool in entry.required:
+            if kinds.get(pool) is not PoolKind.ACTIVE_DATA:
+                continue
+            lacking = {number for number in members if not _holds(copies.get(pool), number)}
+            rows = self._catalog.gaps(aggregate=aggregate, pool=pool, include_empty=True)
+            if any(row.missing is None for row in rows):
+                continue  # all of it is a gap
+            noted = {number for row in rows for number in row.missing or ()}
+            if lacking - noted:
+                missing = MemberSet.of(lacking | noted)
+                yield Repair(aggregate, pool, None, NewGap(pool, PROMOTED, 0, missing))
+
+
+def _growth(volume: Volume, held: HeldSpans, members: MemberSet) -> int:
+    """Bytes of the volume's directory that the record takes more when it says that these members are deleted."""
+    assert volume.directory is not None
+    return volume.directory.growth(record_of(replace(held, erased=members)))
+
+
+def _holds(copy: CopyEntry | None, member: int) -> bool:
+    return copy is not None and copy.holds(member)
