@@ -44,6 +44,7 @@ FACE: dict[str, dict[str, Entry]] = {
         "init": Entry("store:init", "Create the catalog and the volumes of fanout.toml"),
         "put": Entry("store:put", "Store files, trees or standard input in every pool at once"),
         "get": Entry("store:get", "Read back, verified, from any pool that holds it"),
+        "delete": Entry("delete:delete", "Delete versions of objects from every pool"),
         "query": Entry("query:query", "Pools, volumes, catalog, objects, occupancy, gaps"),
     },
     "Close gaps": {

@@ -1,0 +1,126 @@
+"""``fanout delete``: versions of objects, from every pool."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fanout.cli import screen
+from fanout.cli.exits import Exit
+from fanout.cli.params import config_option, force_option, json_option
+from fanout.store import Store
+from fanout.types import ObjectKind
+from fanout.units import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fanout.deletion import DeleteReport
+
+LISTED = 20  # of a long list, on a screen; --json has all
+
+
+@click.command(short_help="Delete versions of objects from every pool")
+@click.argument("node")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--version", type=int, help="This version of one object.  [default: the active one]")
+@click.option("--all", "everything", is_flag=True, help="All versions.")
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    metavar="N",
+    help="All but the newest N versions of each object; without a NAME of all objects of NODE.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in ObjectKind]),
+    default=ObjectKind.BACKUP.value,
+    show_default=True,
+    help="Of the objects.",
+)
+@click.option("--preview", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@force_option("Do not ask before the objects of a whole node are gone through.")
+@config_option
+@json_option
+@click.pass_context
+def delete(
+    ctx: click.Context,
+    *,
+    node: str,
+    names: tuple[str, ...],
+    version: int | None,
+    everything: bool,
+    keep: int | None,
+    kind: str,
+    preview: bool,
+    force: bool,
+    config: Path,
+    as_json: bool,
+) -> None:
+    """Delete versions of the objects NAME of NODE from every pool.
+
+    Without --version, --all or --keep the active version of each; of what is left
+    the newest is active then. An expiration is 'fanout delete NODE --keep N'.
+
+    The space of an aggregate is free when nothing of it is left; on a volume that
+    is away, when that has come back.
+
+    Exit codes: 0 deleted; 8 there is nothing of a NAME, and nothing was deleted;
+    12 some cannot be deleted before a volume that holds them has come back.
+    """
+    if sum((version is not None, everything, keep is not None)) > 1:
+        raise click.UsageError("say one of --version, --all and --keep")
+    if not names and keep is None:
+        raise click.UsageError("name the objects; --keep N goes through all that NODE has")
+    which: dict[str, Any] = {"version": version, "keep": 0 if everything else keep}
+    which |= {"kind": ObjectKind(kind)}
+    wanted = [os.fsencode(name) for name in names] or None
+    with Store.open(config, read_only=preview) as store:
+        node = store.config.node(node).name
+        if wanted is None and not preview:
+            count = store.delete(node, None, preview=True, **which).objects
+            if count:
+                screen.confirm(f"{screen.count(count, 'version')} of {node} go", force=force)
+        report = store.delete(node, wanted, preview=preview, **which)
+    if as_json:
+        screen.emit(_values(report, node, preview=preview))
+    else:
+        _show(report, node, preview=preview)
+    if report.postponed:
+        ctx.exit(Exit.TARGET)
+
+
+def _values(report: DeleteReport, node: str, *, preview: bool) -> dict[str, Any]:
+    return {
+        "ok": not report.postponed,
+        "node": node,
+        "preview": preview,
+        "objects": report.objects,
+        "bytes": report.object_bytes,
+        "aggregates": report.aggregates,
+        "freed_bytes": report.freed_bytes,
+        "waiting_bytes": report.waiting_bytes,
+        "postponed": [
+            {"name": os.fsdecode(name), "reason": reason} for name, reason in report.postponed
+        ],
+        "seconds": round(report.seconds, 6),
+    }
+
+
+def _show(report: DeleteReport, node: str, *, preview: bool) -> None:
+    some = f"{screen.count(report.objects, 'version')} of {node}"
+    size = format_size(report.object_bytes)
+    if preview:
+        screen.say(f"{some} would be deleted ({size}). Nothing was deleted.")
+    else:
+        screen.say(f"{some} deleted ({size}); {format_size(report.freed_bytes)} are free again.")
+    if report.waiting_bytes:
+        screen.say(
+            f"{format_size(report.waiting_bytes)} are free when volumes that are away have come back."
+        )
+    for name, reason in report.postponed[:LISTED]:
+        screen.warn(f"not deleted: {os.fsdecode(name)}: {reason}")
+    if len(report.postponed) > LISTED:
+        screen.warn(f"{len(report.postponed) - LISTED} more; --json lists them.")
