@@ -54,6 +54,7 @@ WORKLOADS = {
         Workload("mixed", "some"),
         Workload("losing_a_copy", "some", failing="COPYPOOL1"),
         Workload("repair", "gaps"),
+        Workload("deletion", "some"),
     )
 }
 

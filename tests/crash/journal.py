@@ -8,6 +8,8 @@ that may be there or not, but only as a whole.
     {"receipt": ID, "csn": N, "removed": [POOL, …]}
     {"refused": ID}         failed for good, or given up: must not be there
     {"unknown": ID}         nobody knows: may be there
+    {"delete": N, "of": [[ID, NAME], …]}     the client asks for these objects of these transactions to be deleted, together
+    {"deleted": N}          it was told that they are
     {"repair": true}        from here on pools may hold what the client's receipts did not say
     {"say": TEXT}           a word to the harness
 """
@@ -71,6 +73,19 @@ class Sent:
     repaired: bool = False
 
 
+@dataclass(slots=True)
+class Erasure:
+    """A deletion that a client asked for.
+
+    Attributes:
+        objects: transaction and name of each.
+        done: it was told so: they must be gone. Else all of them may be gone, or none.
+    """
+
+    objects: frozenset[tuple[bytes, bytes]]
+    done: bool = False
+
+
 class Teller:
     """The client's side: every call is one line, written at once to the descriptor `fd`.
 
@@ -111,6 +126,14 @@ class Teller:
         """Its outcome is unknown."""
         self._tell(unknown=transaction.hex())
 
+    def delete(self, number: int, objects: Iterable[tuple[bytes, bytes]]) -> None:
+        """These are about to be deleted in one commit: transaction and name of each. `number`: of the deletion."""
+        self._tell(delete=number, of=[[txn.hex(), name.hex()] for txn, name in objects])
+
+    def deleted(self, number: int) -> None:
+        """They were."""
+        self._tell(deleted=number)
+
     def repair(self) -> None:
         """A repair is about to begin."""
         self._tell(repair=True)
@@ -131,11 +154,13 @@ class Journal:
 
     Attributes:
         sent: by id, in the order in which they began.
+        erasures: by number, in the order in which they were asked for.
         words: what clients said.
         lines: as they came, for `save`.
     """
 
     sent: dict[bytes, Sent] = field(default_factory=dict)
+    erasures: dict[int, Erasure] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
 
@@ -165,11 +190,22 @@ class Journal:
             self.sent[bytes.fromhex(line["refused"])].fate = Fate.REFUSED
         elif "unknown" in line:
             self.sent[bytes.fromhex(line["unknown"])].fate = Fate.UNKNOWN
+        elif "delete" in line:
+            pairs = ((bytes.fromhex(txn), bytes.fromhex(name)) for txn, name in line["of"])
+            self.erasures[line["delete"]] = Erasure(frozenset(pairs))
+        elif "deleted" in line:
+            self.erasures[line["deleted"]].done = True
         elif "repair" in line:
             for sent in self.sent.values():
                 sent.repaired = True
         elif "say" in line:
             self.words.append(line["say"])
+
+    @property
+    def erased(self) -> frozenset[tuple[bytes, bytes]]:
+        """What must be gone."""
+        done = [one.objects for one in self.erasures.values() if one.done]
+        return frozenset(item for objects in done for item in objects)
 
     def of(self, fate: Fate) -> list[Sent]:
         """The transactions that ended so."""

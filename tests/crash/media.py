@@ -175,7 +175,7 @@ class Member:
 
 @dataclass(slots=True)
 class Aggregate:
-    """One aggregate with all that hangs on it. `gaps`: missing members by pool."""
+    """One aggregate with all that hangs on it. `gaps`: missing members by pool; `erased`: members that were deleted."""
 
     uuid: bytes
     transaction: bytes
@@ -191,6 +191,12 @@ class Aggregate:
     members: dict[int, Member] = field(default_factory=dict)
     copies: dict[str, Copy] = field(default_factory=dict)
     gaps: dict[str, frozenset[int]] = field(default_factory=dict)
+    erased: frozenset[int] = frozenset()
+
+    @property
+    def everything(self) -> frozenset[int]:
+        """All members that are left."""
+        return frozenset(range(self.objects)) - self.erased
 
 
 @contextlib.contextmanager
@@ -208,6 +214,8 @@ class CatalogCopy:
         csn: of the last commit.
         volumes: rows by UUID: pool, path, size, granule, epoch.
         aggregates: by UUID, in order of commit.
+        dead: commit that deleted each aggregate that a directory may still name.
+        dead_regions: (volume, offset, length, aggregate) that these keep.
         complaints: what SQLite itself finds wrong.
     """
 
@@ -243,6 +251,7 @@ class CatalogCopy:
         ]
         self._ids: dict[int, Aggregate] = {}
         self._load_aggregates(db)
+        self._load_deletions(db)
         self._load_members(db)
         self._load_copies(db)
         self.aggregates = {one.uuid: one for one in self._ids.values()}
@@ -267,6 +276,19 @@ class CatalogCopy:
                 objects=row["objects"],
             )
 
+    def _load_deletions(self, db: sqlite3.Connection) -> None:
+        """What is left of an aggregate that was deleted is its row: it is none."""
+        for row in db.execute("SELECT aggregate, members FROM erased"):
+            one = self._ids[row["aggregate"]]
+            one.erased = _members(row["members"], one.objects)
+        regions = db.execute("SELECT volume, offset, length, aggregate FROM dead_region").fetchall()
+        self.dead_regions = [
+            (self._volume_ids[row[0]], row[1], row[2], self._ids[row[3]].uuid) for row in regions
+        ]
+        self.dead: dict[bytes, int] = {}
+        for row in db.execute("SELECT aggregate, csn FROM deletion"):
+            self.dead[self._ids.pop(row["aggregate"]).uuid] = row["csn"]
+
     def _load_members(self, db: sqlite3.Connection) -> None:
         rows = db.execute("SELECT * FROM object ORDER BY id").fetchall()
         newest = {(row["node"], row["kind"], bytes(row["name"])): row["id"] for row in rows}
@@ -287,7 +309,7 @@ class CatalogCopy:
         for row in db.execute("SELECT * FROM copy"):
             aggregate, pool = self._ids[row["aggregate"]], self._pools[row["pool"]]
             aggregate.copies[pool] = Copy(
-                pool, row["csn"], _members(row["present"], aggregate.objects)
+                pool, row["csn"], _members(row["present"], aggregate.objects) - aggregate.erased
             )
         for row in db.execute("SELECT * FROM placement ORDER BY span"):
             copy = self._ids[row["aggregate"]].copies.get(self._pools[row["pool"]])
@@ -306,7 +328,8 @@ class CatalogCopy:
             )
         for row in db.execute("SELECT * FROM gap"):
             aggregate = self._ids[row["aggregate"]]
-            aggregate.gaps[self._pools[row["pool"]]] = _members(row["missing"], aggregate.objects)
+            missing = _members(row["missing"], aggregate.objects) - aggregate.erased
+            aggregate.gaps[self._pools[row["pool"]]] = missing
 
 
 def _members(runs: str | None, count: int) -> frozenset[int]:

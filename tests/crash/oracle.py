@@ -6,7 +6,7 @@
 | --- | --- | --- |
 | V1 | every byte of every copy is what the client sent | `os.pread`, python-xxhash, digests of the journal |
 | V2 | what was refused, or never sent, is nowhere | journal against catalog and directories |
-| V3 | what was acknowledged is there; the rest wholly or not at all | journal against catalog |
+| V3 | what was acknowledged is there; the rest wholly or not at all; what was deleted together is gone together | journal against catalog |
 | V4 | gaps = what the rules demand − what the pools hold | a model of the rules of its own, and the headers on the media |
 | V5 | objects and gaps came from one commit; no directory knows more than the catalog | V3 and V4 after every crash; directories |
 | V7 | no region belongs to two, none leaves the space | catalog and directories |
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from fanout.rebuild import RebuildReport
     from fanout.store import Store
-    from tests.crash.journal import Sent
+    from tests.crash.journal import Sent, SentObject
     from tests.crash.media import Aggregate, Copy, Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,25 +91,46 @@ class Look:
         there: dict[bytes, list[Aggregate]] = {}
         for aggregate in catalog.aggregates.values():
             there.setdefault(aggregate.transaction, []).append(aggregate)
+        gone = self._gone(
+            {
+                (one.transaction, m.name)
+                for one in catalog.aggregates.values()
+                for m in one.members.values()
+            }
+        )
         for transaction in there.keys() - self.journal.sent.keys():
             self._note(f"V2 {transaction.hex()}: is in the catalog, and nobody sent it")
         for transaction, sent in self.journal.sent.items():
             mine = there.get(transaction, [])
             if mine and sent.fate is Fate.REFUSED:
                 self._note(f"V2 {transaction.hex()}: was refused, and is in the catalog")
-            if not mine and sent.fate is Fate.ACKNOWLEDGED:
+            left = [item for item in sent.objects if (transaction, item.name) not in gone]
+            if left and not mine and sent.fate is Fate.ACKNOWLEDGED:
                 self._note(f"V3 {transaction.hex()}: was acknowledged, and is gone")
             if mine:
-                self._whole(sent, mine)
+                self._whole(sent, left, mine)
                 self._removed(sent, mine)
 
-    def _whole(self, sent: Sent, mine: list[Aggregate]) -> None:
+    def _gone(self, there: set[tuple[bytes, bytes]]) -> set[tuple[bytes, bytes]]:
+        """What was deleted. A deletion that nobody was told of is done wholly or not at all."""
+        gone: set[tuple[bytes, bytes]] = set()
+        for number, erasure in self.journal.erasures.items():
+            left = erasure.objects & there
+            if erasure.done or not left:
+                gone |= erasure.objects
+            if left and (erasure.done or left != erasure.objects):
+                self._note(
+                    f"V3 deletion {number}: {len(left)} of {len(erasure.objects)} objects are there"
+                )
+        return gone
+
+    def _whole(self, sent: Sent, left: list[SentObject], mine: list[Aggregate]) -> None:
         stored = Counter(
             (member.name, member.length, member.digest)
             for aggregate in mine
             for member in aggregate.members.values()
         )
-        wanted = Counter((item.name, item.length, item.digest) for item in sent.objects)
+        wanted = Counter((item.name, item.length, item.digest) for item in left)
         named = sent.transaction.hex()
         if stored != wanted:
             self._note(f"V3 {named}: {len(stored)} objects are there, {len(wanted)} were sent")
@@ -135,7 +156,7 @@ class Look:
 
     def _gaps(self, aggregate: Aggregate) -> None:
         rules, named = self.store.rules, f"aggregate {aggregate.uuid.hex()}"
-        everything = frozenset(range(aggregate.objects))
+        everything = aggregate.everything
         if aggregate.members.keys() != everything:
             self._note(f"V3 {named}: members {sorted(aggregate.members)} of {aggregate.objects}")
             return
@@ -236,11 +257,13 @@ class Look:
 
     def _regions(self) -> None:
         regions: dict[bytes, list[tuple[int, int, str]]] = {}
-        for aggregate in self.store.catalog.aggregates.values():
-            for copy in aggregate.copies.values():
+        for one in self.store.catalog.aggregates.values():
+            for copy in one.copies.values():
                 for place in copy.places:
-                    region = (place.offset, place.offset + place.length, aggregate.uuid.hex())
+                    region = (place.offset, place.offset + place.length, one.uuid.hex())
                     regions.setdefault(place.volume, []).append(region)
+        for uuid, offset, length, aggregate in self.store.catalog.dead_regions:
+            regions.setdefault(uuid, []).append((offset, offset + length, aggregate.hex()))
         for uuid, volume in self.store.volumes.items():
             info, path = volume.info, self.store.catalog.volumes[uuid]["path"]
             before = info["granule"] + 2 * info["directory"]
@@ -260,7 +283,7 @@ class Look:
             self._epoch(uuid, volume.info, path)
             held = dict(self._held(uuid))
             for aggregate, record in volume.records.items():
-                if record["op"] != COMMIT:
+                if record["op"] != COMMIT or (aggregate in catalog.dead and not self.opened):
                     continue
                 if aggregate not in held or record["csn"] > held[aggregate][0]:
                     self._note(
@@ -273,6 +296,15 @@ class Look:
                 known = volume.records.get(aggregate, {"csn": 0, "spans": []})
                 if (known["csn"], _spans_of(known)) != (csn, spans):
                     self._note(f"V5 {path}: its directory lacks commit {csn} of {aggregate.hex()}")
+                erased = {
+                    n
+                    for first, size in known.get("deleted", ())
+                    for n in range(first, first + size)
+                }
+                if erased != catalog.aggregates[aggregate].erased:
+                    self._note(
+                        f"V5 {path}: its directory says that of {aggregate.hex()} {sorted(erased)} were deleted"
+                    )
 
     def _epoch(self, uuid: bytes, info: dict[str, Any], path: str) -> None:
         known, provisional = self.store.catalog.volumes[uuid]["epoch"], info["state"] == 1
@@ -339,7 +371,10 @@ def _compare(
     doubtful = {(entry.aggregate, entry.pool) for entry in report.in_doubt}
     acknowledged = {sent.transaction for sent in journal.of(Fate.ACKNOWLEDGED)}
     for uuid in made.aggregates.keys() - kept.aggregates.keys():
-        yield f"V2 {uuid.hex()}: is in the rebuilt catalog, and was never committed"
+        one = made.aggregates[uuid]
+        objects = {(one.transaction, member.name) for member in one.members.values()}
+        if exact or uuid not in kept.dead or objects & journal.erased:
+            yield f"V2 {uuid.hex()}: is in the rebuilt catalog, and was never committed, or was deleted"
     for uuid, aggregate in kept.aggregates.items():
         again = made.aggregates.get(uuid)
         if again is None:
@@ -349,13 +384,29 @@ def _compare(
             if flushed and aggregate.transaction in acknowledged:
                 yield f"V16 {uuid.hex()}: its evidence was not durable before its receipt"
             continue
+        back = again.everything - aggregate.everything
+        if any((aggregate.transaction, again.members[n].name) in journal.erased for n in back):
+            yield f"V2 {uuid.hex()}: members {sorted(back)} were deleted, and are in the rebuilt catalog"
+        if not exact:  # no directory has heard of a deletion that nobody was told of
+            _forget(again, back)
         yield from _same(rules, aggregate, again, doubtful, exact=exact)
     # The last commit that changed a copy: one that only closed gaps leaves no evidence, and its number may be used again.
     last = max(
         (copy.csn for one in kept.aggregates.values() for copy in one.copies.values()), default=0
     )
-    if exact and made.csn != last:
+    # One that deleted is in the directories, and not in the catalog once that has been told.
+    if exact and not last <= made.csn <= (kept.csn if journal.erasures else last):
         yield f"V16 last commit {made.csn}, not {last}"
+
+
+def _forget(aggregate: Aggregate, members: frozenset[int]) -> None:
+    """As if they were not there."""
+    for number in members:
+        del aggregate.members[number]
+    for copy in aggregate.copies.values():
+        copy.members -= members
+    aggregate.gaps = {pool: missing - members for pool, missing in aggregate.gaps.items()}
+    aggregate.erased |= members
 
 
 def _same(
@@ -381,7 +432,7 @@ def _same(
             yield f"{named}: the copy in {pool} is rebuilt otherwise"
     active = frozenset(i for i, m in aggregate.members.items() if m.active)
     for pool in rules.demanded(aggregate.node, aggregate.kind):
-        counted = active if rules.is_active(pool) else frozenset(range(aggregate.objects))
+        counted = active if rules.is_active(pool) else aggregate.everything
         gaps = [one.gaps.get(pool, frozenset()) & counted for one in (aggregate, again)]
         if exact and gaps[0] != gaps[1]:
             yield f"{named}: the gap of {pool} is rebuilt as {sorted(gaps[1])}"

@@ -77,6 +77,32 @@ def test_silent_about_a_healthy_store(site: CrashSite, journal: Journal) -> None
     oracle.judge(site.path, journal, repair=True)
 
 
+def test_understands_deletions(site: CrashSite, journal: Journal) -> None:
+    """A member, then a whole aggregate; and it is loud about what is deleted without a word, or not deleted though it was said."""
+    with telling(journal) as teller, site.open() as store:
+        teller.delete(0, [(A, b"y")])
+        store.delete("N1", [b"y"])
+        teller.deleted(0)
+    oracle.judge(site.path, journal)
+    with site.open() as store:
+        store.delete("N2", b"x")
+    assert any("was acknowledged, and is gone" in found for found in found_in(site, journal))
+    with telling(journal) as teller:
+        teller.delete(1, [(B, b"x"), (C, b"x")])
+    assert any("deletion 1: 1 of 2 objects" in found for found in found_in(site, journal))
+    with site.open() as store:
+        store.delete("N1", b"x")
+    oracle.judge(site.path, journal, repair=True)
+    with telling(journal) as teller:
+        teller.delete(2, [(A, b"x")])
+        teller.deleted(2)
+    assert any("deletion 2: 1 of 1 objects" in found for found in found_in(site, journal))
+
+
+def found_in(site: CrashSite, journal: Journal) -> list[str]:
+    return oracle.look(site.path, journal, opened=True)
+
+
 def test_waits_for_the_locks(
     site: CrashSite, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

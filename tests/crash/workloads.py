@@ -79,6 +79,25 @@ def repair(teller: Teller, config: str, seed: int, *, step: bool = False) -> Non
     teller.say("done")
 
 
+def deletion(teller: Teller, config: str, seed: int, *, step: bool = False) -> None:
+    """A part of an aggregate is deleted, then the rest of it and a whole one; then its space is used again."""
+    rng = _begin(teller, seed, step=step)
+    first, second, third = (rng.randbytes(16) for _ in range(3))
+    with Store.open(config) as store:
+        names = [b"one", b"two", b"three"]
+        put(store, teller, "N1", {name: rng.randbytes(20_000) for name in names}, transaction=first)
+        put(store, teller, "N1", {b"four": rng.randbytes(LARGE + 9000)}, transaction=second)
+        for number, gone in enumerate(
+            ([(first, b"two")], [(first, b"one"), (first, b"three"), (second, b"four")])
+        ):
+            teller.delete(number, gone)
+            report = store.delete("N1", [name for _, name in gone])
+            assert report.objects == len(gone)
+            teller.deleted(number)
+        put(store, teller, "N1", {b"five": rng.randbytes(40_000)}, transaction=third)
+    teller.say("done")
+
+
 def live(
     teller: Teller, config: str, seed: int, *, flush: bool = False, rounds: int = 1000
 ) -> None:
