@@ -396,16 +396,18 @@ class _Run:
         wanted = {m.member for m in members if m.active or not self._active}
         written = {index for part in parts for index in part.members}
         held = self._held(entry)
-        before = {index for index in range(entry.objects) if held and held.holds(index)}
+        before = {m.member for m in members if held and held.holds(m.member)}
         new = (written & wanted) - before
-        after, lacking = before | new, wanted - before - new
+        lacking = wanted - before - new
         copy = None
         if new:
             places = tuple(
                 self.store.ledger.place_of(span, self.pool) for part in parts for span in part.spans
             )
-            everything = after.issuperset({m.member for m in members})  # that is left
-            present = None if everything else MemberSet.of(after)
+            # Of what it has; members that were deleted since are among that.
+            there = held.present if held and held.present is not None else MemberSet()
+            complete = len(before) + len(new) == len(members)
+            present = None if complete else there | MemberSet.of(new)
             copy = NewCopy(self.pool, places, present)
         gap = None
         if lacking:

@@ -68,7 +68,7 @@ class MemberSet:
 
     def __or__(self, other: MemberSet) -> MemberSet:
         """What is in either."""
-        return MemberSet.of([*self, *other])
+        return MemberSet.joined([*self.runs, *other.runs])
 
     def __sub__(self, other: MemberSet) -> MemberSet:
         """What is here and not there."""

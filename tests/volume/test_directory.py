@@ -74,6 +74,44 @@ def test_it_remembers_over_many_checkpoints() -> None:
             assert directory.last_csn == csn
 
 
+def test_the_newest_delete_is_never_forgotten() -> None:
+    """A catalog from before it would be taken for the present one. Older ones go when everybody has them."""
+    medium = Medium()
+    medium.append(record(1), record(2))
+    for csn in (3, 4):
+        medium.append(delete(csn, record(csn - 2).aggregate))
+    medium.directory.forget_deletes([record(1).aggregate, record(2).aggregate, b"unknown"])
+    while medium.directory._live.generation == 1:
+        medium.append(delete(4, record(2).aggregate))
+    for directory in (medium.directory, medium.load()):
+        assert directory.deletes() == [record(2).aggregate]
+        assert directory.last_csn == 4
+    medium.append(record(5))
+    while medium.directory._live.generation == 2:
+        medium.append(record(5))
+    assert medium.load().deletes() == []
+
+
+def test_deletions_have_room_when_nothing_new_has() -> None:
+    """Half of what stays for appending: a full directory can say what is left of its aggregates, and is written all the same."""
+    medium = Medium()
+    count = 0
+    while medium.directory.promise(count * 4096):
+        medium.append(record(count + 1))
+        count += 1
+    assert medium.directory.full
+    told = 0
+    for number in range(count):
+        more = replace(record(number + 1), csn=1000 + number, deleted=ranges(range(0, 40, 2)))
+        if medium.directory.growth(more) > medium.directory.spare_bytes:
+            break
+        medium.append(more)
+        told += 1
+    assert 0 < told < count
+    assert sum(bool(r.deleted) for r in medium.load().holds()) == told
+    assert medium.directory.growth(delete(2000, record(1).aggregate)) < 0
+
+
 def test_a_move_replaces_and_an_empty_one_ends() -> None:
     """An aggregate that was moved is only at its new spans; one that left is not on the volume, after a load too."""
     medium = Medium()
