@@ -23,7 +23,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from glob import escape
 from itertools import chain
@@ -749,10 +749,12 @@ def _is_named(empty: Member, evidence: Sequence[_Evidence]) -> bool:
             if begin < empty.offset < end:
                 return True
             if empty.offset in (begin, end):
-                with suppress(FanoutError):  # damaged: it does not say so
+                try:
                     _, footer = found.volume.read_span(span, aggregate=found.record.aggregate)
-                    if (empty.name, empty.offset) in empty_objects(footer):
-                        return True
+                except FanoutError:
+                    return True  # damaged: an audit will say what that costs
+                if (empty.name, empty.offset) in empty_objects(footer):
+                    return True
     return False
 
 
@@ -828,7 +830,8 @@ class _Reader:
             # A copy that was made after members had been deleted has not got these. That all its spans are there their numbers say.
             holes = solid < len(members)
             indexes = _others(pieces.deleted) if holes else count_from()
-            if not holes or (pieces.deleted and sorted(spans) == list(range(len(spans)))):
+            numbers = sorted(footer.number for footer in footers)
+            if not holes or (pieces.deleted and numbers == list(range(len(numbers)))):
                 pieces.members = dict(zip(indexes, members, strict=False))
                 pieces.whole = True
                 return

@@ -101,10 +101,14 @@ def upgrade(path: str) -> None:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
         db.execute("DROP VIEW intake")  # and its trigger with it
+        db.execute("ALTER TABLE placement RENAME TO placement_1")  # its key knew no volume
+        db.execute("DROP INDEX placement_place")
         known = {name for _, name, _, _ in _schema_of(db)}
         for name, statement in _statements():
             if name not in known:
                 db.execute(statement)
+        db.execute("INSERT INTO placement SELECT * FROM placement_1")
+        db.execute("DROP TABLE placement_1")
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
 

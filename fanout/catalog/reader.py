@@ -267,7 +267,7 @@ class CatalogReader:
         rows = self._rows(
             f"""SELECT p.name, l.span, v.uuid, l.offset, l.length, l.used, l.data_start, l.data_length
                 FROM placement AS l JOIN volume AS v ON v.id = l.volume JOIN pool AS p ON p.id = l.pool
-                WHERE {where} ORDER BY l.aggregate, l.pool, l.span""",
+                WHERE {where} ORDER BY l.aggregate, l.pool, l.span, l.volume""",
             parameters,
         )
         return self._made(values.pool_and_place, rows)

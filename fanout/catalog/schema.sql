@@ -121,7 +121,7 @@ CREATE TABLE placement (
     used        INTEGER NOT NULL CHECK (used BETWEEN 1 AND length),
     data_start  INTEGER NOT NULL CHECK (data_start >= 0),      -- of the aggregate's data
     data_length INTEGER NOT NULL CHECK (data_length >= 0),
-    PRIMARY KEY (aggregate, pool, span),
+    PRIMARY KEY (aggregate, pool, span, volume), -- numbers come again after a volume was given up, and perhaps it does, too
     FOREIGN KEY (aggregate, pool) REFERENCES copy (aggregate, pool)
 ) STRICT, WITHOUT ROWID;
 

@@ -113,3 +113,20 @@ def test_only_the_repaired_pool_is_left(house: House, number: int) -> None:
     retire_volume(house.config, house.volumes[number])
     house.repair()
     house.only_the_copies_are_left()
+
+
+def test_volumes_that_were_given_up_are_found_again_when_the_catalog_is_lost(house: House) -> None:
+    """The repair's spans have the numbers of those that it replaced: both must find their place in the new catalog."""
+    away: list[Path] = []
+    for number in range(2):
+        volume = house.volume_of_the_last_span()
+        away.append(volume.rename(volume.with_suffix(f".away{number}")))
+        retire_volume(house.config, volume)
+        house.repair()
+    for number, volume in enumerate(away):  # new volumes may have their old names
+        volume.rename(volume.with_name(f"COPYPOOL1.9000{number}.fanout"))
+    report = rebuild_catalog(house.config, force=True)
+    assert (report.lost, report.skipped) == ((), ())
+    Store.open(house.config).close()  # brings the directories up to date
+    house.all_is_well()
+    house.only_the_copies_are_left()
