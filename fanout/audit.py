@@ -163,6 +163,9 @@ class _Audit:
         self.objects += len(members)
         reader = self.store.reader(entry.aggregate, [copy])
         bad = list(bad_members(members, reader, on_bytes=self._advance))
+        if bad:  # what was deleted while it was read is no damage
+            there = {m.member for m in self.store.catalog.members(entry.aggregate)}
+            bad = [found for found in bad if found.member.member in there]
         self.unasked += [(found.member.name, found.reason) for found in bad if not found.damage]
         damaged = [found for found in bad if found.damage]
         known = {found.member.member for found in bad}

@@ -48,6 +48,7 @@ from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError, Vo
 from fanout.evidence import Coverage, Objects, Runs, empty_objects, find_spans
 from fanout.format import Op
 from fanout.making import entry_of, probe
+from fanout.scribe import ranges_of
 from fanout.store import LOCK_WAIT, open_engine
 from fanout.types import Member, ObjectKind, PoolKind
 from fanout.volume import Volume
@@ -733,12 +734,13 @@ def _copy_of(
         if coverage.holds(left[n].offset, left[n].length)
         and (left[n].length or _is_named(left[n], evidence))
     )
+    # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
+    if ranges_of(held) != newest.present and not (pieces.whole and held == wanted):
+        return RestoredCopy(pool, changed_csn, tuple(places), held)
     said = None
     if newest.present is not None:
         said = MemberSet(tuple((run.start, len(run)) for run in newest.present))
-    if held == wanted and (pieces.whole or said is not None):
-        return RestoredCopy(pool, newest.csn, tuple(places), said)
-    return RestoredCopy(pool, changed_csn, tuple(places), held)
+    return RestoredCopy(pool, newest.csn, tuple(places), said)
 
 
 def _is_named(empty: Member, evidence: Sequence[_Evidence]) -> bool:

@@ -377,7 +377,8 @@ class _Run:
         bad: list[BadMember] = []
         for task in tasks:
             mine = [part for part in copied if part.entry is task.entry]
-            bad += task.bad
+            there = {m.member for m in self.store.catalog.members(task.entry.aggregate)}
+            bad += [found for found in task.bad if found.member.member in there]
             repair, present = self._repair(task, mine)
             repairs.append(repair)
             spans += [span for part in mine for span in part.spans] if repair.copy else []
