@@ -93,7 +93,8 @@ static void register_buffers(fo_engine *e, uring *u) {
     struct iovec pieces[64];
     unsigned int n = 0;
     int rc;
-    for (size_t at = 0; at < e->arena.size && n < 64; at += BUFFER_MAX) {
+    for (size_t at = 0; at < e->arena.size; at += BUFFER_MAX) {
+        FO_ASSERT(n < 64); /* 4,096 slots of 16 MiB */
         pieces[n].iov_base = e->arena.base + at;
         pieces[n].iov_len = e->arena.size - at < BUFFER_MAX ? e->arena.size - at : BUFFER_MAX;
         n++;

@@ -160,7 +160,8 @@ void fo_leg_progress(fo_machine *m, uint32_t flow, uint32_t leg) {
     if (f->sealed && l->state == FO_LEG_ACTIVE) {
         if (l->completed == l->synced) {
             leg_synced(m, l);
-        } else if (l->flush_ticket == 0) {
+        } else {
+            FO_ASSERT(l->flush_ticket == 0); /* sealed and idle: nothing of it moves again */
             l->flush_ticket = t->flush_issued + 1;
             t->flush_asked = l->flush_ticket;
             m->want_step = true;
@@ -182,7 +183,7 @@ void fo_flow_sweep(fo_machine *m) {
         if (f->id == 0) {
             continue;
         }
-        if (f->admitted && f->held == 0 && (f->sealed || f->aborted || f->closed)) {
+        if (f->admitted && f->held == 0 && (f->sealed || f->aborted)) {
             f->admitted = false;
             m->admitted--;
             m->slots_changed = true;

@@ -62,12 +62,11 @@ void fo_fork_register(fo_engine *e) {
 
 void fo_fork_unregister(fo_engine *e) {
     (void)pthread_mutex_lock(&registry_mutex);
-    for (fo_engine **at = &engines; *at != NULL; at = &(*at)->next_engine) {
-        if (*at == e) {
-            *at = e->next_engine;
-            break;
-        }
+    fo_engine **at = &engines;
+    while (*at != e) {
+        at = &(*at)->next_engine;
     }
+    *at = e->next_engine;
     (void)pthread_mutex_unlock(&registry_mutex);
 }
 

@@ -228,11 +228,9 @@ static void end_list(fo_machine *m, fo_list *list, fo_outcome_code code, int err
 
 void fo_target_fail(fo_machine *m, uint16_t target, int err) {
     fo_target *t = &m->targets[target];
-    FO_ASSERT(t->state != FO_TARGET_DETACHED);
-    if (t->state == FO_TARGET_ACTIVE) {
-        t->state = FO_TARGET_FAILED;
-        t->fault = err;
-    }
+    FO_ASSERT(t->state == FO_TARGET_ACTIVE); /* else no flush would have been in flight (invariant 10) */
+    t->state = FO_TARGET_FAILED;
+    t->fault = err;
     fo_legs_shut(m, target);
     end_list(m, &t->flushers, FO_OUTCOME_ERROR, err);
     m->state_changed = true;
@@ -287,8 +285,8 @@ void fo_target_ahead(fo_machine *m, uint16_t target) {
                        .kind = FO_OP_ALLOCATE,
                        .owner = FO_OWNER_AHEAD,
                        .helper = true};
-    if (!t->grow || t->state != FO_TARGET_ACTIVE || m->ops[op].state != FO_OP_IDLE ||
-        t->ahead_end + t->ahead_step / 2 < t->allocated) {
+    FO_ASSERT(t->state == FO_TARGET_ACTIVE); /* a stream is opened there, or a leg that is active writes there */
+    if (!t->grow || m->ops[op].state != FO_OP_IDLE || t->ahead_end + t->ahead_step / 2 < t->allocated) {
         return;
     }
     plan.offset = t->allocated > t->ahead_end ? t->allocated : t->ahead_end;

@@ -54,14 +54,14 @@ bool fo_machine_may_take(const fo_machine *m, uint32_t flow) {
     uint32_t lost = m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED];
     uint32_t beyond = lost > m->cfg.quarantine_slots ? lost - m->cfg.quarantine_slots : 0;
     uint32_t lag = m->lag_limit > beyond ? m->lag_limit - beyond : 0;
-    uint32_t streams = m->admitted != 0 ? m->admitted : 1;
+    FO_ASSERT(f->admitted);
     if (m->in_state[FO_SLOT_FREE] == 0) {
         return false;
     }
     if (f->held < FO_SLOTS_PER_STREAM) {
         return true;
     }
-    return m->lag_used < lag && f->held - FO_SLOTS_PER_STREAM < (lag + streams - 1) / streams;
+    return m->lag_used < lag && f->held - FO_SLOTS_PER_STREAM < (lag + m->admitted - 1) / m->admitted;
 }
 
 uint32_t fo_machine_take(fo_machine *m, uint32_t flow) {
@@ -117,7 +117,8 @@ void fo_slot_hold(fo_machine *m, uint32_t slot) {
 static void let_go_of(fo_machine *m, uint32_t slot) {
     fo_slot *s = &m->slots[slot];
     fo_slot_state state = s->strays != 0 ? FO_SLOT_STRANDED : FO_SLOT_QUARANTINED;
-    if (s->refs == 0 || s->refs != s->orphans + s->strays || s->state == state) {
+    FO_ASSERT(s->refs != 0);
+    if (s->refs != s->orphans + s->strays || s->state == state) {
         return;
     }
     if (s->state == FO_SLOT_LIVE) {

@@ -101,7 +101,7 @@ static bool late_by_age(const fo_machine *m, const fo_lane_leg *l, const fo_lane
 static uint32_t held_up_by(const fo_machine *m, const fo_flow *f, uint32_t leg) {
     const fo_lane_leg *l = &f->legs[leg];
     uint32_t peer;
-    if (l->state != FO_LEG_ACTIVE || f->aborted) {
+    if (l->state != FO_LEG_ACTIVE) {
         return FO_NIL;
     }
     peer = peer_of(m, f, leg);
@@ -204,7 +204,7 @@ void fo_slow_starved(fo_machine *m, uint32_t flow) {
     f->starved = true;
     for (uint32_t i = 0; i < f->count; i++) {
         const fo_lane_leg *l = &f->legs[i];
-        if ((l->state == FO_LEG_ACTIVE || l->state == FO_LEG_SYNCED) && outstanding(l) < least) {
+        if (l->state == FO_LEG_ACTIVE && outstanding(l) < least) { /* a stream that fills is not sealed: none is synced */
             least = outstanding(l);
         }
     }
