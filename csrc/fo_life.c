@@ -121,6 +121,7 @@ static int start_thread(fo_engine *e) {
     rc = pthread_create(&e->thread, NULL, fo_engine_main, e);
     (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (rc != 0) {
+        (void)snprintf(e->reason, sizeof e->reason, "no thread for the engine: %s", strerror(rc));
         return -rc;
     }
     (void)pthread_mutex_lock(&e->mutex);
@@ -145,18 +146,19 @@ static int start_backend(fo_engine *e, uint32_t wanted, char reason[160]) {
     if (wanted == FO_BACKEND_THREADS) {
         e->backend = &fo_backend_threads;
         fo_engine_add_reason(e, "threads: asked for");
-        return start_thread(e);
-    }
-    e->backend = &fo_backend_uring;
-    rc = start_thread(e);
-    if (rc != 0) {
-        (void)memcpy(reason, e->reason, sizeof e->reason);
-        if (wanted == FO_BACKEND_AUTO) {
+        rc = start_thread(e);
+    } else {
+        e->backend = &fo_backend_uring;
+        rc = start_thread(e);
+        if (rc != 0 && wanted == FO_BACKEND_AUTO) {
             e->backend = &fo_backend_threads;
             rc = start_thread(e);
-        } else {
+        } else if (rc != 0) {
             rc = -EOPNOTSUPP;
         }
+    }
+    if (rc != 0) {
+        (void)memcpy(reason, e->reason, sizeof e->reason);
     }
     return rc;
 }
@@ -169,6 +171,7 @@ int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out) {
     reason = reason != NULL ? reason : unused;
     reason[0] = '\0';
     if (e == NULL) {
+        (void)snprintf(reason, 160, "no memory for the engine");
         return -ENOMEM;
     }
     e->backend = &fo_backend_threads; /* its clock is the monotonic one, until there is another */
