@@ -21,7 +21,8 @@
 
 typedef struct uring {
     struct io_uring ring;
-    bool fixed_buffers, fixed_files, woken;
+    bool fixed_buffers, fixed_files;
+    bool armed;                    /* a read of wake_fd is on its way */
     bool in_table[FO_MAX_TARGETS]; /* the target's file is registered */
     uint64_t wake_count;           /* where the outstanding read of wake_fd writes */
     uint32_t failed;               /* completions that we make ourselves */
@@ -162,7 +163,10 @@ static struct io_uring_sqe *next_entry(uring *u) {
 
 static void arm_wake(fo_engine *e, uring *u) {
     struct io_uring_sqe *sqe = next_entry(u);
-    FO_ASSERT(sqe != NULL); /* 256 entries, and the queue was just handed over */
+    u->armed = sqe != NULL; /* else the queue is full, and the kernel takes nothing just now */
+    if (!u->armed) {
+        return;
+    }
     io_uring_prep_read(sqe, e->wake_fd, &u->wake_count, sizeof u->wake_count, 0);
     io_uring_sqe_set_data64(sqe, WAKE_TOKEN);
 }
@@ -218,7 +222,7 @@ static void uring_wait(fo_engine *e, uint64_t deadline_ns) {
     struct __kernel_timespec ts = {0, 0};
     struct io_uring_cqe *cqe;
     uint64_t now;
-    if (u->failed != 0) {
+    if (u->failed != 0 || !u->armed) {
         (void)io_uring_submit(&u->ring);
         return;
     }
@@ -248,15 +252,14 @@ static uint32_t uring_reap(fo_engine *e, fo_completion *out, uint32_t max) {
         }
         seen++;
         if (cqe->user_data == WAKE_TOKEN) {
-            u->woken = true;
+            u->armed = false;
         } else {
             out[n].token = cqe->user_data;
             out[n++].result = cqe->res;
         }
     }
     io_uring_cq_advance(&u->ring, seen);
-    if (u->woken) {
-        u->woken = false;
+    if (!u->armed) {
         arm_wake(e, u);
     }
     return n;
