@@ -11,6 +11,7 @@
 #include "testing.h"
 
 #include <dirent.h>
+#include <linux/fs.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -165,17 +166,24 @@ int __wrap_pthread_timedjoin_np(pthread_t thread, void **result, const struct ti
     return err > 0 ? err : __real_pthread_timedjoin_np(thread, result, until);
 }
 
+/* A lie: somebody makes the file just before. */
+int __real_close(int fd);
 int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...) {
     va_list more;
     mode_t mode;
+    int err;
     va_start(more, flags);
     mode = (flags & O_CREAT) != 0 ? va_arg(more, mode_t) : 0;
     va_end(more);
-    return refused_errno(CALL_OPEN) ? -1 : __real_open(path, flags, mode);
+    err = refused(CALL_OPEN);
+    if (err == LIE) {
+        (void)__real_close(__real_open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    }
+    errno = err == LIE ? EEXIST : err != 0 ? err : errno;
+    return err != 0 ? -1 : __real_open(path, flags, mode);
 }
 
-int __real_close(int fd);
 int __wrap_close(int fd) {
     int rc = __real_close(fd);
     return refused_errno(CALL_CLOSE) ? -1 : rc;
@@ -186,8 +194,17 @@ int __wrap_close(int fd) {
 int __real_stat(const char *path, struct stat *st);
 int __wrap_stat(const char *path, struct stat *st) { return refused_errno(CALL_STAT) ? -1 : __real_stat(path, st); }
 
+/* A lie: it is a block device, of which CALL_IOCTL can lie, too. */
 int __real_fstat(int fd, struct stat *st);
-int __wrap_fstat(int fd, struct stat *st) { return refused_errno(CALL_FSTAT) ? -1 : __real_fstat(fd, st); }
+int __wrap_fstat(int fd, struct stat *st) {
+    int err = refused(CALL_FSTAT);
+    int rc = err > 0 ? -1 : __real_fstat(fd, st);
+    errno = err > 0 ? err : errno;
+    if (err == LIE) {
+        st->st_mode = (st->st_mode & ~(mode_t)S_IFMT) | S_IFBLK;
+    }
+    return rc;
+}
 
 static struct statfs lying_statfs; /* the lie: its type and block size, where they are not 0 */
 int __real_fstatfs(int fd, struct statfs *fs);
@@ -230,14 +247,22 @@ long __wrap_syscall(long number, ...) {
     return rc;
 }
 
+/* A lie: a disk of 1 MiB in sectors of 512 bytes. */
 int __real_ioctl(int fd, unsigned long request, ...);
 int __wrap_ioctl(int fd, unsigned long request, ...) {
     va_list more;
     void *arg;
+    int err = refused(CALL_IOCTL);
     va_start(more, request);
     arg = va_arg(more, void *);
     va_end(more);
-    return refused_errno(CALL_IOCTL) ? -1 : __real_ioctl(fd, request, arg);
+    errno = err > 0 ? err : errno;
+    if (err == LIE && request == BLKGETSIZE64) {
+        *(uint64_t *)arg = 1 << 20;
+    } else if (err == LIE) {
+        *(int *)arg = 512;
+    }
+    return err == 0 ? __real_ioctl(fd, request, arg) : err == LIE ? 0 : -1;
 }
 
 int __real_fcntl(int fd, int command, ...);

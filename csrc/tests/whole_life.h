@@ -17,6 +17,9 @@
 #define LENGTH ((size_t)200 << 10)
 #define LEASED ((size_t)1000)
 
+/* What is refused for a while is tried again so long: whoever refuses it for ever makes it short. */
+static uint64_t life_hard_ns = 120 * SECOND;
+
 typedef struct life {
     uint32_t backend;
     bool (*may_fail)(int err);
@@ -98,7 +101,7 @@ static void read_back(life *l, const uint64_t *sums, uint64_t length) {
     }
 }
 
-static void fill(life *l, fo_stream *s) {
+static bool fill(life *l, fo_stream *s) {
     uint64_t offsets[2] = {0, 0}, sums[8];
     uint8_t digest[FO_DIGEST_SIZE];
     uint32_t failed;
@@ -109,11 +112,12 @@ static void fill(life *l, fo_stream *s) {
                 WELL(fo_stream_pad(s, SECOND)) && WELL(fo_stream_digest(s, digest)) &&
                 WELL(fo_stream_seal(s, SECOND)) && WELL(fo_stream_sync(s, 10 * SECOND));
     if (!good || !legs_well(l, s)) {
-        return;
+        return false;
     }
     blocks = fo_stream_media(s, sums, 8);
     CHECK_EQ(blocks, 4);
     read_back(l, sums, fo_stream_position(s));
+    return true;
 }
 
 /* An object that goes on in another stream, with sums of a length that nobody knows. */
@@ -134,8 +138,9 @@ static void carry(life *l, fo_stream *from) {
 static void stream(life *l) {
     fo_stream *s;
     if (WELL(fo_stream_open(l->e, l->ids, 2, 10 * SECOND, &s))) {
-        fill(l, s);
-        carry(l, s);
+        if (fill(l, s)) { /* else a target may be closed for writing */
+            carry(l, s);
+        }
         fo_stream_close(s);
     }
 }
@@ -211,6 +216,7 @@ static int whole_life(uint32_t backend, const unsigned char *bytes, bool (*may_f
     cfg.slot_size = SLOT;
     cfg.slot_count = 40; /* more than a huge page */
     cfg.max_streams = 2;
+    cfg.hard_ns = life_hard_ns;
     rc = fo_engine_open(&cfg, reason, &l->e);
     if (rc != 0) {
         CHECK(reason[0] != '\0');

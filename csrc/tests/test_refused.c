@@ -1,0 +1,334 @@
+/*
+ * test_refused.c: the n-th call of each kind to the system is refused, and then all from the n-th on, until a whole life of an
+ * engine no longer reaches it; and what the engine makes of kernels, devices and file systems that it cannot have here.
+ *
+ * A refusal may cost what it belongs to, never more: the caller is told one of the errnos that it can come to, nothing hangs,
+ * nothing leaks.
+ */
+#include "refusing.h"
+#include "whole_life.h"
+
+#define BOUND 400u /* calls of one kind in one life: far more than there are */
+
+static uint32_t backend;
+static int refused_with;
+
+typedef struct row {
+    const char *name;
+    call call;
+    int err;
+} row;
+
+static const row rows[] = {
+    {"mmap", CALL_MMAP, ENOMEM},
+    {"madvise", CALL_MADVISE, EINVAL},
+    {"madvise does nothing", CALL_MADVISE, LIE},
+    {"fopen", CALL_FOPEN, ENOENT},
+    {"fopen of nothing", CALL_FOPEN, LIE},
+    {"eventfd", CALL_EVENTFD, EMFILE},
+    {"pthread_create", CALL_THREAD, EAGAIN},
+    {"open", CALL_OPEN, EMFILE},
+    {"open", CALL_OPEN, EINVAL},
+    {"close", CALL_CLOSE, EIO},
+    {"stat", CALL_STAT, ENOENT},
+    {"fstat", CALL_FSTAT, EIO},
+    {"fstatfs", CALL_FSTATFS, EIO},
+    {"statx", CALL_STATX, ENOSYS},
+    {"statx without direct I/O", CALL_STATX, LIE},
+    {"fcntl", CALL_FCNTL, EINVAL},
+    {"flock", CALL_FLOCK, EWOULDBLOCK},
+    {"flock", CALL_FLOCK, ENOLCK},
+    {"fallocate", CALL_FALLOCATE, EOPNOTSUPP},
+    {"fallocate", CALL_FALLOCATE, ENOSYS},
+    {"fallocate", CALL_FALLOCATE, ENOSPC},
+    {"ftruncate", CALL_FTRUNCATE, EIO},
+    {"preadv2", CALL_READ, EIO},
+    {"pwritev2", CALL_WRITE, EIO},
+    {"fsync", CALL_FSYNC, EIO},
+    {"fdatasync", CALL_FDATASYNC, EIO},
+    {"io_uring_setup", CALL_RING, EINVAL},
+    {"io_uring_setup", CALL_RING, EPERM},
+    {"probe", CALL_PROBE, ENOMEM},
+    {"probe of an old kernel", CALL_PROBE, LIE},
+    {"register buffers", CALL_BUFFERS, ENOMEM},
+    {"register buffers", CALL_BUFFERS, EOPNOTSUPP},
+    {"register files", CALL_FILES, EINVAL},
+    {"register a file", CALL_FILE, EINVAL},
+    {"io_uring_enter", CALL_SUBMIT, EAGAIN},
+};
+
+/* A thread that cannot be had is want of memory to whoever asked, another's lock is EBUSY. */
+static bool may_fail(int err) {
+    return err == refused_with || (refused_with == EAGAIN && err == ENOMEM) || (refused_with == EWOULDBLOCK && err == EBUSY);
+}
+
+static void sweep(const row *row, bool forever) {
+    unsigned char *bytes = test_bytes(LENGTH, 1);
+    held before = holding();
+    unsigned n = 0, lives = 0;
+    bool untouched = false;
+    refused_with = row->err;
+    life_hard_ns = row->err == EAGAIN && forever ? SECOND / 2 : 120 * SECOND;
+    while (!untouched && n++ < BOUND) {
+        refuse(row->call, n, forever ? UINT32_MAX : n, row->err);
+        (void)whole_life(backend, bytes, may_fail);
+        untouched = atomic_load(&refusals[row->call].seen) < n;
+        allow(row->call);
+        check_nothing_left(before);
+        lives++;
+        if (test_failures != 0) {
+            printf("  %s, call %u, %s, %s: %s\n", row->name, n, forever ? "for ever" : "once", fo_backend_name(backend),
+                   row->err == LIE ? "a lie" : strerror(row->err));
+            break;
+        }
+    }
+    CHECK(untouched);
+    free(bytes);
+}
+
+static void every_call(void) {
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0] && test_failures == 0; i++) {
+        sweep(&rows[i], false);
+        sweep(&rows[i], true);
+    }
+}
+
+/* ---- what cannot be had here ---- */
+
+static fo_engine *open_engine(uint32_t kind) {
+    fo_config cfg;
+    fo_engine *e = NULL;
+    char reason[160];
+    fo_config_init(&cfg);
+    cfg.backend = kind;
+    cfg.slot_size = SLOT;
+    cfg.slot_count = 24;
+    cfg.max_streams = 2;
+    cfg.hard_ns = SECOND / 4;
+    REQUIRE(fo_engine_open(&cfg, reason, &e) == 0);
+    return e;
+}
+
+static int open_file(fo_engine *e, const char *name, uint32_t flags, uint16_t *id, fo_geometry *g) {
+    fo_open o = {.flags = flags, .size = (flags & FO_OPEN_READONLY) != 0 ? 0 : 1 << 20};
+    int rc = fo_target_open(e, test_path(name), &o, 10 * SECOND, id, NULL);
+    return rc == 0 ? fo_target_geometry(e, *id, g) : rc;
+}
+
+static void write_and_read(fo_engine *e, uint16_t id) {
+    static unsigned char back[4096];
+    unsigned char *bytes = test_bytes(sizeof back, 5);
+    fo_request r[2] = {{.target = id, .kind = FO_OP_WRITE, .length = sizeof back, .data = bytes},
+                       {.target = id, .kind = FO_OP_READ, .length = sizeof back, .data = back}};
+    CHECK_EQ(fo_run(e, &r[0], 1, SECOND), 0);
+    CHECK_EQ(r[0].outcome.code, FO_OUTCOME_OK);
+    CHECK_EQ(fo_run(e, &r[1], 1, SECOND), 0);
+    CHECK_EQ(r[1].outcome.code, FO_OUTCOME_OK);
+    CHECK(memcmp(bytes, back, sizeof back) == 0);
+    free(bytes);
+}
+
+/* A container that forbids the ring gets threads, and hears why; one that has no threads either gets nothing. */
+static void no_ring(void) {
+    fo_config cfg;
+    fo_engine *e;
+    fo_info info;
+    char reason[160];
+    fo_config_init(&cfg);
+    refuse(CALL_RING, 1, UINT32_MAX, EPERM);
+    REQUIRE(fo_engine_open(&cfg, reason, &e) == 0);
+    fo_engine_info(e, &info);
+    CHECK_EQ(info.backend, FO_BACKEND_THREADS);
+    CHECK(strstr(info.reason, "forbidden") != NULL);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    refuse(CALL_THREAD, 2, 2, EAGAIN); /* the ring's thread is had, the other is not */
+    CHECK_EQ(fo_engine_open(&cfg, reason, &e), -EAGAIN);
+    CHECK(strstr(reason, "thread") != NULL);
+    allow(CALL_THREAD);
+    allow(CALL_RING);
+}
+
+/* A kernel with RWF_DONTCACHE, which this one may not be. */
+static void uncached_buffered_io(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_geometry g;
+    uint16_t id;
+    refuse(CALL_READ, 1, UINT32_MAX, LIE);
+    refuse(CALL_WRITE, 1, UINT32_MAX, LIE);
+    CHECK_EQ(open_file(e, "buffered", FO_OPEN_REPLACE | FO_OPEN_BUFFERED, &id, &g), 0);
+    CHECK_EQ(g.direct, 0);
+    write_and_read(e, id);
+    allow(CALL_READ);
+    allow(CALL_WRITE);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    e = open_engine(FO_BACKEND_THREADS);
+    refuse(CALL_READ, 1, 1, EOPNOTSUPP); /* and one without */
+    CHECK_EQ(open_file(e, "buffered", FO_OPEN_REPLACE | FO_OPEN_BUFFERED, &id, &g), 0);
+    write_and_read(e, id);
+    allow(CALL_READ);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* FUSE and network file systems are found by their magic, and are written to by the kernel's own workers. */
+static void slow_file_systems(void) {
+    fo_engine *e = open_engine(FO_BACKEND_URING);
+    fo_geometry g;
+    uint16_t id;
+    lying_statfs = (struct statfs){.f_type = 0x6969};
+    refuse(CALL_FSTATFS, 1, UINT32_MAX, LIE);
+    CHECK_EQ(open_file(e, "slow", FO_OPEN_REPLACE, &id, &g), 0);
+    CHECK_EQ(g.slow_path, 1);
+    write_and_read(e, id);
+    allow(CALL_FSTATFS);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* A block size that is none is not believed where it says too much, and refused where no slot could be cut by it. */
+static void block_sizes(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    static const struct {
+        long size;
+        int rc;
+        uint32_t granule;
+    } cases[] = {{1 << 20, 0, 0}, {-1, 0, 0}, {16384, 0, 16384}, {5000, -EINVAL, 0}};
+    fo_geometry plain, g;
+    uint16_t id;
+    CHECK_EQ(open_file(e, "plain", FO_OPEN_REPLACE, &id, &plain), 0);
+    CHECK_EQ(fo_target_close(e, id, SECOND), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        lying_statfs = (struct statfs){.f_bsize = cases[i].size};
+        refuse(CALL_FSTATFS, 1, UINT32_MAX, LIE);
+        CHECK_EQ(open_file(e, "plain", FO_OPEN_REPLACE, &id, &g), cases[i].rc);
+        if (cases[i].rc == 0) {
+            CHECK(cases[i].granule == 0 ? g.granule <= plain.granule : g.granule == cases[i].granule);
+            CHECK_EQ(fo_target_close(e, id, SECOND), 0);
+        }
+    }
+    allow(CALL_FSTATFS);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* A disk: its size cannot change, so nothing is allocated there and nothing cut off. */
+static void block_devices(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_request r = {.kind = FO_OP_ALLOCATE, .length = 4096};
+    fo_geometry g;
+    fo_outcome why;
+    refuse(CALL_FSTAT, 1, UINT32_MAX, LIE);
+    CHECK_EQ(open_file(e, "disk", FO_OPEN_REPLACE, &r.target, &g), -ENOTTY); /* whatever it is, it has no size */
+    refuse(CALL_IOCTL, 1, 1, LIE);
+    CHECK_EQ(open_file(e, "disk", FO_OPEN_REPLACE, &r.target, &g), -ENOTTY); /* nor sectors */
+    refuse(CALL_IOCTL, 1, UINT32_MAX, LIE);
+    CHECK_EQ(open_file(e, "disk", FO_OPEN_REPLACE, &r.target, &g), 0);
+    CHECK_EQ(g.is_block, 1);
+    CHECK_EQ(g.size, 1 << 20);
+    CHECK_EQ(fo_run(e, &r, 1, SECOND), 0);
+    CHECK_EQ(r.outcome.code, FO_OUTCOME_OK);
+    CHECK_EQ(fo_target_finish(e, r.target, 0, SECOND, &why), 0);
+    allow(CALL_FSTAT);
+    allow(CALL_IOCTL);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* Two processes replace one file that was not there: both go on. */
+static void made_in_between(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_geometry g;
+    uint16_t id;
+    (void)unlink(test_path("between"));
+    refuse(CALL_OPEN, 2, 2, LIE);
+    CHECK_EQ(open_file(e, "between", FO_OPEN_REPLACE, &id, &g), 0);
+    allow(CALL_OPEN);
+    CHECK_EQ(g.created, 0);
+    write_and_read(e, id);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* A file system without fallocate gives at least the size, and a file that has it is not cut. */
+static void no_fallocate(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_request r = {.kind = FO_OP_ALLOCATE, .length = 4096};
+    fo_geometry g;
+    struct stat st;
+    refuse(CALL_FALLOCATE, 1, UINT32_MAX, EOPNOTSUPP);
+    CHECK_EQ(open_file(e, "sparse", FO_OPEN_REPLACE, &r.target, &g), 0);
+    CHECK(stat(test_path("sparse"), &st) == 0 && st.st_size == 1 << 20);
+    CHECK_EQ(fo_run(e, &r, 1, SECOND), 0);
+    CHECK_EQ(r.outcome.code, FO_OUTCOME_OK);
+    CHECK(stat(test_path("sparse"), &st) == 0 && st.st_size == 1 << 20);
+    refuse(CALL_FSTAT, 1, UINT32_MAX, EIO);
+    CHECK_EQ(fo_run(e, &r, 1, SECOND), 0);
+    CHECK_EQ(r.outcome.err, EIO);
+    allow(CALL_FSTAT);
+    allow(CALL_FALLOCATE);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* ---- what hangs ---- */
+
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+
+static void wait_at_the_gate(void) {
+    (void)pthread_mutex_lock(&gate);
+    (void)pthread_mutex_unlock(&gate);
+}
+
+/* One worker hangs and a second cannot be had: what waits behind it is cancelled with the target, and written by nobody. */
+static void jobs_behind_a_hung_worker(void) {
+    held before = holding();
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    unsigned char *bytes = test_bytes(SLOT * 2, 6);
+    fo_geometry g;
+    fo_stream *s;
+    fo_leg leg;
+    uint16_t id;
+    CHECK_EQ(open_file(e, "hung", FO_OPEN_REPLACE, &id, &g), 0);
+    CHECK_EQ(fo_stream_open(e, &id, 1, SECOND, &s), 0);
+    (void)pthread_mutex_lock(&gate);
+    before_write = wait_at_the_gate;
+    refuse(CALL_THREAD, 2, UINT32_MAX, EAGAIN);
+    CHECK_EQ(fo_stream_write(s, bytes, 2 * SLOT, 0, SECOND, NULL, NULL), 0);
+    CHECK_EQ(fo_stream_sync(s, 10 * SECOND), 0);
+    CHECK_EQ(fo_stream_legs(s, &leg, 1), 1);
+    CHECK_EQ(leg.state, FO_LEG_FAILED);
+    CHECK_EQ(leg.first.code, FO_OUTCOME_TIMED_OUT);
+    CHECK_EQ(leg.inflight, 1); /* the jobs behind it have ended */
+    allow(CALL_THREAD);
+    fo_stream_close(s);
+    CHECK_EQ(fo_engine_close(e, SECOND / 100), -ETIMEDOUT); /* the worker keeps what it needs */
+    before_write = NULL;
+    (void)pthread_mutex_unlock(&gate);
+    free(bytes);
+    check_nothing_left(before);
+}
+
+/* The kernel keeps the engine thread: the close does not wait for it, and nothing is freed under it. */
+static void thread_that_stays(void) {
+    held before = holding();
+    fo_engine *e = open_engine(FO_BACKEND_URING);
+    refuse(CALL_JOIN, 1, 1, ETIMEDOUT);
+    CHECK_EQ(fo_engine_close(e, SECOND), -ETIMEDOUT);
+    allow(CALL_JOIN);
+    check_nothing_left(before);
+}
+
+int main(void) {
+    static const uint32_t backends[] = {FO_BACKEND_FAULTY, FO_BACKEND_THREADS, FO_BACKEND_URING};
+    test_dir_make();
+    for (size_t i = 0; i < sizeof backends / sizeof backends[0]; i++) {
+        backend = backends[i];
+        printf("backend %s\n", fo_backend_name(backend));
+        RUN(every_call);
+    }
+    RUN(no_ring);
+    RUN(uncached_buffered_io);
+    RUN(slow_file_systems);
+    RUN(block_sizes);
+    RUN(block_devices);
+    RUN(made_in_between);
+    RUN(no_fallocate);
+    RUN(jobs_behind_a_hung_worker);
+    RUN(thread_that_stays);
+    test_dir_remove();
+    return test_end();
+}
