@@ -64,14 +64,14 @@ typedef struct refusal {
 static refusal refusals[CALLS];
 static atomic_long blocks_live; /* allocated and not freed */
 
-static void refuse(call c, unsigned from, unsigned to, int err) {
+static inline void refuse(call c, unsigned from, unsigned to, int err) {
     atomic_store(&refusals[c].seen, 0);
     atomic_store(&refusals[c].err, err);
     atomic_store(&refusals[c].to, to);
     atomic_store(&refusals[c].from, from);
 }
 
-static void allow(call c) { atomic_store(&refusals[c].from, 0); }
+static inline void allow(call c) { atomic_store(&refusals[c].from, 0); }
 
 /* The errno, LIE, or 0: let it through. */
 static int refused(call c) {
@@ -379,7 +379,7 @@ typedef struct held {
 static held holding(void) { return (held){atomic_load(&blocks_live), descriptors_open()}; }
 
 /* Workers let go of an engine a moment after it was closed. */
-static void check_nothing_left(held before) {
+static inline void check_nothing_left(held before) {
     for (int i = 0; i < 2000; i++) {
         held now = holding();
         if (now.blocks == before.blocks && now.descriptors == before.descriptors) {
