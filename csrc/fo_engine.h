@@ -42,7 +42,7 @@ struct fo_block {
     fo_engine *engine;
     uint32_t refs;
     uint16_t target;
-    bool taken; /* a caller is finishing or closing it: one at a time */
+    bool taken; /* a caller is opening, finishing or closing it: one at a time */
     atomic_int fd, dir_fd;
     char *path;
     fo_open opt;

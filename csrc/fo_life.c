@@ -222,9 +222,9 @@ static void close_all(fo_engine *e) {
     for (uint16_t i = 0; i < FO_MAX_TARGETS; i++) {
         const fo_target *t = &m->targets[i];
         if (e->blocks[i] != NULL && e->blocks[i]->taken) {
-            continue; /* whoever is finishing or closing it goes on to do so */
+            continue; /* whoever is opening, finishing or closing it goes on to do so */
         }
-        if (t->state == FO_TARGET_OPENING || t->state == FO_TARGET_DETACHED) {
+        if (t->state == FO_TARGET_DETACHED) {
             fo_machine_target_abandon(m, i);
         } else if ((t->state == FO_TARGET_ACTIVE || t->state == FO_TARGET_FAILED) && fo_machine_target_idle(m, i)) {
             fo_machine_life(m, i, FO_OP_CLOSE, 0, 0);
@@ -299,8 +299,7 @@ int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
     (void)pthread_mutex_lock(&e->mutex);
     for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
         if (e->blocks[i] != NULL) {
-            fo_block_retire(e->blocks[i]);
-            e->blocks[i] = NULL;
+            fo_block_retire(e->blocks[i]); /* stays in the list: a caller who waits for it is not told that it has closed */
         }
     }
     keep_memory_if_unsafe(e, in_flight);

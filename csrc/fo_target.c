@@ -27,11 +27,28 @@ static int status_of(const fo_outcome *outcome) {
     return outcome->err != 0 ? -outcome->err : -EIO;
 }
 
+static void not_submitted(fo_outcome *why, int err) {
+    why->code = FO_OUTCOME_NOT_SUBMITTED;
+    why->err = err;
+    why->cls = (uint8_t)fo_classify(err);
+}
+
 static void timed_out(fo_outcome *why, uint8_t phase) {
     clear_outcome(why, phase);
     why->code = FO_OUTCOME_TIMED_OUT;
     why->err = ETIMEDOUT;
     why->cls = (uint8_t)fo_classify(ETIMEDOUT);
+}
+
+/* To open, to finish or to close it, one caller at a time: two would run its steps into each other.  The engine's own end is one. */
+static void hold(fo_block *b) {
+    b->taken = true;
+    fo_block_ref(b);
+}
+
+static void let_others(fo_block *b) {
+    b->taken = false;
+    fo_block_unref(b);
 }
 
 /* Runs one lifecycle operation to its end.  -ETIMEDOUT: it may be running still, and nobody waits for its ticket any more. */
@@ -69,8 +86,8 @@ static int check_options(const char *path, fo_open *o) {
     return 0;
 }
 
-static int open_steps(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *why) {
-    fo_block *b = e->blocks[id];
+static int open_steps(fo_engine *e, fo_block *b, uint64_t deadline, fo_outcome *why) {
+    uint16_t id = b->target;
     int rc = run_life(e, id, FO_OP_OPEN, 0, 0, deadline, why);
     if (rc == 0 && b->opt.size != 0 && !b->geometry.is_block) {
         rc = run_life(e, id, FO_OP_ALLOCATE, 0, b->opt.size, deadline, why);
@@ -80,6 +97,10 @@ static int open_steps(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *
     }
     if (rc == 0) {
         rc = run_life(e, id, FO_OP_READ, 0, b->geometry.granule, deadline, why);
+    }
+    if (rc == 0 && e->closing) { /* meanwhile */
+        not_submitted(why, ESHUTDOWN);
+        rc = -ESHUTDOWN;
     }
     return rc;
 }
@@ -99,6 +120,7 @@ int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t 
                    fo_outcome *why) {
     fo_open o = *opt;
     fo_outcome unused;
+    fo_block *b = NULL;
     uint64_t patience, deadline;
     int rc = check_options(path, &o);
     why = why != NULL ? why : &unused;
@@ -107,9 +129,7 @@ int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t 
         rc = fo_engine_enter(e);
     }
     if (rc != 0) {
-        why->code = FO_OUTCOME_NOT_SUBMITTED;
-        why->err = -rc;
-        why->cls = (uint8_t)fo_classify(rc);
+        not_submitted(why, -rc);
         return rc;
     }
     /* An open that hangs is bounded like any other operation, however long the caller would wait. */
@@ -117,21 +137,21 @@ int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t 
     patience = patience > FO_FOREVER / 2 ? FO_FOREVER : patience * 2;
     deadline = fo_engine_after(e, timeout_ns < patience ? timeout_ns : patience);
     rc = fo_machine_event_room(&e->machine, FO_EVENTS_PER_TARGET, 0) ? fo_machine_target_new(&e->machine, id) : -ENOBUFS;
-    if (rc == 0 && (e->blocks[*id] = fo_block_new(e, *id, path, &o)) == NULL) {
+    if (rc == 0 && (b = e->blocks[*id] = fo_block_new(e, *id, path, &o)) == NULL) {
         fo_machine_target_forget(&e->machine, *id);
         rc = -ENOMEM;
     }
     if (rc != 0) {
-        why->code = FO_OUTCOME_NOT_SUBMITTED;
-        why->err = -rc;
-        why->cls = (uint8_t)fo_classify(rc);
+        not_submitted(why, -rc);
     } else {
-        rc = open_steps(e, *id, deadline, why);
+        hold(b);
+        rc = open_steps(e, b, deadline, why);
         if (rc == 0) {
-            fo_machine_target_ready(&e->machine, *id, &e->blocks[*id]->geometry, &o);
+            fo_machine_target_ready(&e->machine, *id, &b->geometry, &o);
         } else {
             open_failed(e, *id, deadline);
         }
+        let_others(b);
     }
     fo_engine_leave(e);
     return rc;
@@ -168,7 +188,6 @@ int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out) {
 
 /* ---- close ---- */
 
-/* To finish or to close it, one caller at a time: two would run its steps into each other. */
 static int take(fo_engine *e, uint16_t id, fo_block **out) {
     const fo_machine *m = &e->machine;
     fo_block *b = id < FO_MAX_TARGETS ? e->blocks[id] : NULL;
@@ -178,15 +197,9 @@ static int take(fo_engine *e, uint16_t id, fo_block **out) {
     if (b->taken || fo_machine_target_used(m, id)) {
         return -EBUSY;
     }
-    b->taken = true;
-    fo_block_ref(b);
+    hold(b);
     *out = b;
     return 0;
-}
-
-static void let_others(fo_block *b) {
-    b->taken = false;
-    fo_block_unref(b);
 }
 
 /* The id may be another's by now; the block is ours to compare with. */
