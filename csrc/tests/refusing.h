@@ -167,6 +167,7 @@ int __wrap_pthread_timedjoin_np(pthread_t thread, void **result, const struct ti
 }
 
 /* A lie: somebody makes the file just before. */
+static void (*before_open)(void); /* in whoever opens */
 int __real_close(int fd);
 int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...) {
@@ -176,6 +177,9 @@ int __wrap_open(const char *path, int flags, ...) {
     va_start(more, flags);
     mode = (flags & O_CREAT) != 0 ? va_arg(more, mode_t) : 0;
     va_end(more);
+    if (before_open != NULL) {
+        before_open();
+    }
     err = refused(CALL_OPEN);
     if (err == LIE) {
         (void)__real_close(__real_open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
@@ -323,13 +327,14 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, s
     return err > 0 ? -err : __real_io_uring_queue_init_params(entries, ring, p);
 }
 
-/* A lie: a ring that can read and cannot write. */
+/* A lie: a ring without this operation. */
+static int lying_opcode = IORING_OP_WRITE;
 struct io_uring_probe *__real_io_uring_get_probe_ring(struct io_uring *ring);
 struct io_uring_probe *__wrap_io_uring_get_probe_ring(struct io_uring *ring) {
     int err = refused(CALL_PROBE);
     struct io_uring_probe *probe = err > 0 ? NULL : __real_io_uring_get_probe_ring(ring);
     if (err == LIE) {
-        probe->ops[IORING_OP_WRITE].flags = 0;
+        probe->ops[lying_opcode].flags = 0;
     }
     return probe;
 }

@@ -141,11 +141,19 @@ static void no_ring(void) {
     CHECK_EQ(info.backend, FO_BACKEND_THREADS);
     CHECK(strstr(info.reason, "forbidden") != NULL);
     CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    refuse(CALL_RING, 1, UINT32_MAX, EPERM);
     refuse(CALL_THREAD, 2, 2, EAGAIN); /* the ring's thread is had, the other is not */
     CHECK_EQ(fo_engine_open(&cfg, reason, &e), -EAGAIN);
     CHECK(strstr(reason, "thread") != NULL);
     allow(CALL_THREAD);
     allow(CALL_RING);
+    lying_opcode = IORING_OP_READ;
+    refuse(CALL_PROBE, 1, 1, LIE);
+    cfg.backend = FO_BACKEND_URING;
+    CHECK_EQ(fo_engine_open(&cfg, reason, &e), -EOPNOTSUPP);
+    CHECK(strstr(reason, "READ and WRITE") != NULL);
+    lying_opcode = IORING_OP_WRITE;
+    allow(CALL_PROBE);
 }
 
 /* A kernel with RWF_DONTCACHE, which this one may not be. */
@@ -244,6 +252,18 @@ static void made_in_between(void) {
     CHECK_EQ(fo_engine_close(e, SECOND), 0);
 }
 
+/* A file that was just made, and is another's all the same: there is nothing to wait for. */
+static void made_and_locked(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_open o = {.flags = FO_OPEN_REPLACE | FO_OPEN_LOCK, .lock_wait_ns = UINT64_MAX / 4};
+    uint16_t id;
+    (void)unlink(test_path("locked"));
+    refuse(CALL_FLOCK, 1, UINT32_MAX, EWOULDBLOCK);
+    CHECK_EQ(fo_target_open(e, test_path("locked"), &o, 10 * SECOND, &id, NULL), -EBUSY);
+    allow(CALL_FLOCK);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
 /* A file system without fallocate gives at least the size, and a file that has it is not cut. */
 static void no_fallocate(void) {
     fo_engine *e = open_engine(FO_BACKEND_THREADS);
@@ -260,6 +280,11 @@ static void no_fallocate(void) {
     CHECK_EQ(fo_run(e, &r, 1, SECOND), 0);
     CHECK_EQ(r.outcome.err, EIO);
     allow(CALL_FSTAT);
+    r.length = 2 << 20;
+    refuse(CALL_FTRUNCATE, 1, UINT32_MAX, EFBIG);
+    CHECK_EQ(fo_run(e, &r, 1, SECOND), 0);
+    CHECK_EQ(r.outcome.err, EFBIG);
+    allow(CALL_FTRUNCATE);
     allow(CALL_FALLOCATE);
     CHECK_EQ(fo_engine_close(e, SECOND), 0);
 }
@@ -311,6 +336,12 @@ static void thread_that_stays(void) {
     refuse(CALL_JOIN, 1, 1, ETIMEDOUT);
     CHECK_EQ(fo_engine_close(e, SECOND), -ETIMEDOUT);
     allow(CALL_JOIN);
+    refuse(CALL_BUFFERS, 1, 1, ENOMEM); /* memory that the kernel may be reading yet is not unmapped: that of the arena stays */
+    e = open_engine(FO_BACKEND_URING);
+    refuse(CALL_JOIN, 1, 1, ETIMEDOUT);
+    CHECK_EQ(fo_engine_close(e, SECOND), -ETIMEDOUT);
+    allow(CALL_JOIN);
+    allow(CALL_BUFFERS);
     check_nothing_left(before);
 }
 
@@ -328,6 +359,7 @@ int main(void) {
     RUN(block_sizes);
     RUN(block_devices);
     RUN(made_in_between);
+    RUN(made_and_locked);
     RUN(no_fallocate);
     RUN(jobs_behind_a_hung_worker);
     RUN(thread_that_stays);
