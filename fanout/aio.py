@@ -18,7 +18,8 @@ loop tries again. Nothing runs in an executor, and nothing happens while nobody 
 Cancelling a wait, or `asyncio.timeout` around it, leaves stream and engine as they are: of a cancelled `write`,
 `Stream.position` says how much was accepted. A wait for targets that hang ends by itself, at the engine's hard deadline.
 
-One task at a time moves bytes on a stream; a second one gets `InterfaceError`.
+One task at a time moves bytes on a stream; a second one gets `InterfaceError`. So does whoever would wait on the 17th event loop for
+one engine while sixteen do.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 PIECE_BYTES = 1 << 20  # at most this between two looks at the event loop: about 0.3 ms
+MAX_LOOPS = 16  # FO_MAX_WATCHES: event loops that can wait for one engine at once
 _NOT_YET = -errno.ETIMEDOUT  # what the core says to a wait of no time
 
 
@@ -170,7 +172,13 @@ class _Watch:
 
     def arm(self) -> None:
         """From here on no change goes unnoticed."""
-        checked(self.engine._core.watch(self.fd), "engine")
+        status = self.engine._core.watch(self.fd)
+        if status == -errno.ENOBUFS:
+            raise InterfaceError(
+                f"{MAX_LOOPS} event loops wait for this engine already, the most that one can serve: "
+                "let streams share a loop, or give the others an engine of their own"
+            )
+        checked(status, "engine")
 
     async def change(self) -> None:
         """Wait for the next change since `arm`."""

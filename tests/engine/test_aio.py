@@ -351,6 +351,31 @@ def test_two_loops_share_an_engine(engine: Engine, tmp_path: Path, rng: random.R
     assert not aio._watches
 
 
+def test_the_seventeenth_event_loop(engine: Engine) -> None:
+    """Breaks if the limit is an errno that nobody can act on, or if whoever hits it takes a place from the others."""
+    loops = [asyncio.new_event_loop() for _ in range(aio.MAX_LOOPS + 1)]
+    *waiting, late = loops
+    tasks = []
+    for loop in waiting:
+        tasks.append(loop.create_task(aio.events(engine)))
+        loop.run_until_complete(asyncio.sleep(0))  # it waits now
+    with pytest.raises(InterfaceError, match=r"16 event loops .* share a loop"):
+        late.run_until_complete(aio.events(engine))
+    assert len(aio._watches) == aio.MAX_LOOPS
+    tasks[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        waiting[0].run_until_complete(tasks[0])
+    tasks[0] = late.create_task(aio.events(engine))
+    late.run_until_complete(asyncio.sleep(0))  # in the place that was given up
+    for loop, task in zip([late, *waiting[1:]], tasks, strict=True):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+    for loop in loops:
+        loop.close()
+    assert not aio._watches
+
+
 def test_any_buffer_also_an_empty_one(engine: Engine, tmp_path: Path) -> None:
     """Breaks if a length is taken in items, or a buffer with gaps is written."""
     np = pytest.importorskip("numpy")
