@@ -1,11 +1,12 @@
 """Minutes of random work with random faults, and nothing may be left: `python -m tests.soak.soak --seconds 600`.
 
 Two engines (io_uring and threads) live for the whole run and are used bare by several threads at once; beside them a store is
-opened, written, repaired, read and closed again and again. Targets lie on a fault file system that reports errors, delays and holds
-operations until their target is let go; others are healthy. After every round:
+opened, written, repaired, read and closed again and again. Targets lie on a fault file system that reports errors, delays, crawls and
+holds operations until their target is let go; others are healthy. In the store it is another pool each time, a primary among them;
+who is ejected for being slow and what is read back before a commit (`on_slow`, `verify`) is drawn, too. After every round:
 
 * a target that was synced holds exactly the bytes of its source, and the digest is the independent library's;
-* the healthy targets were synced whatever the others did;
+* the healthy targets were synced whatever the others did, also where they were read back;
 * all slots are free, all targets are closed, no stream is left.
 
 And over the whole run, from the end of the warm-up (a tenth of it) on: no further file descriptor, no further thread, and no growth
@@ -34,17 +35,19 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 import fanout
-from fanout import backup_stgpool
+from fanout import backup_stgpool, copy_activedata
 from fanout.engine import Engine, Target
 from fanout.errors import FanoutError, TargetError, TransactionFailed
 from tests.faults.devices import fault_disk, scratch
 from tests.faults.faultfs import FOR_EVER, FaultFS
 from tests.faults.rules import Rule
-from tests.store.conftest import MIB, Site
+from tests.store.conftest import MIB, POOLS, Site
 
 if TYPE_CHECKING:
     from fanout.store import Store
 
+PRIMARIES, SECONDARIES = POOLS[:2], POOLS[2:]
+PATIENCE = 0.3  # seconds that a target may hold up its peers
 SLOT = 64 << 10
 CLIENTS = 4
 RSS_SLACK = 24 << 20  # bytes: what the allocator may still grow by after the warm-up
@@ -54,6 +57,7 @@ ERRNOS = [errno.EIO, errno.ENOSPC, errno.ENODATA, errno.ETIMEDOUT, errno.EROFS, 
 HURRIED = {
     "soft_deadline": 0.5,
     "hard_deadline": 3.0,
+    "patience": PATIENCE,
 }  # above what a busy machine needs for a healthy target
 
 
@@ -188,9 +192,11 @@ class Soak:
                 "nth": rng.randrange(1, latest),
                 "count": rng.choice([1, 3, None]),
             }
-            kind = rng.choice(["errno", "errno", "late", "hold", "after"])
+            kind = rng.choice(["errno", "errno", "late", "crawl", "hold", "after"])
             if kind == "late":
                 how["delay"] = rng.uniform(0.0, 0.05)
+            elif kind == "crawl":
+                how |= {"delay": PATIENCE, "count": 20}
             elif kind == "hold":
                 how |= {"delay": FOR_EVER, "count": rng.choice([1, 2])}
             else:
@@ -224,7 +230,12 @@ class Client:
             for path in (bad, good):
                 try:
                     target = self.engine.open(
-                        path, replace=True, lock=True, lock_wait=5.0, size=4 * MIB
+                        path,
+                        replace=True,
+                        lock=True,
+                        lock_wait=5.0,
+                        size=4 * MIB,
+                        on_slow=self.rng.choice(["wait", "eject"]) if path == bad else "wait",
                     )
                 except (TargetError, TimeoutError):
                     if path == good:
@@ -241,8 +252,10 @@ class Client:
         data = memoryview(self.soak.bytes)[
             : rng.choice([0, 1, rng.randrange(SLOT), rng.randrange(3 * MIB)])
         ]
-        with self.engine.stream(targets, timeout=60.0) as stream:
-            stream.place([0] * len(targets))
+        verify = [target for target in targets if rng.random() < 0.3]
+        count["read back"] += len(verify)
+        with self.engine.stream(targets, timeout=60.0, verify=verify) as stream:
+            stream.place([0] * len(targets), 4 * MIB if verify else None)
             at = 0
             while at < len(data):
                 piece = data[at : at + rng.randrange(1, 300_000)]
@@ -276,17 +289,27 @@ class Client:
 
 
 class StoreWork:
-    """A store whose COPYPOOL1 lies on the fault disk; lives for one epoch."""
+    """A store of which one pool lies on the fault disk; lives for one epoch."""
 
     def __init__(self, soak: Soak, base: Path, fs: FaultFS, device: str, name: str) -> None:
         base.mkdir()
         self.soak, self.fs, self.name = soak, fs, name
-        self.site = Site(base, random.Random(soak.rng.getrandbits(32)))
-        self.site.objects.clear()
-        self.site.size = 64 * MIB
-        self.site.hard_deadline = HURRIED["hard_deadline"]
-        self.site.devices["COPYPOOL1"] = device
-        self.site.create()
+        rng = soak.rng
+        self.bad = rng.choice(POOLS)
+        soak.count[f"epochs with a bad {self.bad}"] += 1
+        self.site = site = Site(base, random.Random(rng.getrandbits(32)))
+        site.objects.clear()
+        site.size = 64 * MIB
+        site.object_limit = 200_000  # so that some objects go to TAPEPOOL
+        site.hard_deadline, site.patience = HURRIED["hard_deadline"], PATIENCE
+        site.devices[self.bad] = device
+        for pool in POOLS:
+            options = [f'verify = "{rng.choice(["none", "readback"])}"']
+            if pool in SECONDARIES:
+                options.append(f'on_slow = "{rng.choice(["wait", "eject"])}"')
+            site.pool_options[pool] = "\n".join(options)
+        site.options = site.pool_options["DISKPOOL"]
+        site.create()
         self.store: Store | None = None
         self.number = 0
 
@@ -300,13 +323,21 @@ class StoreWork:
         self.sessions(store)
         self.fs.heal()
         if rng.random() < 0.3:
-            self.repair(store)
+            with contextlib.suppress(FanoutError):
+                self.repair(store)
         for node, name in rng.sample(sorted(self.site.objects), min(5, len(self.site.objects))):
-            self.site.check(store, node, name, None)
-            count["objects read"] += 1
-        if rng.random() < 0.15:
+            self.check(store, node, name, None)
+        if rng.random() < (0.6 if self.bad in PRIMARIES else 0.15):  # what hung or failed is used again
             store.close()
             self.store = None
+
+    def check(self, store: Store, node: str, name: bytes, pool: str | None) -> None:
+        """The object is what it was; without a pool from any, as long as only the bad one gives it up."""
+        with store.get(node, name, pool=pool) as reader:
+            data = b"".join(map(bytes, reader))
+            assert {fault.pool for fault in reader.faults} <= {self.bad}, reader.faults
+        assert data == self.site.objects[node, name], (node, name)
+        self.soak.count["objects read"] += 1
 
     def sessions(self, store: Store) -> None:
         """Both clients at once."""
@@ -351,10 +382,11 @@ class StoreWork:
         self.site.objects.update({(node, name): data for name, data in objects.items()})
 
     def repair(self, store: Store) -> None:
-        with contextlib.suppress(FanoutError):
-            self.soak.count["repaired"] += backup_stgpool(
-                store, "DISKPOOL", "COPYPOOL1"
-            ).copied_objects
+        """Every secondary from every primary, as far as it goes."""
+        for primary in PRIMARIES:
+            for pool in SECONDARIES:
+                copy = copy_activedata if pool == "ACTIVEDATAPOOL" else backup_stgpool
+                self.soak.count["repaired"] += copy(store, primary, pool).copied_objects
 
     def end(self) -> None:
         """Repaired completely, and every object is read from every pool that should have it."""
@@ -362,12 +394,12 @@ class StoreWork:
         if self.store is not None:
             self.store.close()
         with self.site.open() as store:
-            for primary in ("DISKPOOL", "TAPEPOOL"):
-                backup_stgpool(store, primary, "COPYPOOL1")
-            assert [gap for gap in store.query_gaps() if gap.pool == "COPYPOOL1"] == []
+            self.repair(store)
+            assert store.query_gaps() == []
             for node, name in self.site.objects:
-                self.site.check(store, node, name, "COPYPOOL1")
-                self.soak.count["objects read"] += 1
+                self.check(store, node, name, None)
+                for pool in SECONDARIES if node == "N1" else SECONDARIES[:2]:
+                    self.check(store, node, name, pool)
 
 
 def verdict(samples: list[Sample], seconds: float) -> tuple[list[str], dict[str, int]]:
