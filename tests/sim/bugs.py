@@ -95,7 +95,7 @@ BUGS = (
          "fo_op_fail(m, op, FO_OUTCOME_ERROR, EIO); /* zero bytes", "fo_op_succeed(m, op); /* zero bytes"),
     _bug(
         "after a failed flush the target is written on", "csrc/fo_lane.c",
-        "        t->state = FO_TARGET_FAILED;\n", "        t->state = FO_TARGET_ACTIVE;\n",
+        "    t->state = FO_TARGET_FAILED;\n", "    t->state = FO_TARGET_ACTIVE;\n",
     ),
     _bug("a failed flush is tried again", "csrc/fo_step.c",
          "} else if (transient((int)-c->result) && o->slot != FO_NIL && !o->helper) {",

@@ -314,7 +314,7 @@ class StoreWork:
         self.number = 0
 
     def round(self) -> None:
-        rng, count = self.soak.rng, self.soak.count
+        rng = self.soak.rng
         if self.store is None:
             self.store = self.site.open()
         store = self.store
@@ -327,7 +327,9 @@ class StoreWork:
                 self.repair(store)
         for node, name in rng.sample(sorted(self.site.objects), min(5, len(self.site.objects))):
             self.check(store, node, name, None)
-        if rng.random() < (0.6 if self.bad in PRIMARIES else 0.15):  # what hung or failed is used again
+        if rng.random() < (
+            0.6 if self.bad in PRIMARIES else 0.15
+        ):  # what hung or failed is used again
             store.close()
             self.store = None
 
