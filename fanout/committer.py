@@ -19,6 +19,9 @@ What it promises:
 3. `settled` runs for every commit that was handed in and whose outcome is known, exactly once, also when its caller was
    interrupted while it waited.
 4. One member that cannot be committed (a key that is taken) does not take the rest of its group with it.
+5. Nobody waits for a catalog that has not answered for `deadline` seconds. Whose commit it has been given gets `CommitUnknown`, the
+   others `CatalogError`, and the store is read-only from then on. The write itself cannot be called back: this thread stays behind
+   with it. Should it end after all, its outcome is known, and promise 3 is kept.
 
 Why a thread of its own and not a leader among the callers: a `KeyboardInterrupt` strikes the main thread at any point. A caller
 that led the group could be struck between COMMIT and the others' acknowledgement. It costs two switches between
@@ -31,13 +34,14 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from fanout.catalog import CommitDoubt
 from fanout.errors import CatalogError, CommitUnknown, InterfaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fanout.catalog import Catalog, Commit
 
@@ -53,11 +57,12 @@ _log = logging.getLogger("fanout.committer")
 class _Ticket:
     """One commit on its way. Written by the committer alone until `done` is set."""
 
-    __slots__ = ("commit", "csn", "done", "error", "objects")
+    __slots__ = ("begun", "commit", "csn", "done", "error", "objects")
 
     def __init__(self, commit: Commit) -> None:
         self.commit = commit
         self.objects = sum(len(aggregate.members) for aggregate in commit.aggregates)
+        self.begun = False  # the catalog has been given it
         self.done = threading.Event()
         self.csn: int | None = None
         self.error: Exception | None = None
@@ -75,6 +80,7 @@ class Committer:
         settled: called with (commit, csn) or, when it did not happen, (commit, None), before the caller is woken.
         durable: called with the group before the callers are woken; may take its time.
         appended: called with the group after the callers were woken; must not take its time.
+        deadline: seconds that one call of the catalog may take.
 
     The hooks run on the committer's thread. One that raises makes the committer read-only: the store's books would be wrong.
     """
@@ -86,6 +92,7 @@ class Committer:
         settled: Callable[[Commit, int | None], None],
         durable: Callable[[Sequence[Committed]], None] = _nothing,
         appended: Callable[[Sequence[Committed]], None] = _nothing,
+        deadline: float,
     ) -> None:
         self._catalog = catalog
         self._settled, self._durable, self._appended = settled, durable, appended
@@ -93,6 +100,10 @@ class Committer:
         self._gate = threading.Lock()  # so that nothing is queued behind the end
         self._closed = False
         self._refusal: str | None = None
+        self._deadline = deadline
+        self._asking = threading.Lock()  # for what follows, and `begun`
+        self._asked_at: float | None = None  # since when the catalog has not answered
+        self._hung = False
         self._thread = threading.Thread(target=self._run, name="fanout-committer", daemon=True)
         self._thread.start()
 
@@ -116,8 +127,11 @@ class Committer:
         with self._gate:
             if self._closed:
                 raise InterfaceError("the store is closed")
-            self._queue.put(ticket)
-        ticket.done.wait()
+            if self._hung:  # what it holds stays reserved, as if it were waiting
+                raise CatalogError(self._catalog.path, str(self._refusal))
+            self._enqueue(ticket)
+        while not ticket.done.wait(self._patience()):
+            self._give_up_if_hung(ticket)
         if ticket.error is not None:
             raise ticket.error
         assert ticket.csn is not None
@@ -128,8 +142,67 @@ class Committer:
         with self._gate:
             if not self._closed:
                 self._closed = True
-                self._queue.put(None)
-        self._thread.join()
+                self._enqueue(None)
+        while self._thread.is_alive():
+            self._thread.join(self._patience())
+            if self._patience() == 0:
+                _log.error("%s: closed without waiting for a write that hangs", self._catalog.path)
+                return
+
+    # ---- a catalog that does not answer ----------------------------------------------------------
+
+    def _patience(self) -> float:
+        """How long the catalog still has to answer, in seconds; 0: it hangs."""
+        with self._asking:
+            waited = 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
+        return max(0.0, self._deadline - waited)
+
+    def _enqueue(self, ticket: _Ticket | None) -> None:
+        """Behind the others, once there is room; not in a queue that nobody empties any more."""
+        while True:
+            try:
+                return self._queue.put(ticket, timeout=self._patience())
+            except queue.Full:
+                if ticket is not None:
+                    self._give_up_if_hung(ticket)
+                elif self._patience() == 0:
+                    break
+        return None
+
+    def _give_up_if_hung(self, ticket: _Ticket) -> None:
+        """Promise 5."""
+        if self._patience() > 0:
+            return
+        with self._asking:
+            if not self._hung:
+                self._hung = True
+                self._refusal = (
+                    f"read-only: the catalog has not answered for {self._deadline:g} s; mend what keeps it from "
+                    "being written (its disk hangs?), end this process, then open the store again"
+                )
+                _log.error("%s: %s", self._catalog.path, self._refusal)
+            begun = ticket.begun
+        if begun:
+            raise self._unknown(ticket, TimeoutError("the write has not ended"))
+        raise CatalogError(self._catalog.path, f"nothing was committed: {self._refusal}")
+
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Round a call of the catalog."""
+        with self._asking:
+            self._asked_at = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._asking:
+                self._asked_at = None
+
+    def _may_begin(self, group: list[_Ticket]) -> bool:
+        """From here on its outcome is the catalog's. No: the store is read-only."""
+        with self._asking:
+            for ticket in group:
+                ticket.begun = self._refusal is None
+            return self._refusal is None
 
     # ---- the thread ----------------------------------------------------------------------------
 
@@ -156,11 +229,12 @@ class Committer:
         return group, False
 
     def _commit_group(self, group: list[_Ticket]) -> None:
-        if self._refusal is not None:
-            refusal = CatalogError(self._catalog.path, self._refusal)
+        if not self._may_begin(group):
+            refusal = CatalogError(self._catalog.path, str(self._refusal))
             return self._finish(group, dict.fromkeys(map(_key, group)), refusal)
         try:
-            csns = self._catalog.commit([ticket.commit for ticket in group])
+            with self._asked():
+                csns = self._catalog.commit([ticket.commit for ticket in group])
         except CommitDoubt as doubt:
             return self._settle_doubt(group, doubt)
         except Exception as error:
@@ -184,7 +258,8 @@ class Committer:
         _log.warning("a commit is in doubt, fencing: %s", doubt)
         keys = [_key(ticket) for ticket in group]
         try:
-            csns = self._catalog.fence(keys)
+            with self._asked():
+                csns = self._catalog.fence(keys)
         except Exception as error:  # whatever it was: this thread must live, and its callers wait
             self._refusal = (
                 "read-only: the outcome of a commit is unknown, and the catalog takes no fence; "
@@ -199,7 +274,7 @@ class Committer:
         failure.__cause__ = doubt
         self._finish(group, csns, failure)
 
-    def _unknown(self, ticket: _Ticket, doubt: CommitDoubt) -> CommitUnknown:
+    def _unknown(self, ticket: _Ticket, doubt: Exception) -> CommitUnknown:
         error = CommitUnknown(
             "commit",
             f"may or may not be committed: {doubt}. {self._refusal}",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Limits of the model (docs/simultaneous-write.md says where they come from).
+COMMIT_DEADLINE = 120.0  # seconds: above what disks and their drivers take to give up by themselves
 MAX_POOL_NAME = 30
 MAX_NODE_NAME = 64
 STRICT_MAX_SECONDARIES = 3
@@ -79,11 +80,13 @@ class StoreConfig:
         catalog: absolute path of the database.
         strict_limits: at most 3 copy and active-data pools on a primary, as in the modelled system.
         verify: of the pools that do not say.
+        commit_deadline: seconds after which a catalog that does not answer is given up.
     """
 
     catalog: Path
     strict_limits: bool = False
     verify: Verify = Verify.NONE
+    commit_deadline: float = COMMIT_DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +250,7 @@ def parse(text: str, *, path: str) -> Config:
     """
     sections = ("store", "engine", "device_classes", "pools", "domains", "nodes")
     root = tables.parse(text, path=path, allowed=sections)
-    store = _store(root.table("store", ("catalog", "strict_limits", "verify")))
+    store = _store(root.table("store", ("catalog", "strict_limits", "verify", "commit_deadline")))
     config = Config(
         path=Path(os.path.abspath(path)),
         store=store,
@@ -271,6 +274,7 @@ def _store(table: Table) -> StoreConfig:
         table.file("catalog"),
         table.flag("strict_limits", default=False),
         table.choice("verify", Verify, Verify.NONE),
+        table.seconds("commit_deadline", COMMIT_DEADLINE),
     )
 
 

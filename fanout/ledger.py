@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,7 @@ class Ledger:
         pools: open.
         scribe: appends directory records.
         flush_before_acknowledge: directories are durable before a commit returns.
+        commit_deadline: seconds that the catalog may take to answer.
     """
 
     def __init__(
@@ -64,16 +66,18 @@ class Ledger:
         scribe: Scribe,
         *,
         flush_before_acknowledge: bool,
+        commit_deadline: float,
     ) -> None:
         self._catalog, self._pools, self._scribe = catalog, pools, scribe
         self._pending: dict[tuple[bytes, int], tuple[Holding, ...]] = {}
         self._pending_lock = threading.Lock()
         self._told: dict[tuple[bytes, int], threading.Event] = {}
         self.steady = threading.RLock()
+        make = partial(Committer, catalog, settled=self._settled, deadline=commit_deadline)
         if flush_before_acknowledge:
-            self._committer = Committer(catalog, settled=self._settled, durable=self._durable)
+            self._committer = make(durable=self._durable)
         else:
-            self._committer = Committer(catalog, settled=self._settled, appended=self._appended)
+            self._committer = make(appended=self._appended)
 
     @property
     def refusal(self) -> str | None:

@@ -172,6 +172,7 @@ class Store:
             self.pools,
             self._scribe,
             flush_before_acknowledge=flush_before_acknowledge,
+            commit_deadline=self.config.store.commit_deadline,
         )
         self._closing.callback(self._ledger.close)  # the first to be closed
         self._bury()
@@ -350,7 +351,11 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Commit what waits, write and flush the directories, close; idempotent. Close the sessions first."""
+        """Commit what waits, write and flush the directories, close; idempotent. Close the sessions first.
+
+        Raises:
+            CatalogError: the catalog hangs (`commit_deadline`). All else is closed; the catalog stays locked until the process ends.
+        """
         self._closing.close()
 
     def __enter__(self) -> Self:

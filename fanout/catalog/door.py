@@ -206,14 +206,22 @@ class Catalog(CatalogReader):
             os.close(lock)
 
     def close(self) -> None:
-        """Close, fold the log into the database if nobody else has it open, and let the next writer in; idempotent."""
+        """Close, fold the log into the database if nobody else has it open, and let the next writer in; idempotent.
+
+        Raises:
+            CatalogError: a write hangs. Then the catalog stays locked: nobody may write to it before that has ended, at the
+                latest with this process.
+        """
         if self._lock_fd < 0:
             return
         super().close()
+        if not self._write_lock.acquire(blocking=False):
+            raise CatalogError(self.path, "a write to it hangs: it stays locked until that ends")
         try:
             with translated(self.path):
                 self._writes.close()
         finally:
+            self._write_lock.release()
             os.close(self._lock_fd)
             self._lock_fd = -1
 

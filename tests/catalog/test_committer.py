@@ -54,7 +54,7 @@ def books() -> Books:
 @pytest.fixture
 def committer(catalog: Catalog, books: Books) -> Iterator[Committer]:
     """A committer over a real catalog."""
-    made = Committer(catalog, settled=books.settle, appended=books.append)
+    made = Committer(catalog, settled=books.settle, appended=books.append, deadline=60.0)
     yield made
     books.gate.set()
     made.close()
@@ -149,7 +149,7 @@ def test_wrong_books_stop_the_store(sample: Sample, catalog: Catalog, books: Boo
     def broken(commit: Commit, csn: int | None) -> None:
         raise ZeroDivisionError
 
-    committer = Committer(catalog, settled=broken)
+    committer = Committer(catalog, settled=broken, deadline=60.0)
     assert committer.commit(sample.commit()) == 1
     with pytest.raises(CatalogError, match="read-only"):
         committer.commit(sample.commit())
@@ -168,7 +168,7 @@ sample = Sample(path, 1)
 sample.create()
 catalog = sample.open()
 settled = []
-committer = Committer(catalog, settled=lambda commit, csn: settled.append(csn))
+committer = Committer(catalog, settled=lambda commit, csn: settled.append(csn), deadline=60.0)
 committer.commit(sample.commit())
 real_fence = catalog.fence
 """

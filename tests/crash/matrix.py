@@ -264,7 +264,7 @@ ROWS = (
     Row("C2-io", "write", "the catalog's log cannot be written", {"–": "R/U"}, {"op": "write", "path": "/catalog.db-wal"}, errnos=("EIO",), times=BOTH, devices=("file",)),
     Row("C3", "write", "the catalog's log cannot be flushed", {"–": "R/U"}, {"op": "fsync", "path": "/catalog.db-wal"}, errnos=("EIO", "ENOSPC"), times=BOTH, devices=("file",)),
     Row("C4", "open", "the catalog is damaged", {"–": "S"}, devices=("file",), made_by="catalog_damaged"),
-    Row("C5", "write", "the catalog's device hangs for a while", {"–": "OK"}, {"op": "fsync", "path": "/catalog.db-wal", "delay": 1.0}, times=("once",), devices=("file",), note="A commit has no deadline: SQLite's write cannot be given up without not knowing its outcome. No receipt is given while it hangs."),
+    Row("C5", "write", "the catalog's device hangs for a while", {"–": "OK"}, {"op": "fsync", "path": "/catalog.db-wal", "delay": 1.0}, times=("once",), devices=("file",), note="No receipt is given while it hangs. After `commit_deadline` it is given up, the outcome unknown (tests/store/test_hanging.py)."),
     Row("K1", "close", "closing the volume fails after a good flush", dict.fromkeys(ROLES, "OK"), {"op": "flush"}, errnos=("EIO", "EDQUOT"), devices=("file",)),
     Row("K2", "close", "folding the catalog's log fails", {"–": "OK"}, {"op": "write", "path": "/catalog.db"}, errnos=("EIO", "ENOSPC"), devices=("file",)),
     Row("G1", "repair", "the source cannot be read; another copy can", {"P": "G"}, {"op": "read"}, errnos=("EIO", "ENODATA")),

@@ -199,7 +199,8 @@ class Event:
     def is_set(self) -> bool:
         return self._set
 
-    def wait(self) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
+        """Without an end: here no catalog hangs."""
         current().wait(self.is_set, "an event")
         return True
 
@@ -245,7 +246,7 @@ class Thread:
     def start(self) -> None:
         self._task = current().start(self._name, self._work)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """Raises what the thread ended with: a product thread must not end by an exception."""
         task = self._task
         assert task is not None
@@ -265,7 +266,7 @@ class Queue:
         self._items: deque[Any] = deque()
         self._size = maxsize
 
-    def put(self, item: Any) -> None:
+    def put(self, item: Any, timeout: float | None = None) -> None:
         if self._size:
             current().wait(lambda: len(self._items) < self._size, "room in a queue")
         self._items.append(item)
@@ -301,5 +302,5 @@ class Module:
     """What a product module sees under the name ``threading`` or ``queue``."""
 
     Thread, Event, Condition, Lock, RLock, Queue = Thread, Event, Condition, Lock, RLock, Queue
-    Empty = queue.Empty
+    Empty, Full = queue.Empty, queue.Full
     current_thread = staticmethod(threading.current_thread)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import backup_stgpool
+from fanout import Store, backup_stgpool
+from fanout.errors import CatalogBusy, CatalogError
 from fanout.scribe import Scribe
 from tests.faults.devices import fault_disk
+from tests.faults.faultfs import FaultFS
 from tests.faults.rules import FOR_EVER, Rule
 from tests.store.conftest import MIB
 
@@ -146,3 +150,103 @@ def test_power_fails_under_a_copy_pool(site: Site, disk: FaultDisk) -> None:
     with site.open() as store:
         assert site.contents(store) == HEALTHY
         assert store.catalog.verify() == []
+
+
+# ---- the catalog
+
+
+@pytest.fixture
+def hanging(site: Site) -> Iterator[FaultFS]:
+    """The store's catalog lies on a fault file system, and is given up after a second."""
+    with FaultFS(cached=True) as fs:
+        site.configure()
+        text = site.path.read_text()
+        where = f'catalog = "{fs.path("catalog.db")}"\ncommit_deadline = "1 s"'
+        site.path.write_text(text.replace('catalog = "catalog.db"', where))
+        Store.create(site.path)
+        yield fs
+        fs.heal()
+
+
+def put_one(store: Store, name: bytes) -> None:
+    """One object in one transaction of N2."""
+    with store.session("N2") as session:
+        for attempt in session.attempts():
+            with attempt as txn:
+                txn.put(name, b"data of " + name)
+
+
+def test_a_hung_catalog_is_given_up(site: Site, hanging: FaultFS) -> None:
+    """Breaks if a caller waits for ever, is told "not committed" of what may be, or gets anything more into such a store."""
+    store = site.open()
+    put_one(store, b"before")
+    hanging.set_rules(Rule(op="fsync", path="/catalog.db-wal", delay=FOR_EVER, count=1))
+    problems: list[Exception] = []
+
+    def put(name: bytes) -> None:
+        try:
+            put_one(store, name)
+        except Exception as problem:
+            problems.append(problem)
+
+    first = threading.Thread(target=put, args=(b"in doubt",))
+    first.start()
+    hanging.wait_for_calls(1, "fsync")
+    behind = threading.Thread(target=put, args=(b"behind",))
+    behind.start()
+    for thread in (first, behind):
+        thread.join(30)
+    assert sorted(type(problem).__name__ for problem in problems) == [
+        "CatalogError",
+        "CommitUnknown",
+    ]
+    assert store.refusal is not None
+    assert "1 s" in store.refusal
+    with pytest.raises(CatalogError, match="not answered"):
+        put_one(store, b"after")
+    with pytest.raises(CatalogError, match="stays locked"):
+        store.close()
+    with pytest.raises(CatalogBusy):
+        site.open()
+    hanging.heal()
+    store.ledger._committer._thread.join(30)
+    store.catalog.close()  # now it can be
+    with site.open() as again:
+        names = {entry.name for entry in again.query_objects(pool="DISKPOOL")}
+        assert names == {
+            b"before",
+            b"in doubt",
+        }  # what was in doubt had landed, and the rest never will
+        put_one(again, b"again")
+
+
+def test_a_process_ends_beside_a_catalog_that_hung(site: Site, hanging: FaultFS) -> None:
+    """Breaks if the interpreter waits for the thread that stays behind."""
+    code = f"""
+import sys
+from fanout import Store
+from fanout.errors import CatalogError, CommitUnknown
+store = Store.open({os.fspath(site.path)!r})
+print("open", flush=True)
+sys.stdin.readline()
+try:
+    with store.session("N2") as session:
+        for attempt in session.attempts():
+            with attempt as txn:
+                txn.put(b"x", b"data")
+except CommitUnknown:
+    try:
+        store.close()
+    except CatalogError:
+        sys.exit(7)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        hanging.set_rules(Rule(op="fsync", path="/catalog.db-wal", delay=3.0, count=1))
+        process.communicate(b"go\n", timeout=60)
+        assert process.returncode == 7
+    with site.open() as store:
+        assert [entry.name for entry in store.query_objects(pool="DISKPOOL")] == [b"x"]
