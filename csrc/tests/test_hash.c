@@ -90,6 +90,10 @@ static void check_unit(const fo_hash_unit *u, const unsigned char *data, size_t 
     CHECK(u->digest64(&sum64) == XXH3_64bits(data, n));
     u->digest128(&sum128, a);
     CHECK(memcmp(a, b, 16) == 0);
+    u->reset128(&sum128);
+    u->add(data, n, NULL, &sum128);
+    u->digest128(&sum128, a);
+    CHECK(memcmp(a, b, 16) == 0);
     free(copy);
 }
 
@@ -107,6 +111,7 @@ static void every_unit(void) {
         }
     }
     CHECK(fo_hash_best() == units[n - 1]);
+    CHECK(fo_hash_all(units, 1) == 1 && units[0] == &fo_hash_base); /* which every CPU has */
     free(data);
 }
 
