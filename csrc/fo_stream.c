@@ -109,14 +109,12 @@ int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64
         return rc;
     }
     deadline = fo_engine_after(e, timeout_ns);
-    while ((rc = fo_machine_stream_open(&e->machine, targets, count, &flow)) == -EAGAIN && !e->closing) {
+    /* Closing first: it gives the admissions of others back, and takes the targets away. */
+    while ((rc = e->closing ? -ESHUTDOWN : fo_machine_stream_open(&e->machine, targets, count, &flow)) == -EAGAIN) {
         if (fo_engine_wait_slots(e, deadline) != 0) {
             rc = -ETIMEDOUT;
             break;
         }
-    }
-    if (rc != 0 && e->closing) { /* its targets are gone, too: that is not the caller's mistake */
-        rc = -ESHUTDOWN;
     }
     if (rc == 0) {
         s = stream_new(e, count);
