@@ -43,13 +43,13 @@ static void drop_queue(fo_machine *m, uint32_t flow, uint32_t leg, int err) {
     for (uint32_t op = t->waiting.head; op != FO_NIL; op = next) {
         const fo_op *o = &m->ops[op];
         next = o->next;
-        if (o->owner == FO_OWNER_LEG && o->stream == flow && o->leg == leg) {
+        if (o->owner == FO_OWNER_LEG && o->stream == flow) { /* no stream has two legs on one target */
             fo_op_fail(m, op, o->err != 0 ? FO_OUTCOME_ERROR : FO_OUTCOME_SHORT, o->err);
         }
     }
     for (uint32_t op = t->queued.head; op != FO_NIL; op = next) {
         next = m->ops[op].next;
-        if (m->ops[op].stream == flow && m->ops[op].leg == leg) {
+        if (m->ops[op].stream == flow) {
             fo_op_fail(m, op, FO_OUTCOME_NOT_SUBMITTED, err);
         }
     }
@@ -89,7 +89,7 @@ static void strand(fo_machine *m, uint32_t flow, uint32_t leg) {
     const fo_target *t = &m->targets[m->flows[flow].legs[leg].target];
     for (uint32_t op = t->inflight.head; op != FO_NIL; op = m->ops[op].next) {
         fo_op *o = &m->ops[op];
-        if (o->owner == FO_OWNER_LEG && o->stream == flow && o->leg == leg) {
+        if (o->owner == FO_OWNER_LEG && o->stream == flow) {
             o->stray = true;
             fo_slot_stray(m, o->slot);
         }

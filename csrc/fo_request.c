@@ -92,7 +92,7 @@ static uint32_t wave(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t de
             break;
         }
         begun = fo_machine_event_room(&e->machine, 1, 0) && start(e, &reqs[n], &slot);
-        if (!begun && slot == FO_NIL && reqs[n].outcome.code == UINT8_MAX) { /* no slot, or no room for its events */
+        if (!begun && reqs[n].outcome.code == UINT8_MAX) { /* no slot, or no room for its events */
             if (n != 0 || fo_engine_wait_slots(e, deadline) != 0) {
                 break;
             }

@@ -24,7 +24,8 @@ static int status_of(const fo_outcome *outcome) {
     if (outcome->code == FO_OUTCOME_OK) {
         return 0;
     }
-    return outcome->err != 0 ? -outcome->err : -EIO;
+    FO_ASSERT(outcome->err != 0); /* nothing here is done in parts */
+    return -outcome->err;
 }
 
 static void not_submitted(fo_outcome *why, int err) {
@@ -56,14 +57,16 @@ static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, ui
                     fo_outcome *why) {
     uint32_t ticket = fo_machine_life_ticket(&e->machine, id);
     fo_ticket *t = &e->machine.tickets[ticket];
+    int rc = 0;
     fo_machine_life(&e->machine, id, kind, offset, length);
     fo_engine_kick(e);
-    while (!t->done) {
-        if (fo_engine_wait_state(e, deadline) != 0 && !t->done) {
-            t->busy = false;
-            timed_out(why, kind);
-            return -ETIMEDOUT;
-        }
+    while (!t->done && rc == 0) {
+        rc = fo_engine_wait_state(e, deadline);
+    }
+    if (!t->done) {
+        t->busy = false;
+        timed_out(why, kind);
+        return -ETIMEDOUT;
     }
     *why = t->outcome;
     fo_machine_collect(&e->machine, ticket);
@@ -164,7 +167,7 @@ int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out) {
         return rc;
     }
     memset(out, 0, sizeof *out);
-    if (id >= FO_MAX_TARGETS || e->machine.targets[id].state == FO_TARGET_NONE || e->blocks[id] == NULL) {
+    if (id >= FO_MAX_TARGETS || e->blocks[id] == NULL) {
         rc = -EBADF;
     } else {
         t = &e->machine.targets[id];
@@ -191,7 +194,7 @@ int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out) {
 static int take(fo_engine *e, uint16_t id, fo_block **out) {
     const fo_machine *m = &e->machine;
     fo_block *b = id < FO_MAX_TARGETS ? e->blocks[id] : NULL;
-    if (b == NULL || m->targets[id].state == FO_TARGET_NONE || m->targets[id].state == FO_TARGET_OPENING) {
+    if (b == NULL || m->targets[id].state == FO_TARGET_OPENING) {
         return -EBADF;
     }
     if (b->taken || fo_machine_target_used(m, id)) {
@@ -262,7 +265,7 @@ void fo_target_forget(fo_engine *e, uint16_t id) {
         return;
     }
     b = id < FO_MAX_TARGETS ? e->blocks[id] : NULL;
-    if (b != NULL && !b->taken && state_of(e, b) != FO_TARGET_NONE) {
+    if (b != NULL && !b->taken) {
         fo_machine_target_abandon(&e->machine, id);
         fo_engine_kick(e);
     }
