@@ -26,7 +26,7 @@ static bool may_retry(const fo_machine *m, const fo_op *o) {
         leg = &m->flows[o->stream].legs[o->leg];
     }
     return (leg == NULL || leg->state == FO_LEG_ACTIVE) &&
-           (t->state == FO_TARGET_ACTIVE || (t->state == FO_TARGET_FAILED && o->kind == FO_OP_READ));
+           (t->state == FO_TARGET_ACTIVE || o->kind == FO_OP_READ); /* else a flush has failed there: only reads go on */
 }
 
 static void wait_until(fo_machine *m, uint32_t op, uint64_t when) {
