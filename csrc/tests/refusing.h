@@ -313,8 +313,14 @@ ssize_t __wrap_pwritev2(int fd, const struct iovec *iov, int count, off_t offset
     return err > 0 ? -1 : __real_pwritev2(fd, iov, count, offset, err == LIE ? 0 : flags);
 }
 
+static void (*before_flush)(void); /* in the helper */
 int __real_fsync(int fd);
-int __wrap_fsync(int fd) { return refused_errno(CALL_FSYNC) ? -1 : __real_fsync(fd); }
+int __wrap_fsync(int fd) {
+    if (before_flush != NULL) {
+        before_flush();
+    }
+    return refused_errno(CALL_FSYNC) ? -1 : __real_fsync(fd);
+}
 
 int __real_fdatasync(int fd);
 int __wrap_fdatasync(int fd) { return refused_errno(CALL_FDATASYNC) ? -1 : __real_fdatasync(fd); }

@@ -180,11 +180,11 @@ static void wait_at_the_gate(void) {
 
 static void shut_the_gate(void) {
     (void)pthread_mutex_lock(&gate);
-    before_write = before_open = wait_at_the_gate;
+    before_write = before_open = before_flush = wait_at_the_gate;
 }
 
 static void open_the_gate(void) {
-    before_write = before_open = NULL;
+    before_write = before_open = before_flush = NULL;
     (void)pthread_mutex_unlock(&gate);
 }
 
@@ -246,6 +246,7 @@ static void closed_under_a_caller(void) {
     } cases[] = {
         {wait_for_an_event, false, 0},
         {wait_to_be_admitted, false, -ESHUTDOWN},
+        {wait_to_be_admitted, true, -ESHUTDOWN},
         {wait_for_a_slot, true, -ESHUTDOWN},
         {wait_for_the_sync, true, -ECANCELED},
         {wait_until_drained, true, -ETIMEDOUT},
@@ -259,7 +260,7 @@ static void closed_under_a_caller(void) {
             CHECK_EQ(fo_stream_write(r.s, r.bytes, SLOT, 0, SECOND, NULL, NULL), 0);
         }
         begin_waiting(&w, &r, cases[i].wait);
-        CHECK_EQ(fo_engine_close(r.e, SECOND / 100), cases[i].hung ? -ETIMEDOUT : 0);
+        CHECK_EQ(fo_engine_close(r.e, cases[i].hung ? SECOND / 100 : 20 * SECOND), cases[i].hung ? -ETIMEDOUT : 0);
         CHECK_EQ(end_waiting(&w), cases[i].rc);
         if (cases[i].hung) {
             open_the_gate();
@@ -285,16 +286,24 @@ static int wait_for_the_finish(rig *r) { return fo_target_finish(r->e, r->id, 10
 
 /* Where no stream is open. */
 static void closed_under_a_target(void) {
-    static int (*const waits[])(rig *) = {wait_for_an_event, wait_for_an_open, wait_for_the_close, wait_for_the_finish};
+    static int (*const waits[])(rig *) = {wait_for_an_event, wait_for_an_open, wait_for_the_finish, wait_for_the_close,
+                                          wait_for_the_finish};
+    enum { BESIDE_A_WRITE = 3 }; /* from there on; the finish before it hangs in its own flush */
     for (size_t i = 0; i < sizeof waits / sizeof waits[0]; i++) {
         rig r = make_rig_without_streams(FO_BACKEND_THREADS);
         waiter writing, w;
         shut_the_gate();
-        if (i >= 2) {
+        if (i >= BESIDE_A_WRITE) {
             begin_waiting(&writing, &r, wait_for_a_write);
         }
         begin_waiting(&w, &r, waits[i]);
-        while (i >= 2) { /* both are inside */
+        if (waits[i] == wait_for_an_open) { /* what is being opened is nobody's yet */
+            fo_geometry g;
+            CHECK_EQ(fo_target_close(r.e, 1, 0), -EBADF);
+            CHECK_EQ(fo_target_geometry(r.e, 1, &g), 0);
+            CHECK_EQ(g.state, FO_TARGET_OPENING);
+        }
+        while (i >= BESIDE_A_WRITE) { /* both are inside */
             bool both;
             (void)pthread_mutex_lock(&r.e->mutex);
             both = r.e->state_waiting == 2;
@@ -304,13 +313,37 @@ static void closed_under_a_target(void) {
             }
             (void)usleep(100);
         }
-        CHECK_EQ(fo_engine_close(r.e, SECOND / 100), i == 0 ? 0 : -ETIMEDOUT);
+        CHECK_EQ(fo_engine_close(r.e, i == 0 ? 20 * SECOND : SECOND / 100), i == 0 ? 0 : -ETIMEDOUT);
         CHECK_EQ(end_waiting(&w), i == 0 ? 0 : -ETIMEDOUT);
-        CHECK(i < 2 || end_waiting(&writing) == -ETIMEDOUT);
+        CHECK(i < BESIDE_A_WRITE || end_waiting(&writing) == -ETIMEDOUT);
         open_the_gate();
         free(r.bytes);
         check_nothing_left(nothing);
     }
+}
+
+static int wait_for_the_end(rig *r) { return fo_engine_close(r->e, FO_FOREVER); }
+
+/* The open succeeds when the engine is about to end: it is closed again, and the end waits for that. */
+static void opened_too_late(void) {
+    rig r = make_rig_without_streams(FO_BACKEND_THREADS);
+    waiter opening, closing_it;
+    bool closing_now = false;
+    shut_the_gate();
+    begin_waiting(&opening, &r, wait_for_an_open);
+    closing_it = (waiter){.r = &r, .wait = wait_for_the_end};
+    REQUIRE(pthread_create(&closing_it.thread, NULL, waiter_main, &closing_it) == 0);
+    while (!closing_now) {
+        (void)pthread_mutex_lock(&r.e->mutex);
+        closing_now = r.e->closing;
+        (void)pthread_mutex_unlock(&r.e->mutex);
+        (void)usleep(100);
+    }
+    open_the_gate();
+    CHECK_EQ(end_waiting(&opening), -ESHUTDOWN);
+    CHECK_EQ(end_waiting(&closing_it), 0);
+    free(r.bytes);
+    check_nothing_left(nothing);
 }
 
 /* A fork waits for an open that is under way, but not for one that hangs. */
@@ -324,7 +357,7 @@ static void fork_beside_an_open_that_hangs(void) {
     (void)fflush(stdout);
     child = fork();
     if (child == 0) {
-        before_open = NULL; /* what counts for `make coverage` opens, too */
+        before_open = before_write = before_flush = NULL; /* what counts for `make coverage` opens, too */
         end_child(fo_engine_dead(r.e) == 1 ? 0 : 1);
     }
     CHECK(waitpid(child, &status, 0) == child && status == 0);
@@ -441,6 +474,7 @@ int main(void) {
     RUN(after_the_close);
     RUN(closed_under_a_caller);
     RUN(closed_under_a_target);
+    RUN(opened_too_late);
     RUN(fork_beside_an_open_that_hangs);
     RUN(closed_under_a_second_request);
     RUN(stream_closed_under_its_caller);

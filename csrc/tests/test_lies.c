@@ -177,6 +177,14 @@ static void journal_and_power(void) {
     (void)close(fd);
 }
 
+/* What is closed is closed, also in the dark. */
+static void closed_without_power(void) {
+    rig r = make_rig();
+    CHECK_EQ(fo_faults_power(r.e, 0), 0);
+    CHECK_EQ(fo_target_close(r.e, r.id, SECOND), 0);
+    drop_rig(&r);
+}
+
 static void power_without_a_journal(void) {
     rig r = make_rig();
     fo_fault never = {.nth = 1, .count = 1, .target = UINT16_MAX, .kind = FO_OP_FLUSH, .action = FO_FAULT_NEVER};
@@ -213,6 +221,7 @@ int main(void) {
     RUN(nothing_happens);
     RUN(journal_and_power);
     RUN(power_without_a_journal);
+    RUN(closed_without_power);
     RUN(real_backends_refuse);
     test_dir_remove();
     return test_end();

@@ -306,6 +306,21 @@ static void finished_too_early(void) {
     drop_rig(&r);
 }
 
+/* A close that hangs in the kernel: whoever comes later is told that it is under way. */
+static void closed_too_slowly(void) {
+    rig r = make_rig();
+    fo_outcome why;
+    fo_stream_close(r.s);
+    r.s = NULL;
+    set_fault(&r, FO_OP_CLOSE, FO_FAULT_DELAY, 100 * (int64_t)SECOND, 1);
+    CHECK_EQ(fo_target_close(r.e, r.id, SECOND), -ETIMEDOUT);
+    r.e->machine.targets[r.id].close_wanted = false; /* it is not what says so */
+    CHECK_EQ(fo_target_finish(r.e, r.id, 0, SECOND, &why), -EBADF);
+    CHECK_EQ(fo_faults_advance(r.e, 100 * SECOND), 0);
+    CHECK_EQ(fo_target_close(r.e, r.id, SECOND), -EBADF);
+    drop_rig(&r);
+}
+
 static void small_things(void) {
     rig r = make_rig();
     fo_leg leg;
@@ -331,6 +346,7 @@ int main(void) {
     RUN(part_of_a_read);
     RUN(wrong_targets);
     RUN(finished_too_early);
+    RUN(closed_too_slowly);
     RUN(small_things);
     test_dir_remove();
     return test_end();
