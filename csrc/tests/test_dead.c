@@ -180,11 +180,19 @@ static void wait_at_the_gate(void) {
 
 static void shut_the_gate(void) {
     (void)pthread_mutex_lock(&gate);
-    before_write = before_open = before_flush = wait_at_the_gate;
+    atomic_store(&before_write, wait_at_the_gate);
+    atomic_store(&before_open, wait_at_the_gate);
+    atomic_store(&before_flush, wait_at_the_gate);
+}
+
+static void lift_the_hooks(void) {
+    atomic_store(&before_write, NULL);
+    atomic_store(&before_open, NULL);
+    atomic_store(&before_flush, NULL);
 }
 
 static void open_the_gate(void) {
-    before_write = before_open = before_flush = NULL;
+    lift_the_hooks();
     (void)pthread_mutex_unlock(&gate);
 }
 
@@ -357,7 +365,7 @@ static void fork_beside_an_open_that_hangs(void) {
     (void)fflush(stdout);
     child = fork();
     if (child == 0) {
-        before_open = before_write = before_flush = NULL; /* what counts for `make coverage` opens, too */
+        lift_the_hooks(); /* what counts for `make coverage` opens, too */
         end_child(fo_engine_dead(r.e) == 1 ? 0 : 1);
     }
     CHECK(waitpid(child, &status, 0) == child && status == 0);
