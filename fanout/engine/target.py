@@ -65,7 +65,12 @@ class Target:
     @property
     def state(self) -> str:
         """``active``, ``failed``, ``detached`` …; ``closed`` after closing."""
-        return self.geometry.state if self._core.open and not self.engine.closed else "closed"
+        if not self._core.open or self.engine.closed:
+            return "closed"
+        found = self._core.geometry()  # asked for at every span: of the whole snapshot only this is made
+        if isinstance(found, int):
+            fail(found, self.path)
+        return _TARGET_STATES[found["state"]]
 
     def finish(self, length: int | None = None, *, timeout: float | None = 60.0) -> Outcome:
         """End a bare file in the safe order: drain, truncate to `length`, flush, parent directory if it is new, close.

@@ -19,30 +19,28 @@ import logging
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-import xxhash
-
 from tests.sim.ground import Grounds
-from tests.sim.medium import SECTOR, Change
-from tests.sim.oracle import Books, audit
+from tests.sim.medium import SECTOR, Snapshot
+from tests.sim.oracle import Books, audit, connect
 from tests.sim.plan import Cut, Episode, Plan
 from tests.sim.workloads import WORKLOADS, with_cut
 from tests.sim.world import World
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.sim.ground import Ground
-    from tests.sim.medium import File, Medium
+    from tests.sim.medium import Change, Fate
 
 EXHAUSTIVE = 12  # of so many writes all subsets are tried
 SAMPLES = 64  # of more writes so many subsets, and so many torn states
 BOUND = 1000  # operations of a workload
 
-Fate = tuple[int, ...] | bool  # of a write: it is there, it is not, or these sectors are
-State = dict[int, Fate]  # by the write's number
+State = dict[int, "Fate"]  # by the write's number
 
 
 def states(changes: Sequence[Change], rng: random.Random, samples: int) -> Iterator[State]:
@@ -68,40 +66,6 @@ def _torn(change: Change, rng: random.Random) -> Fate:
     if not change.data or rng.random() < 0.3:
         return rng.random() < 0.5
     return tuple(n for n in range(-(-len(change.data) // SECTOR)) if rng.random() < 0.5)
-
-
-class Snapshot:
-    """The disks at a cut."""
-
-    def __init__(self, medium: Medium) -> None:
-        self._files = [
-            (file, dict(file.blocks), list(file.volatile), file.size, file.exists)
-            for file in medium.files.values()
-        ]
-        self.changes = [
-            (file, change) for file, _, volatile, _, _ in self._files for change in volatile
-        ]
-
-    def become(self, state: Mapping[int, Fate]) -> bytes:
-        """Make the medium what it would be after this loss. Returns a digest of it."""
-        digest = xxhash.xxh3_128()
-        for file, blocks, _, size, exists in self._files:
-            file.blocks, file.volatile, file.size, file.exists = dict(blocks), [], size, exists
-        for number, (file, change) in enumerate(self.changes):
-            fate = state[number]
-            if fate is True:
-                file.apply(change)
-            elif fate:
-                file.apply(change, fate)
-        for file in dict.fromkeys(file for file, _ in self.changes):
-            _digest_of(file, digest)
-        return digest.digest()
-
-
-def _digest_of(file: File, digest: xxhash.xxh3_128) -> None:
-    digest.update(f"{file.path.name} {file.size}".encode())
-    for number in sorted(file.touched):
-        digest.update(file.block(number))
 
 
 class CrashWorld(World):
@@ -145,10 +109,11 @@ class CrashWorld(World):
         self._below.asleep = True
         try:
             # With SQLite's own recovery, which writes; the next state is written anew.
-            books = Books.read(str(self.ground.catalog), mode="rw")
+            with closing(connect(str(self.ground.catalog), mode="rw")) as db:
+                books = Books.read(db)
         finally:
             self._below.asleep = False
-        audit(self.site, books, self.history, decided=False)
+        audit(self.site, books, self.history, decided=False, proved=set())
 
 
 class CrashFailed(AssertionError):

@@ -4,8 +4,8 @@ Every write stays volatile until a flush has covered it: one that was *issued* a
 dm-log-writes: a writer that does not drain before it flushes is caught). What a failed flush covered stays volatile for ever,
 whatever later flushes say. A power loss keeps any subset of the volatile writes, whole or in sectors; it never invents bytes.
 
-The files themselves always hold all writes, for the product reads them. The durable state is kept beside them, block by block, over
-the template that every run starts from; `settle` makes the files what a loss has left, `reset` makes them the template again.
+The files themselves always hold all writes, for the product reads them. The durable state is kept beside them, over the template that
+every run starts from; `settle` makes the files what a loss has left, `reset` makes them the template again.
 
 Not modelled: lost names (the catalog's log is made once and synced with its directory by SQLite), and media that lie about a flush.
 """
@@ -17,9 +17,11 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import xxhash
+
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 BLOCK = 4096
@@ -28,7 +30,8 @@ RECORD = struct.Struct("=5QqqQHBBI")  # fo_carried of csrc/fanout.h
 NONE, WRITE, READ, FLUSH, OPEN = 0, 1, 2, 3, 7  # fo_op_kind
 IN_FLIGHT = -115  # EINPROGRESS: the power failed before it ended
 SHORT, DELAY = 3, 5  # fo_fault_action
-_ZEROS = bytes(BLOCK)
+
+Fate = tuple[int, ...] | bool  # of a volatile write: it is there, it is not, or these sectors are
 
 
 class Carried(NamedTuple):
@@ -76,22 +79,12 @@ class Change:
 
 
 class File:
-    """One file: its durable blocks over a template, and its volatile changes in the order in which they were carried out."""
+    """One file: its volatile changes in the order in which they were carried out, over what is durable."""
 
-    def __init__(self, path: Path, *, grows: bool) -> None:
-        self.path, self.grows = path, grows
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.template = path.read_bytes() if path.exists() else b""
-        self.exists = path.exists()
-        self.size = len(self.template)
-        self.blocks: dict[int, bytes] = {}
         self.volatile: list[Change] = []
-        self.touched: set[int] = set()
-
-    def change(self, change: Change) -> None:
-        self.volatile.append(change)
-        if change.data:
-            first, last = change.offset // BLOCK, (change.offset + len(change.data) - 1) // BLOCK
-            self.touched.update(range(first, last + 1))
 
     def flushed(self, before: int) -> None:
         """A flush that was issued at this moment did what it should."""
@@ -99,8 +92,8 @@ class File:
         for change in self.volatile:
             if change.done < before and not change.doomed and not change.flying:
                 self.apply(change)
-                # What is older and never became durable cannot come back over it.
-                kept = [left for older in kept for left in older.less(change)]
+                if kept:  # what is older and never became durable cannot come back over it
+                    kept = [left for older in kept for left in older.less(change)]
             else:
                 kept.append(change)
         self.volatile = kept
@@ -109,44 +102,6 @@ class File:
         """A flush that was issued at this moment failed."""
         for change in self.volatile:
             change.doomed = change.doomed or change.done < before
-
-    def apply(self, change: Change, sectors: Iterable[int] | None = None) -> None:
-        """Make a change durable, or only some sectors of it."""
-        if change.data is None:
-            self.size = change.offset
-            for number in [n for n in self.blocks if n * BLOCK >= self.size]:
-                del self.blocks[number]
-            return
-        if sectors is None:
-            self._put(change.offset, change.data)
-        else:
-            for sector in sectors:
-                at = sector * SECTOR
-                self._put(change.offset + at, change.data[at : at + SECTOR])
-        if self.grows:
-            self.size = max(self.size, change.offset + len(change.data))
-
-    def _put(self, offset: int, data: bytes) -> None:
-        at = 0
-        while at < len(data):
-            number, start = divmod(offset + at, BLOCK)
-            piece = data[at : at + BLOCK - start]
-            if len(piece) < BLOCK:
-                old = self.block(number)
-                piece = old[:start] + piece + old[start + len(piece) :]
-            self.blocks[number] = piece
-            at += BLOCK - start
-
-    def block(self, number: int) -> bytes:
-        found = self.blocks.get(number)
-        if found is None:
-            found = self.template[number * BLOCK : (number + 1) * BLOCK]
-            if self.grows and (number + 1) * BLOCK > self.size:
-                found = found[: max(0, self.size - number * BLOCK)]
-            found = found.ljust(BLOCK, b"\0")
-        return found
-
-    # ---- a loss ----------------------------------------------------------------------------------------
 
     def lose(self, keep: Callable[[Change], Sequence[int] | bool]) -> int:
         """The power has failed: of the volatile changes those remain that `keep` says, or those sectors of them.
@@ -163,38 +118,191 @@ class File:
                 lost += 1
                 if kept:
                     self.apply(change, kept)
+        return lost
+
+    def apply(self, change: Change, sectors: Iterable[int] | None = None) -> None:
+        """Make a change durable, or only some sectors of it."""
+        data = change.data
+        assert data is not None
+        if sectors is None:
+            self.put(change.offset, data)
+            return
+        for sector in sectors:
+            at = sector * SECTOR
+            self.put(change.offset + at, data[at : at + SECTOR])
+
+    def put(self, offset: int, data: bytes) -> None:
+        """Make bytes durable."""
+        raise NotImplementedError
+
+
+class Disk(File):
+    """A volume: it has its length for good, and few of its blocks are ever written.
+
+    Attributes:
+        blocks: durable ones that are not the template's.
+        touched: those that were ever written since the template.
+        stale: those in which the file may not be what is durable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.blocks: dict[int, bytes] = {}
+        self.touched: set[int] = set()
+        self.stale: set[int] = set()
+
+    def change(self, change: Change) -> None:
+        """A write was carried out."""
+        self.volatile.append(change)
+        self.touched.update(_blocks_of(change))
+
+    def put(self, offset: int, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            number, start = divmod(offset + at, BLOCK)
+            piece = data[at : at + BLOCK - start]
+            if len(piece) < BLOCK:
+                old = self.block(number)
+                piece = old[:start] + piece + old[start + len(piece) :]
+            self.blocks[number] = piece
+            at += BLOCK - start
+
+    def block(self, number: int) -> bytes:
+        """What is durable of a block."""
+        found = self.blocks.get(number)
+        return self.template[number * BLOCK : (number + 1) * BLOCK] if found is None else found
+
+    def lose(self, keep: Callable[[Change], Sequence[int] | bool]) -> int:
+        lost = super().lose(keep)
+        for change in self.volatile:
+            self.stale.update(_blocks_of(change))
+        self.volatile = []
+        return lost
+
+    def settle(self) -> None:
+        """Make the file what is durable, where it may be something else."""
+        self._write(self.stale)
+
+    def reset(self) -> None:
+        """Back to the template."""
+        self.blocks, self.volatile = {}, []
+        self._write(self.touched | self.stale)
+        self.touched = set()
+
+    def _write(self, numbers: set[int]) -> None:
+        if not numbers:
+            return
+        fd = os.open(self.path, os.O_WRONLY)
+        try:
+            for number in numbers:
+                os.pwrite(fd, self.block(number), number * BLOCK)
+        finally:
+            os.close(fd)
+        self.stale = set()
+
+
+class Log(File):
+    """A file of the catalog's: it comes, grows, is cut and goes.
+
+    Attributes:
+        durable: its bytes.
+        exists: whether it is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.durable = bytearray(self.template)
+        self.exists = path.exists()
+
+    def apply(self, change: Change, sectors: Iterable[int] | None = None) -> None:
+        if change.data is None:
+            del self.durable[change.offset :]
+            self.put(change.offset, b"")
+        else:
+            super().apply(change, sectors)
+
+    def put(self, offset: int, data: bytes) -> None:
+        durable = self.durable
+        if offset > len(durable):
+            durable.extend(bytes(offset - len(durable)))
+        durable[offset : offset + len(data)] = data
+
+    def lose(self, keep: Callable[[Change], Sequence[int] | bool]) -> int:
+        lost = super().lose(keep)
         self.volatile = []
         return lost
 
     def settle(self) -> None:
         """Make the file what is durable."""
-        if self.grows:
-            if not self.exists:
-                self.path.unlink(missing_ok=True)
-                return
-            count = -(-self.size // BLOCK)
-            self.path.write_bytes(b"".join(self.block(n) for n in range(count))[: self.size])
+        if not self.exists:
+            self.path.unlink(missing_ok=True)
             return
-        fd = os.open(self.path, os.O_WRONLY)
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            for number in self.touched:
-                os.pwrite(fd, self.block(number), number * BLOCK)
+            os.pwrite(fd, self.durable, 0)
+            os.ftruncate(fd, len(self.durable))
         finally:
             os.close(fd)
 
     def reset(self) -> None:
         """Back to the template."""
-        self.blocks, self.volatile, self.size = {}, [], len(self.template)
-        self.exists = not self.grows or bool(self.template)
+        self.durable, self.volatile = bytearray(self.template), []
+        self.exists = bool(self.template)
         self.settle()
-        self.touched = set()
+
+
+class Snapshot:
+    """The disks at a moment, to which they can be brought back in every way in which the power may have failed there.
+
+    Attributes:
+        changes: what no flush has covered, and in which file.
+    """
+
+    def __init__(self, medium: Medium) -> None:
+        self._disks = [(disk, dict(disk.blocks)) for disk in medium.disks.values()]
+        self._logs = [(log, bytes(log.durable), log.exists) for log in medium.logs.values()]
+        files: list[Disk | Log] = [*medium.disks.values(), *medium.logs.values()]
+        self.changes = [(file, change) for file in files for change in file.volatile]
+        self._stale = {
+            disk: {n for file, change in self.changes if file is disk for n in _blocks_of(change)}
+            for disk, _ in self._disks
+        }
+
+    def become(self, state: Mapping[int, Fate]) -> bytes:
+        """Let the disks be what this loss would have left; `settle` then writes it. Returns a digest of it."""
+        for disk, blocks in self._disks:
+            disk.blocks, disk.volatile = dict(blocks), []
+            disk.stale |= self._stale[disk]
+        for log, durable, exists in self._logs:
+            log.durable, log.volatile, log.exists = bytearray(durable), [], exists
+        for number, (file, change) in enumerate(self.changes):
+            fate = state[number]
+            if fate is True:
+                file.apply(change)
+            elif fate:
+                file.apply(change, fate)
+        digest = xxhash.xxh3_128()
+        for disk, _ in self._disks:
+            for number in sorted(self._stale[disk]):
+                digest.update(disk.block(number))
+        for log, _, _ in self._logs:
+            digest.update(b"%d" % len(log.durable))
+            digest.update(log.durable)
+        return digest.digest()
+
+
+def _blocks_of(change: Change) -> range:
+    assert change.data is not None
+    return range(change.offset // BLOCK, (change.offset + len(change.data) - 1) // BLOCK + 1)
 
 
 class Medium:
     """All files of a store: the volumes, whose changes come from the engine's journal, and the catalog's, from SQLite's.
 
     Attributes:
-        files: by path.
+        disks: the volumes, by path.
+        logs: the catalog's files, by path.
+        files: all of them.
         faults: of this engine, that somebody must hear of: the file, and what became of the operation.
         dark: the power has failed.
         struck: a fault was met, if only by a delay.
@@ -203,10 +311,13 @@ class Medium:
     """
 
     def __init__(self, volumes: Iterable[Path], catalog: Path) -> None:
-        self.files = {str(path): File(path, grows=False) for path in volumes}
-        self._by_ino = {os.stat(path).st_ino: file for path, file in self.files.items()}
-        for path in (catalog, catalog.with_name(catalog.name + "-wal")):
-            self.files[str(path)] = File(path, grows=True)
+        self.disks = {str(path): Disk(path) for path in volumes}
+        self.logs = {
+            str(path): Log(path) for path in (catalog, catalog.with_name(catalog.name + "-wal"))
+        }
+        self.files: dict[str, Disk | Log] = {**self.disks, **self.logs}
+        self._by_ino = {os.stat(path).st_ino: disk for path, disk in self.disks.items()}
+        self._index = catalog.with_name(catalog.name + "-shm")
         self.catalog = catalog
         self.journal = os.memfd_create("journal")
         self._read = 0
@@ -234,6 +345,8 @@ class Medium:
     def take(self) -> None:
         """Take over what the engine has carried out since."""
         end = os.lseek(self.journal, 0, os.SEEK_CUR)
+        if end == self._read:
+            return
         data = os.pread(self.journal, end - self._read, self._read)
         self._read = end
         at = 0
@@ -267,7 +380,7 @@ class Medium:
 
     def unsynced(self, path: str, regions: Sequence[tuple[int, int]]) -> Change | None:
         """A write into one of these regions of a volume that no flush has covered."""
-        for change in self.files[path].volatile:
+        for change in self.disks[path].volatile:
             end = change.offset + len(change.data or b"")
             for start, stop in regions:
                 if change.offset < stop and start < end:
@@ -278,12 +391,13 @@ class Medium:
 
     def catalog_write(self, path: str, offset: int, data: bytes) -> None:
         self._clock += 1
-        self.files[path].exists = True
-        self.files[path].change(Change(self._clock, offset, data))
+        log = self.logs[path]
+        log.exists = True
+        log.volatile.append(Change(self._clock, offset, data))
 
     def catalog_truncate(self, path: str, size: int) -> None:
         self._clock += 1
-        self.files[path].change(Change(self._clock, size, None))
+        self.logs[path].volatile.append(Change(self._clock, size, None))
 
     def catalog_sync(self, path: str, *, good: bool) -> None:
         self._clock += 1
@@ -293,8 +407,8 @@ class Medium:
             self.files[path].failed(self._clock)
 
     def catalog_delete(self, path: str) -> None:
-        file = self.files[path]
-        file.blocks, file.volatile, file.size, file.exists = {}, [], 0, False
+        log = self.logs[path]
+        log.durable, log.volatile, log.exists = bytearray(), [], False
 
     # ---- the loss --------------------------------------------------------------------------------------
 
@@ -316,12 +430,12 @@ class Medium:
         """Make the files what is durable."""
         for file in self.files.values():
             file.settle()
-        self.catalog.with_name(self.catalog.name + "-shm").unlink(missing_ok=True)
+        self._index.unlink(missing_ok=True)
 
     def reset(self) -> None:
         for file in self.files.values():
             file.reset()
-        self.catalog.with_name(self.catalog.name + "-shm").unlink(missing_ok=True)
+        self._index.unlink(missing_ok=True)
         self.operations = self._clock = 0
         self.watch = _nobody
 

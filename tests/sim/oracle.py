@@ -104,6 +104,11 @@ def verdict(
 # ---- the store -----------------------------------------------------------------------------------------
 
 
+def connect(path: str, *, mode: str) -> sqlite3.Connection:
+    """A way to look. `mode`: ``ro`` beside somebody who has it open, ``rw`` when the log has to be recovered first."""
+    return sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None)
+
+
 @dataclass(slots=True)
 class Books:
     """What the catalog says, read with plain SQL."""
@@ -117,15 +122,22 @@ class Books:
     csn: int
 
     @classmethod
-    def read(cls, path: str, *, mode: str = "ro") -> Books:
-        """`mode`: ``ro`` beside somebody who has it open, ``rw`` when the log has to be recovered first."""
-        with closing(sqlite3.connect(f"file:{path}?mode={mode}", uri=True)) as db:
-            db.row_factory = sqlite3.Row
+    def of(cls, path: str) -> Books:
+        """Of a catalog that nobody has open."""
+        with closing(connect(path, mode="ro")) as db:
+            return cls.read(db)
 
-            def rows(sql: str) -> list[dict[str, Any]]:
-                return [dict(row) for row in db.execute(sql)]
+    @classmethod
+    def read(cls, db: sqlite3.Connection) -> Books:
+        """In one snapshot."""
 
-            db.execute("BEGIN")
+        def rows(sql: str) -> list[dict[str, Any]]:
+            cursor = db.execute(sql)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=False)) for row in cursor]
+
+        db.execute("BEGIN")
+        try:
             objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
             for row in rows("SELECT * FROM object ORDER BY id"):
                 objects[row["aggregate"]].append(row)
@@ -153,6 +165,8 @@ class Books:
                 rows("SELECT * FROM volume"),
                 db.execute("SELECT csn FROM store").fetchone()[0],
             )
+        finally:
+            db.execute("COMMIT")
 
     def live(self) -> dict[str, list[tuple[int, int]]]:
         """Regions that committed spans keep, by volume, sorted."""
@@ -163,12 +177,17 @@ class Books:
         return {path: sorted(regions) for path, regions in found.items()}
 
 
-def audit(site: Site, books: Books, history: Mapping[str, Sent], *, decided: bool) -> None:
-    """V1 to V5 and V7 of an open or closed store, while nobody writes."""
+def audit(
+    site: Site, books: Books, history: Mapping[str, Sent], *, decided: bool, proved: set[Any]
+) -> None:
+    """V1 to V5 and V7 of an open or closed store, while nobody writes.
+
+    `proved`: copies whose bytes were looked at before and that nothing has touched since; those that are looked at now join them.
+    """
     check_visible(books, history, decided=decided)
     check_gaps(site, books)
     check_regions(books)
-    check_bytes(books)
+    check_bytes(books, proved)
 
 
 def check_visible(books: Books, history: Mapping[str, Sent], *, decided: bool) -> None:
@@ -246,14 +265,19 @@ def check_regions(books: Books) -> None:
             demand(end <= start, "V7", f"{path}: two spans at {start}")
 
 
-def check_bytes(books: Books) -> None:
+def check_bytes(books: Books, proved: set[Any]) -> None:
     """V1 and V9: every object, from every pool that the catalog says holds it."""
     descriptors = {volume["path"]: os.open(volume["path"], os.O_RDONLY) for volume in books.volumes}
     try:
         for copy in books.copies:
             number, pool = copy["aggregate"], copy["pool_name"]
+            places = books.places[number, pool]
+            where = tuple((p["path"], p["offset"], p["data_start"], p["data_length"]) for p in places)
+            key = (books.aggregates[number]["uuid"], pool, copy["present"], where)
+            if key in proved:
+                continue
             data = bytearray(books.aggregates[number]["bytes"])
-            for place in books.places[number, pool]:
+            for place in places:
                 at, length = place["data_start"], place["data_length"]
                 piece = os.pread(descriptors[place["path"]], length, place["offset"] + HEAD)
                 data[at : at + length] = piece
@@ -264,6 +288,7 @@ def check_bytes(books: Books) -> None:
                 demand(
                     good, "V1", f"{pool} holds other bytes of {row['name']!r}, version {row['id']}"
                 )
+            proved.add(key)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
@@ -276,22 +301,22 @@ def check_catalog(path: str) -> None:
         demand(db.execute("PRAGMA foreign_key_check").fetchall() == [], "V14", "foreign keys")
 
 
-def check_media(books: Books, paths: Collection[str]) -> None:
-    """V16 by another reader: after a clean end each directory names just what the catalog says, at the same places."""
+def check_media(books: Books, paths: Collection[str], proved: set[Any]) -> None:
+    """V16 by another reader: after a clean end each directory names just what the catalog says, at the same places.
+
+    `proved`: spans that were read before, as with `audit`.
+    """
+    due_of: dict[str, dict[str, set[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(set))
+    for (number, _), places in books.places.items():
+        uuid = books.aggregates[number]["uuid"]
+        for p in places:
+            due_of[p["path"]][uuid].add((p["span"], p["offset"], p["used"]))
     for volume in books.volumes:
         if volume["path"] not in paths:
             continue
         with open(volume["path"], "rb") as file:
             media = independent_reader.Volume(file)
-            due = {
-                books.aggregates[number]["uuid"]: {
-                    (p["span"], p["offset"], p["used"])
-                    for p in places
-                    if p["path"] == volume["path"]
-                }
-                for (number, _), places in books.places.items()
-                if any(p["path"] == volume["path"] for p in places)
-            }
+            due = due_of[volume["path"]]
             found = {
                 aggregate.hex(): {(s["number"], s["offset"], s["used"]) for s in record["spans"]}
                 for aggregate, record in media.records.items()
@@ -299,7 +324,10 @@ def check_media(books: Books, paths: Collection[str]) -> None:
             demand(found == due, "V16", f"{volume['path']}: its directory names other spans")
             for record in media.records.values():
                 for span in record["spans"]:
-                    media.span(span)  # header, footer and every sum
+                    key = (volume["path"], record["aggregate"], span["offset"], span["used"])
+                    if key not in proved:
+                        media.span(span)  # header, footer and every sum
+                        proved.add(key)
 
 
 def comparable(books: Books) -> list[Any]:

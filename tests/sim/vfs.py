@@ -79,8 +79,6 @@ class Below:
     Attributes:
         script: called with the operation (``read``, ``write``, ``sync`` or ``truncate``) and the file before each; gives the
             name of a result code, and whether the operation is carried out all the same. None: it goes well.
-        powered: asked before each operation.
-        trace: is told of every fault.
         reads: whether reads are led through here; the others always are.
         asleep: nothing is led through here: the oracle looks.
         wrong: is given what was raised in here, for SQLite cannot carry it.
@@ -89,8 +87,6 @@ class Below:
     def __init__(self, medium: Medium) -> None:
         self.medium, self.asleep = medium, False
         self.script: Callable[[str, str], tuple[str, bool] | None] = _all_is_well
-        self.powered: Callable[[], bool] = lambda: True
-        self.trace: Callable[[str], None] = lambda line: None
         self.wrong: Callable[[BaseException], None] = lambda error: None
 
     @property
@@ -101,17 +97,6 @@ class Below:
     def reads(self, wanted: bool) -> None:
         if wanted != _the_hook().reads:
             _the_hook().watch_reads(wanted)
-
-    def fault(self, operation: str, path: str) -> tuple[str, bool] | None:
-        """What becomes of an operation."""
-        if not self.powered():
-            return f"EIO {operation}", False
-        found = self.script(operation, path)
-        if not self.powered():  # the script has cut it
-            return f"EIO {operation}", False
-        if found is not None:
-            self.trace(f"catalog {operation} {os.path.basename(path)}: {found}")
-        return found
 
 
 def _all_is_well(operation: str, path: str) -> None:
@@ -141,18 +126,18 @@ class _Hook:
         if code or self.below is None or name is None or flags & _OPEN_DELETE_ON_CLOSE:
             return int(code)
         path = os.fsdecode(c.string_at(name))
-        if path in self.below.medium.files:
+        if path in self.below.medium.logs:
             address = c.addressof(file.contents)
             self.paths[address] = path
-            self.below.medium.files[path].exists = True
+            self.below.medium.logs[path].exists = True
             file.contents.methods = c.pointer(self._table(file.contents.methods))
         return 0
 
     def _delete(self, vfs: int, name: int, sync: int) -> int:
         path = os.fsdecode(c.string_at(name))
         below = self.below
-        if below is not None and not below.asleep and path in below.medium.files:
-            if below.fault("truncate", path):
+        if below is not None and not below.asleep and path in below.medium.logs:
+            if below.script("truncate", path):
                 return CODES["EIO truncate"]
             below.medium.catalog_delete(path)
         return int(self.original_delete(vfs, name, sync))
@@ -164,12 +149,12 @@ class _Hook:
         if made is None:
             below = methods.contents
             made = _Methods.from_buffer_copy(below)
-            made.kept = (below.read, below.write, below.truncate, below.sync)
-            made.watched = _WRITE(lambda *a: self._run("read", made.kept[0], a))
-            made.read = made.watched if self.reads else made.kept[0]
-            made.write = _WRITE(lambda *a: self._run("write", made.kept[1], a))
-            made.truncate = _TRUNCATE(lambda *a: self._run("truncate", made.kept[2], a))
-            made.sync = _SYNC(lambda *a: self._run("sync", made.kept[3], a))
+            made.kept = below.read
+            made.watched = _WRITE(self._led_through("read", below.read))
+            made.read = made.watched if self.reads else made.kept
+            made.write = _WRITE(self._led_through("write", below.write))
+            made.truncate = _TRUNCATE(self._led_through("truncate", below.truncate))
+            made.sync = _SYNC(self._led_through("sync", below.sync))
             self.tables[address] = made
         return made
 
@@ -177,39 +162,43 @@ class _Hook:
         """Lead reads through here as well, or not: there are many."""
         self.reads = wanted
         for table in self.tables.values():
-            table.read = table.watched if wanted else table.kept[0]
+            table.read = table.watched if wanted else table.kept
 
-    def _run(self, operation: str, original: Any, arguments: tuple[Any, ...]) -> int:
-        below, path = self.below, self.paths.get(arguments[0])
-        if below is None or path is None or below.asleep:
-            return int(original(*arguments))
-        try:
-            return self._led_through(below, operation, path, original, arguments)
-        except BaseException as error:
-            below.wrong(error)
-            return CODES["EIO read"]
+    def _led_through(self, operation: str, original: Any) -> Callable[..., int]:
+        """What stands in the place of an entry. It runs for every page that a commit writes."""
+        paths, note = self.paths, _NOTES[operation]
 
-    def _led_through(
-        self, below: Below, operation: str, path: str, original: Any, arguments: tuple[Any, ...]
-    ) -> int:
-        fault = below.fault(operation, path)
-        code = 0
-        if fault is None or fault[1]:
-            code = int(original(*arguments))
-            if code == 0:
-                self._note(below.medium, operation, path, arguments)
-        elif operation == "sync":
-            below.medium.catalog_sync(path, good=False)
-        return code if fault is None else CODES[fault[0]]
+        def run(*arguments: Any) -> int:
+            below, path = self.below, paths.get(arguments[0])
+            if below is None or path is None or below.asleep:
+                return int(original(*arguments))
+            try:
+                fault = below.script(operation, path)
+                if fault is not None and not fault[1]:
+                    if operation == "sync":
+                        below.medium.catalog_sync(path, good=False)
+                    return CODES[fault[0]]
+                code = int(original(*arguments))
+                if code == 0:
+                    note(below.medium, path, arguments)
+                return code if fault is None else CODES[fault[0]]
+            except BaseException as error:
+                below.wrong(error)
+                return CODES["EIO read"]
 
-    @staticmethod
-    def _note(medium: Medium, operation: str, path: str, arguments: tuple[Any, ...]) -> None:
-        if operation == "write":
-            medium.catalog_write(path, arguments[3], c.string_at(arguments[1], arguments[2]))
-        elif operation == "truncate":
-            medium.catalog_truncate(path, arguments[1])
-        elif operation == "sync":
-            medium.catalog_sync(path, good=True)
+        return run
+
+
+def _note_write(medium: Medium, path: str, arguments: tuple[Any, ...]) -> None:
+    medium.catalog_write(path, arguments[3], c.string_at(arguments[1], arguments[2]))
+
+
+_NOTES: dict[str, Callable[[Medium, str, tuple[Any, ...]], None]] = {
+    "read": lambda medium, path, arguments: None,
+    "write": _note_write,
+    "truncate": lambda medium, path, arguments: medium.catalog_truncate(path, arguments[1]),
+    "sync": lambda medium, path, arguments: medium.catalog_sync(path, good=True),
+}
 
 
 @functools.cache

@@ -49,11 +49,13 @@ from tests.sim.oracle import (
     check_gaps,
     check_media,
     comparable,
+    connect,
     demand,
 )
 from tests.sim.vfs import Below, below_sqlite
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterator
 
     from fanout.engine import Engine, Target
@@ -93,6 +95,8 @@ class World:
         self.stamps = count(START_NS, 1_000_000)
         self.ids = random.Random(f"ids {plan.seed}")
         self._hash, self._base = xxhash.xxh3_128(), f"{ground.base}/"
+        self._eye: sqlite3.Connection | None = None
+        self._proved: set[Any] = set()
         self._live: dict[str, list[tuple[int, int]]] = {}
         self._wrong: list[BaseException] = []
         self._script: list[
@@ -102,7 +106,6 @@ class World:
         self._ailing = False  # the engine has a script
         self.struck = False
         self._below = Below(self.medium)
-        self._below.powered, self._below.trace = self.powered, self.note
         self._below.script, self._below.wrong = self._catalog_script, self._wrong.append
 
     # ---- the whole run -------------------------------------------------------------------------------
@@ -117,6 +120,7 @@ class World:
                 for episode in (*self.plan.episodes, None):
                     self._live_through(episode)
         finally:
+            self._look_away()
             self.counts["operations"] = self.medium.operations
             self.medium.reset()
             if gc_was_on:
@@ -137,6 +141,8 @@ class World:
     def _live_through(self, episode: plans.Episode | None) -> None:
         """One episode; None: the last one, in which nothing fails and everything has to come right."""
         salt = episode.id if episode else "end"
+        if episode is None:
+            self._proved.clear()
         cut = episode.cut if episode else None
         self.seconds += PAUSE
         scheduler = threads.Scheduler(self.rng("threads", salt))
@@ -171,6 +177,7 @@ class World:
         loss = cut.loss if cut and self.medium.dark else "all"
         self.counts["cuts"] += self.medium.dark
         lost = self.medium.lose(rng, loss)
+        self._proved.clear()
         self.counts["lost"] += lost
         self.note(f"power lost, {loss}: {lost}")
 
@@ -193,13 +200,16 @@ class World:
             self._work(episode, cut)
         finally:
             volumes = list(store.pools.volumes())
+            self._look_away()
             try:
                 store.close()
             except FanoutError as error:
                 demand(not self.powered() or self._script, "close", f"{error}")
         if self.powered():
             # Also one that failed while the store was closed keeps its reason.
-            check_media(self._books(), [volume.path for volume in volumes if not volume.reason])
+            paths = [volume.path for volume in volumes if not volume.reason]
+            check_media(self._books(), paths, self._proved)
+            self._look_away()
 
     def _work(self, episode: plans.Episode | None, cut: plans.Cut | None) -> None:
         if self.powered():
@@ -244,13 +254,15 @@ class World:
         self.engine.cut_power()
 
     def _catalog_script(self, operation: str, path: str) -> tuple[str, bool] | None:
+        if not self.powered():
+            return f"EIO {operation}", False
         if operation != "read":  # there are many
             self.note(f"catalog {operation} {path[-4:]}")
         if self._cut_catalog:
             self._cut_catalog -= 1
             if not self._cut_catalog:
                 self.engine.cut_power()
-                return None
+                return f"EIO {operation}", False
         for line in self._script:
             fault, seen = line
             if fault.operation == operation:
@@ -258,6 +270,7 @@ class World:
                 if seen + 1 == fault.nth or (fault.forever and seen + 1 > fault.nth):
                     self.counts["catalog faults"] += 1
                     self.struck = True
+                    self.note(f"{fault.code} {'after' if fault.after else 'before'}")
                     return fault.code, fault.after
         return None
 
@@ -427,7 +440,7 @@ class World:
         self.take()
         self._raise_what_is_wrong()
         books = self._books()
-        audit(self.site, books, self.history, decided=decided)
+        audit(self.site, books, self.history, decided=decided, proved=self._proved)
         self._live = books.live()
         for path, regions in self._live.items():
             found = self.medium.unsynced(path, regions)
@@ -437,9 +450,17 @@ class World:
     def _books(self) -> Books:
         self._below.asleep = True
         try:
-            return Books.read(str(self.ground.catalog))
+            if self._eye is None:
+                self._eye = connect(str(self.ground.catalog), mode="ro")
+            return Books.read(self._eye)
         finally:
             self._below.asleep = False
+
+    def _look_away(self) -> None:
+        """Nobody but the store has the catalog open: the last one to close it folds its log."""
+        if self._eye is not None:
+            self._eye.close()
+            self._eye = None
 
     def _check_rebuild(self) -> None:
         """V16: from the volumes alone comes the same catalog; nothing is in doubt after a clean end."""
@@ -451,7 +472,7 @@ class World:
                 return
             report = rebuild_catalog(self.ground.config, into=path, lock_wait=0)
             demand(not report.skipped and not report.lost, "V16", f"{report}")
-            was, now = self._books(), Books.read(str(path))
+            was, now = self._books(), Books.of(str(path))
             demand(comparable(now) == comparable(was), "V16", "the rebuilt catalog is another one")
             check_gaps(self.site, now)
             self.counts["rebuilds"] += 1
