@@ -338,10 +338,10 @@ class PoolSet:
             members: volumes that have just been looked at. To others directory records may be appended right now, for
                 commits that are newer than the answer of the catalog here.
         """
-        last = self._book.last_csn()
-        for member in members:
-            volume = member.volume
-            if volume is None or volume.directory is None or volume.directory.last_csn <= last:
+        readable = [m.volume for m in members if m.volume and m.volume.directory]
+        last = self._book.last_csn() if readable else 0  # `revive` comes here at every reservation
+        for volume in readable:
+            if volume.directory is None or volume.directory.last_csn <= last:
                 continue
             self._stale = (
                 f"{volume.path}: its directory goes up to commit {volume.directory.last_csn}, "

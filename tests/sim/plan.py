@@ -30,6 +30,11 @@ ERRNOS = (
     errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ, errno.ENOSPC, errno.ETIMEDOUT, errno.ENOLINK, errno.ENODEV,
     errno.EBADE, errno.EINVAL, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.EAGAIN, errno.EBUSY,
 )  # fmt: skip
+# How much there is of each: most sessions are short, and some episodes are long.
+SESSIONS = (1, 2, 4, 8, 16, 32)
+TRANSACTIONS = (1, 1, 1, 1, 2, 3)
+OBJECTS = (0, 1, 1, 1, 1, 1, 2, 3)
+OPERATIONS = {"engine": 30, "catalog": 25}  # of a session, or of an opening, roughly
 LOSSES = ("none", "all", "prefix", "subset", "torn")
 CATALOG_FAULTS = (
     ("write", "EIO write"), ("write", "ENOSPC"), ("sync", "EIO sync"), ("read", "EIO read"), ("read", "ENOMEM"),
@@ -254,7 +259,7 @@ class _Draw:
         )
 
     def transaction(self) -> Transaction:
-        puts = tuple(self.put() for _ in range(self.rng.choice((0, 1, 1, 2, 3, 5))))
+        puts = tuple(self.put() for _ in range(self.rng.choice(OBJECTS)))
         return Transaction(
             next(self.ids), puts, self.rng.choice(("commit",) * 8 + ("abort", "raise"))
         )
@@ -284,33 +289,36 @@ class _Draw:
             next(self.ids),
             rng.choice(NODES),
             rng.choice((ObjectKind.BACKUP, ObjectKind.BACKUP, ObjectKind.ARCHIVE)),
-            tuple(self.transaction() for _ in range(rng.randint(1, 3))),
-            tuple(self.fault() for _ in range(rng.choice((0, 0, 1, 1, 2)))),
-            tuple(self.catalog_fault() for _ in range(rng.choice((0, 0, 0, 1)))),
+            tuple(self.transaction() for _ in range(rng.choice(TRANSACTIONS))),
+            tuple(self.fault() for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))),
+            tuple(self.catalog_fault() for _ in range(rng.choice((0, 0, 0, 0, 1)))),
         )
 
-    def cut(self) -> Cut | None:
+    def cut(self, sessions: int) -> Cut | None:
+        """Somewhere in an episode of so many sessions, or in its opening."""
         rng = self.rng
         if rng.random() < 0.4:
             return None
         place = rng.choice(("engine", "engine", "catalog"))
+        opening = rng.random() < 0.25
         return Cut(
             next(self.ids),
             place,
-            rng.randint(1, 60 if place == "engine" else 40),
+            rng.randint(1, OPERATIONS[place] * (1 if opening else 1 + sessions)),
             rng.choice(LOSSES),
-            rng.random() < 0.25,
+            opening,
         )
 
     def episode(self) -> Episode:
         rng = self.rng
+        sessions = rng.choice(SESSIONS)
         return Episode(
             next(self.ids),
-            tuple(self.session() for _ in range(rng.randint(1, 4))),
+            tuple(self.session() for _ in range(sessions)),
             rng.random() < 0.4,
             rng.random() < 0.3,
             rng.random() < 0.25,
-            self.cut(),
+            self.cut(sessions),
         )
 
 

@@ -328,6 +328,8 @@ class World:
         self._raise_what_is_wrong()
 
     def _session(self, planned: plans.Session) -> None:
+        if not self.powered():
+            return  # nobody is left to begin one
         self.seconds += PAUSE
         self.counts["sessions"] += 1
         try:
