@@ -99,7 +99,7 @@ class Sending:
 
     def _attempt(self, attempt: Attempt) -> None:
         before = set(self.session.removed)
-        self._once = False
+        self._once, unknown = False, self.world.unknown
         try:
             with attempt as txn:
                 self._begin(txn)
@@ -113,6 +113,7 @@ class Sending:
         except (TransactionFailed, GiveUp, CatalogError) as error:
             self._told(Fate.ABSENT, error)
         except CommitUnknown as error:
+            self.world.unknown = True
             self._told(Fate.MAYBE, error)
         except FanoutError as error:
             self._told(self.sent.fate, error)
@@ -124,6 +125,8 @@ class Sending:
             self._check_failure(made.failure, before)
         elif made.state is State.COMMITTED:
             self._told(Fate.STORED, None)
+            what = "it was begun when a commit was in doubt, and committed before the store was opened again"
+            demand(not unknown or not self.sent.objects, "U", what)
             self._check_receipt(made)
         if self.sent.fate is Fate.MAYBE:
             self.world.cut_off[made.transaction.hex()] = (self.planned, self.plan, attempt.number)

@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.sim.ground import Grounds
@@ -68,19 +69,30 @@ def _torn(change: Change, rng: random.Random) -> Fate:
     return tuple(n for n in range(-(-len(change.data) // SECTOR)) if rng.random() < 0.5)
 
 
+@dataclass(slots=True)
+class Known:
+    """What the cuts of one workload have shown.
+
+    Attributes:
+        judged: states of the disks, each with what the clients knew.
+        books: what a state of the catalog's files says: the same bytes say the same.
+    """
+
+    judged: set[tuple[int, int, tuple[str, ...]]] = field(default_factory=set)
+    books: dict[int, Books] = field(default_factory=dict)
+
+
 class CrashWorld(World):
     """A world whose first power loss is looked at from all sides.
 
     Attributes:
-        audited: different states of the disks.
         was_cut: the power did fail before the store was closed.
     """
 
-    def __init__(self, plan: Plan, ground: Ground, *, samples: int) -> None:
+    def __init__(self, plan: Plan, ground: Ground, known: Known, *, samples: int) -> None:
         super().__init__(plan, ground)
-        self.audited = 0
         self.was_cut = False
-        self._samples = samples
+        self._known, self._samples = known, samples
 
     def _cut_at_the_latest(self) -> None:
         """Not here: what the closing of the store writes is cut as well."""
@@ -90,30 +102,37 @@ class CrashWorld(World):
             super()._lose_power(cut, salt)
             return
         self.was_cut = True
+        self._proved.clear()
         snapshot = Snapshot(self.medium)
-        seen: set[bytes] = set()
+        fates = tuple(sent.fate.name for sent in self.history.values())
         rng = self.rng("states", salt)
-        last: State = {}
+        last: State | None = None
         for state in states([change for _, change in snapshot.changes], rng, self._samples):
-            digest = snapshot.become(state)
-            if digest not in seen:
-                seen.add(digest)
-                self._audit_state()
+            volumes, catalog = snapshot.become(state)
+            if (volumes, catalog, fates) not in self._known.judged:
+                self._known.judged.add((volumes, catalog, fates))
+                self._judge(catalog)
                 last = state
-        self.audited += len(seen)
-        snapshot.become(last)
+        snapshot.become(dict.fromkeys(range(len(snapshot.changes)), False) if last is None else last)
         self.medium.settle()
 
-    def _audit_state(self) -> None:
+    def _judge(self, catalog: int) -> None:
+        for disk in self.medium.disks.values():
+            disk.settle()
+        books = self._known.books.get(catalog)
+        if books is None:
+            books = self._known.books[catalog] = self._recovered()
+        audit(self.site, books, self.history, decided=False, proved=set())
+
+    def _recovered(self) -> Books:
+        """With SQLite's own recovery, which writes; the next state is written anew."""
         self.medium.settle()
         self._below.asleep = True
         try:
-            # With SQLite's own recovery, which writes; the next state is written anew.
             with closing(connect(str(self.ground.catalog), mode="rw")) as db:
-                books = Books.read(db)
+                return Books.read(db)
         finally:
             self._below.asleep = False
-        audit(self.site, books, self.history, decided=False, proved=set())
 
 
 class CrashFailed(AssertionError):
@@ -130,6 +149,7 @@ def run_crashes(
     """
     done: Counter[str] = Counter()
     for name in names:
+        known = Known()
         for place in ("engine", "catalog"):
             for after in range(1, BOUND, step):
                 cut = Cut(900, place, after, "all", opening=False)
@@ -138,16 +158,16 @@ def run_crashes(
                 second = Episode(902, (), False, False, False, again)
                 first = with_cut(WORKLOADS[name], cut)
                 plan = Plan(first.seed, first.site, (*first.episodes, second))
-                world = CrashWorld(plan, grounds.of(plan.site), samples=samples)
+                world = CrashWorld(plan, grounds.of(plan.site), known, samples=samples)
                 try:
                     world.run()
                 except Exception as error:
                     raise CrashFailed(
                         f"{name}, cut after {after} of the {place}: {error!r}"
                     ) from error
-                done[name] += world.audited
                 if not world.was_cut:
                     break  # the workload ends before that
+        done[name] = len(known.judged)
     return done
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.sim.plan import Site
 
 SLOTS = 24
-DIRECTORY_BYTES = 16 << 10  # of a half: small, so that it fills up and is checkpointed
+DIRECTORY_BYTES = 32 << 10  # of a half: small, so that it fills up and is checkpointed
 MIN_CONFIGURED = 1 << 20
 HARD_DEADLINE = 120.0  # simulated seconds
 START_NS = 1_700_000_000_000_000_000

@@ -267,9 +267,18 @@ class Snapshot:
             disk: {n for file, change in self.changes if file is disk for n in _blocks_of(change)}
             for disk, _ in self._disks
         }
+        # Of what no loss can change.
+        self._certain = 0
+        for index, (disk, blocks) in enumerate(self._disks):
+            for number in blocks.keys() - self._stale[disk]:
+                self._certain ^= _digest_of(index, disk, number)
 
-    def become(self, state: Mapping[int, Fate]) -> bytes:
-        """Let the disks be what this loss would have left; `settle` then writes it. Returns a digest of it."""
+    def become(self, state: Mapping[int, Fate]) -> tuple[int, int]:
+        """Let the disks be what this loss would have left; `settle` then writes it.
+
+        Returns:
+            A digest of the volumes, and one of the catalog's files. They depend on nothing but what is there.
+        """
         for disk, blocks in self._disks:
             disk.blocks, disk.volatile = dict(blocks), []
             disk.stale |= self._stale[disk]
@@ -281,14 +290,23 @@ class Snapshot:
                 file.apply(change)
             elif fate:
                 file.apply(change, fate)
-        digest = xxhash.xxh3_128()
-        for disk, _ in self._disks:
-            for number in sorted(self._stale[disk]):
-                digest.update(disk.block(number))
-        for log, _, _ in self._logs:
-            digest.update(b"%d" % len(log.durable))
-            digest.update(log.durable)
-        return digest.digest()
+        volumes = self._certain
+        for index, (disk, _) in enumerate(self._disks):
+            for number in self._stale[disk]:
+                volumes ^= _digest_of(index, disk, number)
+        catalog = xxhash.xxh3_128()
+        for log, _, exists in self._logs:
+            catalog.update(b"%d %d" % (exists, len(log.durable)))
+            catalog.update(log.durable)
+        return volumes, catalog.intdigest()
+
+
+def _digest_of(index: int, disk: Disk, number: int) -> int:
+    """Of a block, and 0 of one that is as it was made: so the digest of a disk is that of its blocks, in any order."""
+    block = disk.block(number)
+    if block == disk.template[number * BLOCK : (number + 1) * BLOCK]:
+        return 0
+    return xxhash.xxh3_128_intdigest(block, seed=number << 8 | index)
 
 
 def _blocks_of(change: Change) -> range:
@@ -341,6 +359,9 @@ class Medium:
         os.lseek(self.journal, 0, os.SEEK_SET)
         self._read = 0
         self.faults, self.dark, self.struck = [], False, False
+        for disk in self.disks.values():
+            for change in disk.volatile:
+                change.done = -1  # whatever the new engine flushes, these had completed before
 
     def take(self) -> None:
         """Take over what the engine has carried out since."""

@@ -31,10 +31,11 @@ ERRNOS = (
     errno.EBADE, errno.EINVAL, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EMFILE, errno.EAGAIN, errno.EBUSY,
 )  # fmt: skip
 # How much there is of each: most sessions are short, and some episodes are long.
-SESSIONS = (1, 2, 4, 8, 16, 32)
+SESSIONS = (1, 4, 8, 16, 32, 32)
 TRANSACTIONS = (1, 1, 1, 1, 2, 3)
 OBJECTS = (0, 1, 1, 1, 1, 1, 2, 3)
-OPERATIONS = {"engine": 30, "catalog": 25}  # of a session, or of an opening, roughly
+SMALL = 0.8  # of the objects, in a few blocks; the others lie about the edges of slots and spans
+OPERATIONS = {"engine": 30, "catalog": 25, "sync": 1}  # of a session, or of an opening, roughly
 LOSSES = ("none", "all", "prefix", "subset", "torn")
 CATALOG_FAULTS = (
     ("write", "EIO write"), ("write", "ENOSPC"), ("sync", "EIO sync"), ("read", "EIO read"), ("read", "ENOMEM"),
@@ -128,7 +129,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A power loss: after so many operations of the engine, or of the catalog; what it leaves; while the store opens or later."""
+    """A power loss: after so many operations of the engine, or of the catalog; what it leaves; while the store opens or later.
+
+    `place` ``sync``: right after so many syncs of the catalog, before anybody hears that the last one went well.
+    """
 
     id: int
     place: str
@@ -218,7 +222,9 @@ def _site(number: int) -> Site:
     for name, _ in chain:
         sizes.append((name, (480 * KIB,) if tight else (1536 * KIB,)))
     for name in wanted:
-        roomy = (480 * KIB * count,) if tight else (1536 * KIB * count, 1024 * KIB)
+        roomy: tuple[int, ...] = (480 * KIB * count,) if tight else (2560 * KIB * count,)
+        if not tight and number % 2:
+            roomy = (*roomy, 1024 * KIB)
         sizes.append((name, roomy))
     return Site(number, chain, wanted, number % 5 != 4, tuple(sizes))
 
@@ -242,7 +248,7 @@ class _Draw:
         edge = rng.choice(
             (0, 1, 100, HEAD, 2 * HEAD, SPAN - HEAD, SPAN, SLOT, 2 * SLOT - HEAD, 2 * SLOT)
         )
-        if rng.random() < 0.6:
+        if rng.random() < SMALL:
             return rng.randint(0, 9000)
         return (
             max(0, edge + rng.randint(-2, 2)) if rng.random() < 0.7 else rng.randint(0, 200 * KIB)
@@ -299,7 +305,7 @@ class _Draw:
         rng = self.rng
         if rng.random() < 0.4:
             return None
-        place = rng.choice(("engine", "engine", "catalog"))
+        place = rng.choice(("engine", "engine", "catalog", "sync"))
         opening = rng.random() < 0.25
         return Cut(
             next(self.ids),
