@@ -179,9 +179,15 @@ static int64_t do_faulty(fo_engine *e, const pending *p, int64_t *result) {
         if ((uint64_t)p->fault.value >= s.length) {
             break;
         }
+        if (s.kind == FO_OP_READ && memory != NULL) {
+            /* Less is told than is read: what is told must be there, also where it is no multiple of the sector. */
+            medium = fo_device_run(b, &s, memory);
+            *result = medium < p->fault.value ? medium : p->fault.value;
+            return medium;
+        }
         s.length = (uint64_t)p->fault.value;
         *result = (int64_t)s.length;
-        if (s.length != 0 && (s.kind == FO_OP_WRITE || s.kind == FO_OP_READ) && memory != NULL) {
+        if (s.length != 0 && s.kind == FO_OP_WRITE && memory != NULL) {
             /* A part that is no multiple of the sector cannot be written directly: write what was asked for before it. */
             s.length = s.length / b->geometry.granule * b->geometry.granule;
             medium = s.length != 0 ? fo_device_run(b, &s, memory) : 0;

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout.catalog import Catalog
+from fanout.engine import Fault
 from fanout.errors import CatalogError
+from fanout.types import Phase
 from tests.conftest import SEED
 from tests.sim import threads
 from tests.sim.ground import Grounds, new_engine
@@ -125,6 +127,16 @@ def test_only_what_completed_before_a_flush_is_durable(tmp_path: Path) -> None:
     assert medium.lose(random.Random(1), "all") == 1
     assert path.read_bytes()[:12288] == b"a" * 4096 + bytes(8192)
     medium.close()
+
+
+def test_a_short_read_gives_what_it_claims(tmp_path: Path) -> None:
+    """The injector would say that bytes were read which were not, and the store would be blamed for serving them."""
+    path = tmp_path / "disk"
+    path.write_bytes(b"a" * 8192)
+    with new_engine(1) as engine:
+        target = engine.open(path)
+        engine.set_faults([Fault.short(512, kind=Phase.READ)])
+        assert engine.read(target, 0, 100) == b"a" * 100
 
 
 def test_what_a_failed_flush_covered_stays_lost(tmp_path: Path) -> None:
