@@ -23,6 +23,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import xxhash
+
 from tests.sim.ground import Grounds
 from tests.sim.medium import SECTOR, Snapshot
 from tests.sim.oracle import Books, audit, connect
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 EXHAUSTIVE = 12  # of so many writes all subsets are tried
 SAMPLES = 64  # of more writes so many subsets, and so many torn states
+PAGE, LOG_HEAD, FRAME_HEAD = 4096, 32, 24  # of SQLite's
 BOUND = 1000  # operations of a workload
 
 State = dict[int, "Fate"]  # by the write's number
@@ -76,10 +79,12 @@ class Known:
     Attributes:
         judged: states of the disks, each with what the clients knew.
         books: what a state of the catalog's files says: the same bytes say the same.
+        recovered: what a database says with what SQLite has recovered of its log.
     """
 
     judged: set[tuple[int, int, tuple[str, ...]]] = field(default_factory=set)
     books: dict[int, Books] = field(default_factory=dict)
+    recovered: dict[tuple[int, bytes], Books] = field(default_factory=dict)
 
 
 class CrashWorld(World):
@@ -113,7 +118,9 @@ class CrashWorld(World):
                 self._known.judged.add((volumes, catalog, fates))
                 self._judge(catalog)
                 last = state
-        snapshot.become(dict.fromkeys(range(len(snapshot.changes)), False) if last is None else last)
+        snapshot.become(
+            dict.fromkeys(range(len(snapshot.changes)), False) if last is None else last
+        )
         self.medium.settle()
 
     def _judge(self, catalog: int) -> None:
@@ -125,14 +132,37 @@ class CrashWorld(World):
         audit(self.site, books, self.history, decided=False, proved=set())
 
     def _recovered(self) -> Books:
-        """With SQLite's own recovery, which writes; the next state is written anew."""
+        """With SQLite's own recovery. Who may only read makes a new index of the log for it, and leaves the files as they are."""
         self.medium.settle()
         self._below.asleep = True
         try:
-            with closing(connect(str(self.ground.catalog), mode="rw")) as db:
-                return Books.read(db)
+            with closing(connect(str(self.ground.catalog))) as db:
+                db.execute("PRAGMA user_version").fetchall()
+                found = self._in_force()
+                if found not in self._known.recovered:
+                    self._known.recovered[found] = Books.read(db)
+                return self._known.recovered[found]
         finally:
             self._below.asleep = False
+
+    def _in_force(self) -> tuple[int, bytes]:
+        """What SQLite has recovered: a digest of the pages that are not in the log, and what of the log is in force.
+
+        That is the number of the last frame, the pages, the sum over all frames, and the salts; they stand in the index of the
+        log (https://sqlite.org/walformat.html, "The WAL-Index Header").
+        """
+        catalog = str(self.ground.catalog)
+        with open(f"{catalog}-shm", "rb") as index:
+            log = index.read(40)[16:]
+        pages, frames = (
+            bytearray(self.medium.logs[catalog].durable),
+            self.medium.logs[f"{catalog}-wal"].durable,
+        )
+        for number in range(int.from_bytes(log[:4], sys.byteorder)):
+            at = LOG_HEAD + number * (FRAME_HEAD + PAGE)
+            page = int.from_bytes(frames[at : at + 4], "big") - 1
+            pages[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+        return xxhash.xxh3_128_intdigest(pages), log
 
 
 class CrashFailed(AssertionError):

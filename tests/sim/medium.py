@@ -207,12 +207,14 @@ class Log(File):
     Attributes:
         durable: its bytes.
         exists: whether it is there.
+        stale: the file may not be what is durable.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.durable = bytearray(self.template)
         self.exists = path.exists()
+        self.stale = True
 
     def apply(self, change: Change, sectors: Iterable[int] | None = None) -> None:
         if change.data is None:
@@ -229,11 +231,14 @@ class Log(File):
 
     def lose(self, keep: Callable[[Change], Sequence[int] | bool]) -> int:
         lost = super().lose(keep)
-        self.volatile = []
+        self.volatile, self.stale = [], True
         return lost
 
     def settle(self) -> None:
         """Make the file what is durable."""
+        if not self.stale:
+            return
+        self.stale = False
         if not self.exists:
             self.path.unlink(missing_ok=True)
             return
@@ -247,7 +252,7 @@ class Log(File):
     def reset(self) -> None:
         """Back to the template."""
         self.durable, self.volatile = bytearray(self.template), []
-        self.exists = bool(self.template)
+        self.exists, self.stale = bool(self.template), True
         self.settle()
 
 
@@ -261,17 +266,21 @@ class Snapshot:
     def __init__(self, medium: Medium) -> None:
         self._disks = [(disk, dict(disk.blocks)) for disk in medium.disks.values()]
         self._logs = [(log, bytes(log.durable), log.exists) for log in medium.logs.values()]
-        files: list[Disk | Log] = [*medium.disks.values(), *medium.logs.values()]
-        self.changes = [(file, change) for file in files for change in file.volatile]
+        self._files = list(medium.files.values())
+        self.changes = [(file, change) for file in self._files for change in file.volatile]
         self._stale = {
             disk: {n for file, change in self.changes if file is disk for n in _blocks_of(change)}
             for disk, _ in self._disks
         }
         # Of what no loss can change.
-        self._certain = 0
+        self._certain = self._certain_log = 0
         for index, (disk, blocks) in enumerate(self._disks):
             for number in blocks.keys() - self._stale[disk]:
                 self._certain ^= _digest_of(index, disk, number)
+        for log, _, _ in self._logs:
+            if not log.volatile:
+                self._certain_log ^= _digest_of_log(log)
+        self._logs = [(log, durable, there) for log, durable, there in self._logs if log.volatile]
 
     def become(self, state: Mapping[int, Fate]) -> tuple[int, int]:
         """Let the disks be what this loss would have left; `settle` then writes it.
@@ -280,10 +289,12 @@ class Snapshot:
             A digest of the volumes, and one of the catalog's files. They depend on nothing but what is there.
         """
         for disk, blocks in self._disks:
-            disk.blocks, disk.volatile = dict(blocks), []
+            disk.blocks = dict(blocks)
             disk.stale |= self._stale[disk]
         for log, durable, exists in self._logs:
-            log.durable, log.volatile, log.exists = bytearray(durable), [], exists
+            log.durable, log.exists, log.stale = bytearray(durable), exists, True
+        for file in self._files:
+            file.volatile = []
         for number, (file, change) in enumerate(self.changes):
             fate = state[number]
             if fate is True:
@@ -294,11 +305,10 @@ class Snapshot:
         for index, (disk, _) in enumerate(self._disks):
             for number in self._stale[disk]:
                 volumes ^= _digest_of(index, disk, number)
-        catalog = xxhash.xxh3_128()
-        for log, _, exists in self._logs:
-            catalog.update(b"%d %d" % (exists, len(log.durable)))
-            catalog.update(log.durable)
-        return volumes, catalog.intdigest()
+        catalog = self._certain_log
+        for log, _, _ in self._logs:
+            catalog ^= _digest_of_log(log)
+        return volumes, catalog
 
 
 def _digest_of(index: int, disk: Disk, number: int) -> int:
@@ -307,6 +317,12 @@ def _digest_of(index: int, disk: Disk, number: int) -> int:
     if block == disk.template[number * BLOCK : (number + 1) * BLOCK]:
         return 0
     return xxhash.xxh3_128_intdigest(block, seed=number << 8 | index)
+
+
+def _digest_of_log(log: Log) -> int:
+    digest = xxhash.xxh3_128(f"{log.path.name} {log.exists}".encode())
+    digest.update(log.durable)
+    return digest.intdigest()
 
 
 def _blocks_of(change: Change) -> range:
@@ -413,11 +429,12 @@ class Medium:
     def catalog_write(self, path: str, offset: int, data: bytes) -> None:
         self._clock += 1
         log = self.logs[path]
-        log.exists = True
+        log.exists = log.stale = True
         log.volatile.append(Change(self._clock, offset, data))
 
     def catalog_truncate(self, path: str, size: int) -> None:
         self._clock += 1
+        self.logs[path].stale = True
         self.logs[path].volatile.append(Change(self._clock, size, None))
 
     def catalog_sync(self, path: str, *, good: bool) -> None:
@@ -429,7 +446,7 @@ class Medium:
 
     def catalog_delete(self, path: str) -> None:
         log = self.logs[path]
-        log.durable, log.volatile, log.exists = bytearray(), [], False
+        log.durable, log.volatile, log.exists, log.stale = bytearray(), [], False, True
 
     # ---- the loss --------------------------------------------------------------------------------------
 

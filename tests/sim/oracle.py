@@ -104,9 +104,9 @@ def verdict(
 # ---- the store -----------------------------------------------------------------------------------------
 
 
-def connect(path: str, *, mode: str) -> sqlite3.Connection:
-    """A way to look. `mode`: ``ro`` beside somebody who has it open, ``rw`` when the log has to be recovered first."""
-    return sqlite3.connect(f"file:{path}?mode={mode}", uri=True, isolation_level=None)
+def connect(path: str) -> sqlite3.Connection:
+    """A way to look: it changes neither the database nor its log."""
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class Books:
     @classmethod
     def of(cls, path: str) -> Books:
         """Of a catalog that nobody has open."""
-        with closing(connect(path, mode="ro")) as db:
+        with closing(connect(path)) as db:
             return cls.read(db)
 
     @classmethod
@@ -272,7 +272,9 @@ def check_bytes(books: Books, proved: set[Any]) -> None:
         for copy in books.copies:
             number, pool = copy["aggregate"], copy["pool_name"]
             places = books.places[number, pool]
-            where = tuple((p["path"], p["offset"], p["data_start"], p["data_length"]) for p in places)
+            where = tuple(
+                (p["path"], p["offset"], p["data_start"], p["data_length"]) for p in places
+            )
             key = (books.aggregates[number]["uuid"], pool, copy["present"], where)
             if key in proved:
                 continue

@@ -48,9 +48,9 @@ class SeedFailed(AssertionError):
     """A seed found something; the message ends with the command that shows it again."""
 
 
-def run_plan(plan: Plan, grounds: Grounds) -> tuple[World, str]:
+def run_plan(plan: Plan, grounds: Grounds, *, rebuild: bool = False) -> tuple[World, str]:
     """Run one plan; raises what it finds. Gives the world and the digest of its trace."""
-    world = World(plan, grounds.of(plan.site))
+    world = World(plan, grounds.of(plan.site), rebuild=rebuild)
     return world, world.run()
 
 
@@ -61,13 +61,16 @@ def run_until_found(seeds: Iterable[int], grounds: Grounds) -> None:
         run_plan(draw(seed), grounds)
 
 
-def run_seeds(seeds: Iterable[int], grounds: Grounds, *, twice: bool = False) -> Tally:
+def run_seeds(
+    seeds: Iterable[int], grounds: Grounds, *, twice: bool = False, rebuild: bool = False
+) -> Tally:
     """Run them all.
 
     Args:
         seeds: which.
         grounds: to run them on.
         twice: each, and demand that both runs are the same, bit for bit.
+        rebuild: the catalog from the volumes at the end of each, instead of every eighth.
 
     Raises:
         SeedFailed: the first one that fails, made smaller.
@@ -76,12 +79,12 @@ def run_seeds(seeds: Iterable[int], grounds: Grounds, *, twice: bool = False) ->
     began = time.process_time()
     for seed in seeds:
         try:
-            world, digest = run_plan(draw(seed), grounds)
+            world, digest = run_plan(draw(seed), grounds, rebuild=rebuild)
         except Exception as error:
-            again = shrunk(seed, grounds, what(error))
+            again = shrunk(seed, grounds, what(error), rebuild=rebuild)
             raise SeedFailed(f"seed {seed}: {error!r}\nto see it again: {again}") from error
-        if twice and run_plan(draw(seed), grounds)[1] != digest:
-            raise SeedFailed(f"two runs differ\nto see them: {command(seed)}")
+        if twice and run_plan(draw(seed), grounds, rebuild=rebuild)[1] != digest:
+            raise SeedFailed(f"two runs differ\nto see them: {command(seed, rebuild=rebuild)}")
         tally.seeds += 1
         tally.counts.update(world.counts)
     tally.seconds = time.process_time() - began
@@ -93,33 +96,35 @@ def what(error: BaseException | None) -> str:
     return "" if error is None else f"{type(error).__name__} {str(error).partition(':')[0][:8]}"
 
 
-def finding(plan: Plan, grounds: Grounds) -> str:
+def finding(plan: Plan, grounds: Grounds, *, rebuild: bool = False) -> str:
     """What a plan finds; empty: nothing."""
     try:
-        run_plan(plan, grounds)
+        run_plan(plan, grounds, rebuild=rebuild)
     except Exception as error:
         return what(error)
     return ""
 
 
-def shrunk(seed: int, grounds: Grounds, found: str, *, rounds: int = 3) -> str:
+def shrunk(
+    seed: int, grounds: Grounds, found: str, *, rounds: int = 3, rebuild: bool = False
+) -> str:
     """The command that replays what is left of a failing seed when everything that it can do without was left out."""
     gone: set[int] = set()
     whole = draw(seed)
     for _ in range(rounds):
         before = len(gone)
         for part in list(whole.without(gone).parts()):
-            if finding(whole.without(gone | {part}), grounds) == found:
+            if finding(whole.without(gone | {part}), grounds, rebuild=rebuild) == found:
                 gone.add(part)
         if len(gone) == before:
             break
-    return command(seed, gone)
+    return command(seed, gone, rebuild=rebuild)
 
 
-def command(seed: int, gone: Collection[int] = ()) -> str:
+def command(seed: int, gone: Collection[int] = (), *, rebuild: bool = False) -> str:
     """What to type."""
     drop = f" --drop {','.join(map(str, sorted(gone)))}" if gone else ""
-    return f"python -m tests.sim.run --seed {seed}{drop}"
+    return f"python -m tests.sim.run --seed {seed}{' --rebuild' if rebuild else ''}{drop}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", default="0:1000", help="FIRST:END")
     parser.add_argument("--twice", action="store_true", help="each, and both runs must be the same")
+    parser.add_argument("--rebuild", action="store_true", help="each catalog from its volumes")
     parser.add_argument("--first-finding", action="store_true", help="name each, stop at once")
     parser.add_argument("--seed", type=int, help="one, with its trace")
     parser.add_argument("--drop", default="", help="parts of it that are left out")
@@ -137,13 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Grounds() as grounds:
         if options.seed is not None:
             gone = {int(part) for part in options.drop.split(",") if part}
-            return show(draw(options.seed).without(gone), grounds)
+            return show(draw(options.seed).without(gone), grounds, rebuild=options.rebuild)
         first, end = map(int, options.seeds.split(":"))
         if options.first_finding:
             run_until_found(range(first, end), grounds)
             return 0
         try:
-            tally = run_seeds(range(first, end), grounds, twice=options.twice)
+            seeds = range(first, end)
+            tally = run_seeds(seeds, grounds, twice=options.twice, rebuild=options.rebuild)
         except SeedFailed as error:
             print(error, file=sys.stderr)
             return 1
@@ -151,12 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(plan: Plan, grounds: Grounds) -> int:
+def show(plan: Plan, grounds: Grounds, *, rebuild: bool) -> int:
     """One plan with its trace."""
     print(plan.site)
     for episode in plan.episodes:
         print(episode)
-    world = World(plan, grounds.of(plan.site), keep_trace=True)
+    world = World(plan, grounds.of(plan.site), keep_trace=True, rebuild=rebuild)
     try:
         digest = world.run()
     except Exception as error:

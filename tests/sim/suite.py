@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tests.sim.suite faults       make test-faults: within 15 minutes on two idle cores
+    python -m tests.sim.suite faults       make test-faults: about eight minutes on two idle cores
     python -m tests.sim.suite nightly      make nightly: hours
 
 A part that finds something, or does not come to its end, makes the whole fail; none is left out without a word.
@@ -14,11 +14,13 @@ import argparse
 import json
 import os
 import platform
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +31,24 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 PROCESSES = 2
 
-# Module and arguments; {} is replaced by the share of one of two processes. The longest come first.
+# Module and arguments. The longest come first.
 TIERS: dict[str, list[tuple[str, str]]] = {
     "faults": [
         ("bugs", "--core 0/2"),
         ("bugs", "--core 1/2"),
-        ("run", "--seeds 0:1000"),
-        ("run", "--seeds 1000:2000"),
-        ("loops", "--every 8 --core 0/2"),
-        ("loops", "--every 8 --core 1/2"),
+        ("loops", "--core 0/2"),
+        ("loops", "--core 1/2"),
         ("crashes", "--samples 4 --core 0/2"),
         ("crashes", "--samples 4 --core 1/2"),
-        ("run", "--twice --seeds 2000:2300"),
+        ("run", "--twice --rebuild --seeds 0:500"),
+        ("run", "--twice --rebuild --seeds 500:1000"),
+        ("run", "--seeds 1000:1500"),
     ],
     "nightly": [
         *(("run", f"--seeds {first}:{first + 10_000}") for first in range(0, 100_000, 10_000)),
-        ("run", "--twice --seeds 100000:101000"),
+        ("run", "--twice --rebuild --seeds 100000:102000"),
+        ("loops", "--opening --core 0/2"),
+        ("loops", "--opening --core 1/2"),
         ("loops", "--core 0/2"),
         ("loops", "--core 1/2"),
         ("crashes", "--samples 300 --core 0/2"),
@@ -81,18 +85,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("tier", choices=TIERS)
     tier = parser.parse_args(arguments).tier
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        parts = list(pool.map(run, TIERS[tier]))
-    report = {
-        "tier": tier,
+    began = time.monotonic()
+    report: dict[str, Any] = {
+        "command": f"python -m tests.sim.suite {tier}",
         "date": datetime.now(UTC).date().isoformat(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "fanout": version("fanout"),
         "processors": os.cpu_count(),
-        "parts": parts,
+        "load_at_begin": os.getloadavg()[0],
     }
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        parts = list(pool.map(run, TIERS[tier]))
+    report |= {"seconds": round(time.monotonic() - began), "parts": parts}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{tier}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    kept = RESULTS / f"{report['date']}-{tier}.json"
+    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     failed = [part["command"] for part in parts if not part["passed"]]
     for command in failed:
         print(f"FAILED: {command}", file=sys.stderr)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fanout.types import Phase
 from tests.sim.ground import Grounds
-from tests.sim.loops import run_loops
+from tests.sim.loops import Known, LoopFailed, run_loops, strikes
+from tests.sim.plan import Fault
+from tests.sim.workloads import WORKLOADS, with_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,3 +30,17 @@ def test_every_operation_of_the_smallest_workload(grounds: Grounds) -> None:
     """Some operation of a session fails in a way that half a transaction, a wrong gap or a lost one comes of it."""
     done = run_loops(["no copies at all"], grounds, every=12)
     assert done.total() > 50
+
+
+def test_what_survivors_are_given_is_compared(grounds: Grounds) -> None:
+    """A failing target changes what the others are given (V12), and the loops do not look."""
+    plan = WORKLOADS["a group"]
+    known = Known()
+    assert not strikes("a group", plan, grounds, known)
+    assert known.untroubled is not None
+    failing = with_fault(plan, Fault(0, "C1", "errno", Phase.WRITE, errno.EIO, 1, forever=False))
+    assert strikes("a group", failing, grounds, known)
+    path = next(path for path in known.untroubled if path.endswith("P1-0.vol"))
+    known.untroubled[path] = {(offset, digest ^ 1) for offset, digest in known.untroubled[path]}
+    with pytest.raises(LoopFailed, match=r"V12.*P1-0\.vol"):
+        strikes("a group", failing, grounds, known)

@@ -166,7 +166,10 @@ def test_the_ghost_of_a_failed_commit(tmp_path: Path) -> None:
             with pytest.raises(sqlite3.OperationalError):
                 db.execute("INSERT INTO t VALUES (1)")
             assert db.execute("SELECT * FROM t").fetchall() == []
-            below.script = lambda operation, _: (f"EIO {operation}", False)  # closing changes nothing
+            below.script = lambda operation, _: (
+                f"EIO {operation}",
+                False,
+            )  # closing changes nothing
         below.script = lambda operation, _: None
         medium.lose(random.Random(1), "none")
         with closing(sqlite3.connect(path)) as db:

@@ -77,6 +77,7 @@ class World:
     Attributes:
         history: every transaction that was sent, by its id in hexadecimal digits.
         cut_off: those whose clients do not know how they ended, with their attempt.
+        rebuild: the catalog is rebuilt from the volumes at the end, too.
         hanging: pools in which something may hang.
         lines: what happened, if `keep_trace`.
         counts: what happened how often.
@@ -84,7 +85,10 @@ class World:
         unknown: a client of this opening was told that nobody knows whether a commit happened.
     """
 
-    def __init__(self, plan: plans.Plan, ground: Ground, *, keep_trace: bool = False) -> None:
+    def __init__(
+        self, plan: plans.Plan, ground: Ground, *, keep_trace: bool = False, rebuild: bool = False
+    ) -> None:
+        self.rebuild = rebuild or plan.seed % REBUILD_EVERY == 0
         self.plan, self.site, self.ground, self.medium = plan, plan.site, ground, ground.medium
         self.history: dict[str, Sent] = {}
         self.cut_off: dict[str, tuple[plans.Session, plans.Transaction, int]] = {}
@@ -168,7 +172,7 @@ class World:
         self._lose_power(cut, salt)
         if episode is None:
             check_catalog(str(self.ground.catalog))
-            if self.plan.seed % REBUILD_EVERY == 0:
+            if self.rebuild:
                 self._check_rebuild()
 
     def _lose_power(self, cut: plans.Cut | None, salt: object) -> None:
@@ -463,7 +467,7 @@ class World:
         self._below.asleep = True
         try:
             if self._eye is None:
-                self._eye = connect(str(self.ground.catalog), mode="ro")
+                self._eye = connect(str(self.ground.catalog))
             return Books.read(self._eye)
         finally:
             self._below.asleep = False
