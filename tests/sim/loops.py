@@ -60,9 +60,8 @@ TABLES = (
     "* FROM store", "* FROM node", "* FROM pool", "* FROM volume", "* FROM attempt", "* FROM aggregate", "* FROM object",
     "* FROM copy", "* FROM placement", "aggregate, pool, missing FROM gap",
 )  # fmt: skip
-SPANS = (
-    HEAD + 2 * DIRECTORY_BYTES
-)  # where they begin; records before them lie as they came together (V16)
+# Where spans begin. The records before them lie as they came together, and V16 reads them.
+SPANS = HEAD + 2 * DIRECTORY_BYTES
 BOUND = 2000  # operations of a workload: far more than any has
 
 
@@ -106,9 +105,8 @@ class LoopFailed(AssertionError):
     """A case found something."""
 
 
-Writes = dict[
-    str, set[tuple[int, int]]
-]  # by volume: offset and digest of each; those in flight have no order
+# By volume: offset and digest of each. Writes that are in flight together have no order.
+Writes = dict[str, set[tuple[int, int]]]
 
 
 @dataclass(slots=True)
@@ -175,11 +173,12 @@ class LoopWorld(World):
             for number in sorted(disk.blocks):
                 digest.update(b"%d" % number)
                 digest.update(disk.blocks[number])
-            for change in disk.volatile:
-                digest.update(b"%d %d %d" % (change.offset, change.flying, change.doomed))
-                digest.update(change.data or b"")
         for log in self.medium.logs.values():
             digest.update(b"%d" % log.exists)
+        for file in self.medium.files.values():
+            for change in file.volatile:
+                digest.update(b"%d %d %d" % (change.offset, change.flying, change.doomed))
+                digest.update(change.data or b"")
         with closing(connect(str(self.ground.catalog))) as db:
             for table in TABLES:
                 digest.update(repr(db.execute(f"SELECT {table}").fetchall()).encode())

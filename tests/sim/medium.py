@@ -265,7 +265,8 @@ class Snapshot:
 
     def __init__(self, medium: Medium) -> None:
         self._disks = [(disk, dict(disk.blocks)) for disk in medium.disks.values()]
-        self._logs = [(log, bytes(log.durable), log.exists) for log in medium.logs.values()]
+        logs = medium.logs.values()
+        self._logs = [(log, bytes(log.durable), log.exists) for log in logs if log.volatile]
         self._files = list(medium.files.values())
         self.changes = [(file, change) for file in self._files for change in file.volatile]
         self._stale = {
@@ -277,10 +278,9 @@ class Snapshot:
         for index, (disk, blocks) in enumerate(self._disks):
             for number in blocks.keys() - self._stale[disk]:
                 self._certain ^= _digest_of(index, disk, number)
-        for log, _, _ in self._logs:
+        for log in logs:
             if not log.volatile:
                 self._certain_log ^= _digest_of_log(log)
-        self._logs = [(log, durable, there) for log, durable, there in self._logs if log.volatile]
 
     def become(self, state: Mapping[int, Fate]) -> tuple[int, int]:
         """Let the disks be what this loss would have left; `settle` then writes it.
