@@ -67,7 +67,7 @@ class Target:
         """``active``, ``failed``, ``detached`` …; ``closed`` after closing."""
         if not self._core.open or self.engine.closed:
             return "closed"
-        found = self._core.geometry()  # asked for at every span: of the whole snapshot only this is made
+        found = self._core.geometry()  # at every span: of the whole snapshot only this is made
         if isinstance(found, int):
             fail(found, self.path)
         return _TARGET_STATES[found["state"]]
