@@ -21,7 +21,7 @@ import fanout.catalog.reader
 import fanout.committer
 import fanout.ledger
 import fanout.pools
-import fanout.rebuild
+import fanout.rebuild.survey
 import fanout.reconcile
 import fanout.scribe
 import fanout.store
@@ -533,7 +533,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     yield fanout.pools, "Pool", lambda config, kind: Pool(config, kind, growing=threads.Lock())  # type: ignore[arg-type]
     secrets = SimpleNamespace(token_bytes=world.ids.randbytes)
     yield fanout.reconcile, "secrets", secrets
-    yield fanout.rebuild, "secrets", secrets
+    yield fanout.rebuild.survey, "secrets", secrets
     yield fanout.rebuild, "open_engine", lambda config: new_engine(world.plan.seed)
     for function, changes in (
         (PoolSet.__init__, {"clock": lambda: world.seconds}),

@@ -1,0 +1,236 @@
+"""Verifies a whole store, and changes nothing: catalog, superblocks, directories, spans, bytes, gaps.
+
+::
+
+    catalog ──> its own structure          volumes ──> both superblocks, every directory block
+       └── against each directory: the same aggregates, at the same commits, at the same places
+       └── each aggregate ──> each copy ──> header, footer, sums, digests ──> is every object somewhere good?
+                          └─> gaps: what the headers demand, less what the copies hold; then compared with the gap rows
+
+What it promises:
+
+1. Nothing is written, neither to a volume nor to the catalog.
+2. Nobody writes meanwhile: it holds the locks of catalog and volumes, and refuses to run beside a writer.
+3. One thing that is wrong hides nothing else: it is noted, and the check goes on.
+4. Gaps are computed without a look at the gap rows.
+
+Every problem says where it is, what is wrong, and what mends it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from fanout import config as configuration
+from fanout.catalog import CatalogReader, writer_lock
+from fanout.check.copies import CopyCheck
+from fanout.check.findings import RECONCILE, SEND, CheckReport, Findings, Problem
+from fanout.check.volumes import VolumeCheck
+from fanout.config import Config
+from fanout.errors import CatalogError, InterfaceError
+from fanout.evidence import Coverage
+from fanout.store import LOCK_WAIT, Store, open_engine
+from fanout.types import PoolKind
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from fanout.catalog import AggregateEntry, CopyEntry, GapEntry, MemberEntry
+    from fanout.check.findings import Progress
+    from fanout.engine import Engine
+    from fanout.volume import Volume
+
+PAGE = 256  # aggregates looked up at once
+
+__all__ = ["CheckReport", "Problem", "check_store"]
+
+
+def check_store(
+    config_or_store: Config | str | os.PathLike[str] | Store,
+    *,
+    data: bool = True,
+    lock_wait: float = LOCK_WAIT,
+    on_progress: Progress | None = None,
+) -> CheckReport:
+    """Verify everything that a store has.
+
+    Args:
+        config_or_store: a configuration, the path of one, or a store that is open read-only.
+        data: read every byte of every copy, and compare sums and digests. Without it: headers, footers, directories, catalog.
+        lock_wait: seconds to wait for the locks.
+        on_progress: called with bytes done and bytes in all.
+
+    Raises:
+        CatalogBusy, VolumeBusy: somebody writes to the store, or has it open for writing.
+        InterfaceError: the store that was given is open for writing.
+        CatalogError: there is no catalog, or it cannot be opened.
+    """
+    if isinstance(config_or_store, Store):
+        if not config_or_store.read_only:
+            raise InterfaceError("a store cannot be checked while it is open for writing; close it")
+        config = config_or_store.config
+    elif isinstance(config_or_store, Config):
+        config = config_or_store
+    else:
+        config = configuration.load(config_or_store)
+    with ExitStack() as closing:
+        path = config.store.catalog
+        closing.enter_context(writer_lock(path, wait=lock_wait))
+        catalog = closing.enter_context(CatalogReader(path))
+        engine = closing.enter_context(open_engine(config))
+        check = _Check(catalog, engine, data=data, on_progress=on_progress)
+        closing.callback(check.close)
+        return check.run(lock_wait)
+
+
+class _Check:
+    """One check. Single use, one thread."""
+
+    def __init__(
+        self, catalog: CatalogReader, engine: Engine, *, data: bool, on_progress: Progress | None
+    ) -> None:
+        self._catalog, self._engine = catalog, engine
+        self._findings = Findings(catalog.path, data=data, on_progress=on_progress)
+        self._volumes: dict[bytes, Volume] = {}
+        self._kinds: dict[str, PoolKind] = {}
+        self._aggregates = self._objects = 0
+
+    def close(self) -> None:
+        """Let the volumes go."""
+        for volume in self._volumes.values():
+            volume.close()
+
+    def run(self, lock_wait: float) -> CheckReport:
+        """Look at everything.
+
+        Raises:
+            VolumeBusy: somebody has a volume locked.
+        """
+        began, found = time.monotonic(), self._findings
+        try:
+            for what in self._catalog.verify():
+                found.of_catalog(what)
+            self._check_volumes(lock_wait)
+            self._check_aggregates()
+        except CatalogError as error:
+            found.of_catalog(f"it cannot be read any further: {error}")
+        return CheckReport(
+            problems=tuple(found.problems),
+            more=found.more,
+            volumes=len(self._volumes),
+            aggregates=self._aggregates,
+            objects=self._objects,
+            spans=found.spans,
+            bytes=found.bytes,
+            seconds=time.monotonic() - began,
+        )
+
+    def _check_volumes(self, lock_wait: float) -> None:
+        self._kinds = {pool.name: pool.kind for pool in self._catalog.pools()}
+        self._findings.total = sum(usage.live_bytes for usage in self._catalog.usage())
+        checker = VolumeCheck(self._catalog, self._engine, self._findings)
+        for entry in self._catalog.volumes():
+            volume = checker.check(entry, lock_wait)
+            if volume is not None:
+                self._volumes[entry.volume] = volume
+
+    # ---- aggregates --------------------------------------------------------------------------------
+
+    def _check_aggregates(self) -> None:
+        after = 0
+        while True:
+            page = self._catalog.aggregates(after=after, limit=PAGE)
+            for _, entry in page:
+                self._check_aggregate(entry)
+            if len(page) < PAGE:
+                break
+            after = page[-1][0]
+        self._findings.finish()
+
+    def _check_aggregate(self, entry: AggregateEntry) -> None:
+        self._aggregates += 1
+        members = self._catalog.members(entry.aggregate)
+        self._objects += len(members)
+        objects = entry.objects - len(entry.erased)
+        if len(members) != objects:
+            self._findings.of_catalog(
+                f"has {len(members)} of the {objects} objects of aggregate "
+                f"{entry.aggregate.hex()}: the others are lost to it"
+            )
+        copies = self._catalog.copies(entry.aggregate)
+        good: set[int] = set()
+        demanded: tuple[str, ...] = ()
+        for copy in copies:
+            checked = CopyCheck(self._findings, self._volumes, entry, members, copy)
+            good |= checked.check()
+            demanded = demanded or checked.required
+        for member in members:
+            if member.member not in good:
+                pools = ", ".join(copy.pool for copy in copies if copy.holds(member.member))
+                self._no_good_copy(member, entry, pools)
+        self._check_gaps(entry, members, copies, demanded)
+
+    def _no_good_copy(self, member: MemberEntry, entry: AggregateEntry, pools: str) -> None:
+        what = f"no pool has a good copy of version {member.version} of {entry.node}"
+        held = f"; said to hold it: {pools}" if pools else ", and none is said to hold it"
+        self._findings.note(Problem(what + held, SEND, entry.primary, "", None, member.name))
+
+    def _check_gaps(
+        self,
+        entry: AggregateEntry,
+        members: Sequence[MemberEntry],
+        copies: Sequence[CopyEntry],
+        demanded: tuple[str, ...],
+    ) -> None:
+        """Promise 4: required, less held, is what the rows should say; counted as `query gap` counts."""
+        known = (entry.primary, *entry.required)
+        if demanded and demanded != known:
+            self._findings.of_catalog(
+                f"says that aggregate {entry.aggregate.hex()} belongs in {', '.join(known)}; its "
+                f"headers say {', '.join(demanded)}"
+            )
+        held = {copy.pool: _held(copy, members) for copy in copies}
+        rows = {
+            gap.pool: gap
+            for gap in self._catalog.gaps(aggregate=entry.aggregate, include_empty=True)
+        }
+        for pool in dict.fromkeys((*(demanded or known), *rows)):
+            count = {
+                m.member
+                for m in members
+                if m.active or self._kinds.get(pool) is not PoolKind.ACTIVE_DATA
+            }
+            lacking = count - held.get(pool, set())
+            self._compare_gap(entry, pool, rows.get(pool), count, lacking, required=pool in known)
+
+    def _compare_gap(
+        self,
+        entry: AggregateEntry,
+        pool: str,
+        row: GapEntry | None,
+        count: set[int],
+        lacking: set[int],
+        *,
+        required: bool,
+    ) -> None:
+        noted = {index for index in count if row and (row.missing is None or index in row.missing)}
+        if noted == lacking or (not required and noted <= lacking):
+            # Of a pool that was not demanded a repair may have noted less than all.
+            return
+        name = f"aggregate {entry.aggregate.hex()} of {entry.node}"
+        if row is None:
+            what = f"{pool} lacks {len(lacking)} objects of {name}, and no gap says so"
+        elif not lacking:
+            what = f"a gap says that {pool} lacks {len(noted)} objects of {name}; it lacks none"
+        else:
+            what = f"a gap says that {pool} lacks {len(noted)} objects of {name}; it lacks {len(lacking)}"
+        self._findings.note(Problem(what, RECONCILE, pool, self._catalog.path))
+
+
+def _held(copy: CopyEntry, members: Sequence[MemberEntry]) -> set[int]:
+    """Members that a copy really has bytes of."""
+    coverage = Coverage(copy.places)
+    return {m.member for m in members if copy.holds(m.member) and coverage.holds(m.start, m.length)}

@@ -1,0 +1,152 @@
+"""The volumes of a configuration, as many as can be opened: the only evidence that a rebuild has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from glob import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout.config import Config, DeviceType
+from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError
+from fanout.making import entry_of, probe
+from fanout.rebuild.report import SkippedVolume
+from fanout.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fanout.catalog import VolumeEntry
+    from fanout.engine import Engine
+
+
+class Media:
+    """The volumes of a configuration, as many as can be opened.
+
+    Attributes:
+        store: UUID of the store that they are of.
+        volumes: open and locked, in the order in which they were made.
+        skipped: the others.
+    """
+
+    def __init__(self, config: Config, catalog: str) -> None:
+        self.config, self._catalog = config, catalog
+        self.store = b""
+        self.volumes: list[Volume] = []
+        self.skipped: list[SkippedVolume] = []
+
+    def open(self, engine: Engine, lock_wait: float) -> None:
+        """Open all that can be.
+
+        Raises:
+            VolumeBusy: one is locked.
+            CatalogError: none can be opened, or nobody can say of which store they are.
+        """
+        probed = list(self._probe(engine))
+        stores = Counter(block.store for _, _, block in probed).most_common(2)
+        if not stores:
+            reasons = "; ".join(skipped.reason for skipped in self.skipped) or "none is configured"
+            raise CatalogError(self._catalog, f"no volume can be read: {reasons}")
+        if len(stores) == 2 and stores[0][1] == stores[1][1]:
+            raise CatalogError(
+                self._catalog,
+                "the volumes are of different stores, equally many of each: "
+                + ", ".join(f"{path} of {block.store.hex()}" for _, path, block in probed)
+                + "; take those of the other store out of the configuration",
+            )
+        self.store = stores[0][0]
+        newest: dict[bytes, int] = {}
+        for _, _, block in probed:
+            newest[block.volume] = max(newest.get(block.volume, 0), block.sequence)
+        for pool, path, block in probed:
+            taken = any(volume.uuid == block.volume for volume in self.volumes)
+            if taken or block.sequence < newest[block.volume]:
+                self._skip(pool, path, "is a copy of another volume that is here too")
+            else:
+                self._open_one(engine, pool, path, block.volume, block.epoch, lock_wait)
+        if not self.volumes:
+            reasons = "; ".join(skipped.reason for skipped in self.skipped)
+            raise CatalogError(self._catalog, f"no volume can be used: {reasons}")
+
+    def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
+        for pool, path in _sites(self.config):
+            try:
+                block = probe(engine, path)
+            except (FanoutError, OSError) as error:
+                self._skip(pool, path, str(error))
+                continue
+            if block is None:
+                self._skip(pool, path, f"{path}: is empty: no volume was made here")
+            else:
+                yield (
+                    pool,
+                    path,
+                    _Superblock(block.store, block.volume, block.epoch, block.sequence),
+                )
+
+    def _open_one(
+        self, engine: Engine, pool: str, path: str, volume: bytes, epoch: int, lock_wait: float
+    ) -> None:
+        try:
+            opened = Volume.open(
+                engine,
+                path,
+                store=self.store,
+                pool=pool,
+                volume=volume,
+                catalog_epoch=epoch,
+                lock_wait=lock_wait,
+                claim=False,
+            )
+        except VolumeBusy:
+            raise
+        except (FanoutError, OSError) as error:
+            self._skip(pool, path, str(error))
+            return
+        try:
+            assert opened.directory is not None
+            spans = [span for record in opened.directory.holds() for span in record.spans]
+            opened.load_space((span.offset, span.length) for span in spans)
+        except VolumeError as error:
+            opened.close()
+            self._skip(pool, path, f"its directory contradicts itself: {error}")
+            return
+        self.volumes.append(opened)
+        # As the lost catalog had them: in the order in which they were made.
+        self.volumes.sort(key=lambda volume: volume.superblock.created_ns)
+
+    def _skip(self, pool: str, path: str, reason: str) -> None:
+        self.skipped.append(SkippedVolume(pool, path, reason))
+
+    def close(self) -> None:
+        """Close all."""
+        for volume in self.volumes:
+            volume.close()
+
+
+class _Superblock(NamedTuple):
+    """What counts of a superblock before the volume is opened."""
+
+    store: bytes
+    volume: bytes
+    epoch: int
+    sequence: int
+
+
+def _sites(config: Config) -> Iterator[tuple[str, str]]:
+    """Pool and path of every volume that may be there."""
+    for pool in config.pools.values():
+        for spec in pool.volumes:
+            yield pool.name, str(spec.path)
+        kind = config.device_classes[pool.device_class]
+        if kind.type is DeviceType.FILE and kind.directory is not None:
+            made = map(str, kind.directory.glob(f"{escape(pool.name)}.*.fanout"))
+            for path in sorted(made, key=lambda path: (len(path), path)):
+                yield pool.name, path
+
+
+def entry_now(volume: Volume) -> VolumeEntry:
+    """As it is found now: it may have been moved."""
+    found = volume.target.geometry
+    entry = entry_of(volume.superblock, volume.path)
+    return replace(entry, device=found.dev, inode=found.ino, is_block=found.is_block)

@@ -1,0 +1,217 @@
+"""The members of one aggregate, out of the headers and footers of its spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import chain
+from itertools import count as count_from
+from typing import TYPE_CHECKING, NamedTuple
+
+from fanout.catalog import MemberSet
+from fanout.errors import FanoutError, VolumeForeign
+from fanout.evidence import Objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from fanout.format import DirectoryRecord, SpanFooter, SpanHeader, StoredSpan
+    from fanout.types import Member
+    from fanout.volume import Volume
+
+
+class Evidence(NamedTuple):
+    """What one directory says of one aggregate."""
+
+    volume: Volume
+    record: DirectoryRecord
+
+
+@dataclass(slots=True)
+class Pieces:
+    """One aggregate, as it becomes known.
+
+    Attributes:
+        evidence: the newest record of each volume.
+        members: those that are known, by number.
+        whole: whether these are all.
+        bytes: of the data, as far as it is known.
+        required: pools that the rules demanded, the primary first.
+        ordinal: of the aggregate in its transaction.
+        original: whether what its transaction wrote is still there; else there are only later copies.
+        faults: what could not be read.
+    """
+
+    evidence: list[Evidence]
+    members: dict[int, Member] = field(default_factory=dict)
+    whole: bool = False
+    bytes: int = 0
+    required: tuple[str, ...] = ()
+    ordinal: int = 0
+    original: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def deleted(self) -> MemberSet:
+        """Members that are gone from the store: what any volume says."""
+        runs = (run for found in self.evidence for run in found.record.deleted)
+        return MemberSet.joined((run.start, len(run)) for run in runs)
+
+    @property
+    def committed(self) -> int:
+        """Commit sequence number of its transaction; 0: no record says it."""
+        return max(found.record.committed for found in self.evidence)
+
+    @property
+    def version(self) -> int:
+        """Of its first member; 0: no record says it."""
+        return max(found.record.version for found in self.evidence)
+
+    @property
+    def first(self) -> Evidence:
+        """The oldest record."""
+        return min(self.evidence, key=lambda found: found.record.csn)
+
+
+class MemberReader:
+    """Finds the members of one aggregate. Reads as few footers as it takes.
+
+    Spans that were written together (of one commit) have numbers of their own and, in every copy, the same bytes; such a set is read
+    from whichever copy is good. The set of the oldest commit is what the transaction itself wrote.
+    """
+
+    def __init__(self, aggregate: bytes, pieces: Pieces) -> None:
+        self._aggregate, self._pieces = aggregate, pieces
+        self._loose: list[Member] = []  # whose number is not known
+
+    def read(self) -> None:
+        """Fill in what the headers and footers say."""
+        pieces = self._pieces
+        for csn in sorted({found.record.csn for found in pieces.evidence if found.record.spans}):
+            there = [found for found in pieces.evidence if found.record.csn == csn]
+            for mine in _alike(there):
+                spans = self._read_set(mine)
+                if spans:
+                    self._learn(spans, mine)
+                if pieces.whole:
+                    return
+        self._number_the_loose()
+
+    def _read_set(self, evidence: Sequence[Evidence]) -> list[tuple[SpanHeader, SpanFooter]]:
+        """Header and footer of each span of a set."""
+        found: dict[tuple[int, int, int], tuple[SpanHeader, SpanFooter]] = {}
+        for volume, record in evidence:
+            for span in record.spans:
+                # Not the number alone: after a volume was given up a repair takes its numbers again.
+                which = span.number, span.data_start, span.data_length
+                if which not in found:
+                    read = self._read_span(volume, record, span)
+                    if read is not None:
+                        found[which] = read
+        return list(found.values())
+
+    def _read_span(
+        self, volume: Volume, record: DirectoryRecord, span: StoredSpan
+    ) -> tuple[SpanHeader, SpanFooter] | None:
+        try:
+            header, footer = volume.read_span(span, aggregate=self._aggregate)
+            if header.transaction != record.transaction:
+                raise VolumeForeign(volume.path, f"span at {span.offset}: of another transaction")
+        except FanoutError as error:
+            self._pieces.faults.append(str(error))
+            return None
+        return header, footer
+
+    def _learn(
+        self,
+        spans: Sequence[tuple[SpanHeader, SpanFooter]],
+        evidence: Sequence[Evidence],
+    ) -> None:
+        pieces = self._pieces
+        header = spans[0][0]
+        if not pieces.required:
+            pieces.required, pieces.ordinal = header.required, header.ordinal
+        pieces.original |= header.primary in {place.pool for place in header.places}
+        footers = [footer for _, footer in spans]
+        members = sorted(Objects(footers).certain, key=lambda m: (m.offset, m.length))
+        pieces.bytes = max(pieces.bytes, *(f.data_start + f.data_length for f in footers))
+        solid = _solid(members)
+        all_here = any(found.record.present is None for found in evidence)
+        ends = any(footer.final for footer in footers)
+        if all_here and ends and _reach(members) == pieces.bytes:
+            # A copy that was made after members had been deleted has not got these. That all its spans are there their numbers say.
+            holes = solid < len(members)
+            indexes = _others(pieces.deleted) if holes else count_from()
+            numbers = sorted(footer.number for footer in footers)
+            if not holes or (pieces.deleted and numbers == list(range(len(numbers)))):
+                pieces.members = dict(zip(indexes, members, strict=False))
+                pieces.whole = True
+                return
+        self._anchor(members, solid if all_here else 0, evidence)
+
+    def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:
+        """Give numbers to members where the set says them: those before the first hole, or those that the records list."""
+        known = self._pieces.members
+        listed = evidence[0].record.present or ()
+        indexes: Iterable[int] = range(solid)
+        # Counted before it is spelled out: a run from a medium may claim four billion members.
+        if not solid and sum(map(len, listed)) == len(members):
+            indexes = chain.from_iterable(listed)
+        numbered = dict(zip(indexes, members, strict=False))
+        for index, member in numbered.items():
+            known.setdefault(index, member)
+        self._loose += members[len(numbered) :]
+
+    def _number_the_loose(self) -> None:
+        """Members whose number nobody knows come behind the others, in the order of their data."""
+        known = self._pieces.members
+        there = {(m.offset, m.name, m.digest) for m in known.values()}
+        following = max(known, default=-1) + 1
+        for member in sorted(self._loose, key=lambda m: (m.offset, m.length)):
+            if (member.offset, member.name, member.digest) not in there:
+                there.add((member.offset, member.name, member.digest))
+                known[following] = member
+                following += 1
+
+
+def _alike(evidence: Sequence[Evidence]) -> list[list[Evidence]]:
+    """Evidence of one commit, by what was written together: a deletion gives all copies the same number, also those that are repairs.
+
+    Copies belong together unless they say different things of a span of one number. Those with the most data come first.
+    """
+    sets: list[tuple[dict[int, tuple[int, int]], list[Evidence]]] = []
+    pools = dict.fromkeys(found.volume.pool for found in evidence)
+    for pool in pools:
+        mine = [found for found in evidence if found.volume.pool == pool]
+        spans = {s.number: (s.data_start, s.data_length) for f in mine for s in f.record.spans}
+        for known, those in sets:
+            if all(known.get(number, place) == place for number, place in spans.items()):
+                known.update(spans)
+                those.extend(mine)
+                break
+        else:
+            sets.append((spans, mine))
+    sets.sort(key=lambda one: -sum(length for _, length in one[0].values()))
+    return [those for _, those in sets]
+
+
+def _others(deleted: MemberSet) -> Iterator[int]:
+    """The numbers that are not in a set, ascending and without end."""
+    at = 0
+    for first, size in deleted.runs:
+        yield from range(at, first)
+        at = first + size
+    yield from count_from(at)
+
+
+def _solid(members: Sequence[Member]) -> int:
+    """How many members, from the first byte on, follow one another without a hole."""
+    position = 0
+    for count, member in enumerate(members):
+        if member.offset != position:
+            return count
+        position += member.length
+    return len(members)
+
+
+def _reach(members: Sequence[Member]) -> int:
+    return members[-1].offset + members[-1].length if members else 0

@@ -1,0 +1,364 @@
+"""What the directories of all volumes say together: which transactions committed, in which order, and who holds what of them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from fanout.catalog import (
+    MemberSet,
+    NewGap,
+    Place,
+    PoolEntry,
+    RestoredAggregate,
+    RestoredCopy,
+    RestoredDeletion,
+    RestoredTransaction,
+)
+from fanout.errors import FanoutError
+from fanout.evidence import Coverage, Runs, empty_objects, find_spans
+from fanout.format import Op
+from fanout.rebuild.members import Evidence, MemberReader, Pieces
+from fanout.rebuild.report import InDoubt, Lost
+from fanout.scribe import ranges_of
+from fanout.types import Member, ObjectKind, PoolKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from fanout.evidence import FoundSpan
+    from fanout.format import DirectoryRecord
+    from fanout.rebuild.media import Media
+
+
+class Survey:
+    """What the directories of all volumes say together.
+
+    Attributes:
+        csn: of the last commit. One more than any record's if the rebuild itself changed what a copy is said to hold:
+            the next opening then brings the directories up to date.
+        count, objects, bytes, lost, deduced, notes: see `RebuildReport`.
+    """
+
+    def __init__(self, media: Media) -> None:
+        self._media = media
+        self._config = media.config
+        self.count = self.objects = self.bytes = self.deduced = 0
+        self.lost: list[Lost] = []
+        self.notes: list[str] = []
+        self._deleted: dict[bytes, list[Evidence]] = {}
+        self._aggregates: dict[bytes, Pieces] = {}
+        self._read_directories()
+        for aggregate, pieces in self._aggregates.items():
+            MemberReader(aggregate, pieces).read()
+        self._made = list(self._build())
+
+    def _read_directories(self) -> None:
+        found: dict[bytes, list[Evidence]] = {}
+        self.csn = 0
+        for volume in self._media.volumes:
+            assert volume.directory is not None
+            self.csn = max(self.csn, volume.directory.last_csn)
+            for record in volume.directory.records.values():
+                found.setdefault(record.aggregate, []).append(Evidence(volume, record))
+        for aggregate, evidence in found.items():
+            if any(said.record.op is Op.DELETE for said in evidence):
+                self._deleted[aggregate] = evidence
+            else:
+                self._aggregates[aggregate] = Pieces(evidence)
+
+    # ---- the order of commits --------------------------------------------------------------------
+
+    def transactions(self) -> Iterator[RestoredTransaction]:
+        """All that have committed, in their order."""
+        return iter(self._made)
+
+    def _build(self) -> Iterator[RestoredTransaction]:
+        by_transaction: dict[bytes, list[bytes]] = {}
+        for aggregate, pieces in self._aggregates.items():
+            by_transaction.setdefault(pieces.first.record.transaction, []).append(aggregate)
+        changed_csn = self.csn + 1
+        changed = False
+        numbers = self._numbers(by_transaction)
+        for transaction in sorted(by_transaction, key=lambda t: numbers[t]):
+            mine = self._in_order(by_transaction[transaction])
+            made = [self._aggregate(aggregate, changed_csn) for aggregate in mine]
+            changed |= any(copy.csn == changed_csn for one in made for copy in one.copies)
+            yield self._transaction(transaction, numbers[transaction], mine[0], made)
+        yield from self._deleted_ones(by_transaction)
+        self.csn += changed
+
+    def _transaction(
+        self, transaction: bytes, csn: int, first: bytes, made: Sequence[RestoredAggregate]
+    ) -> RestoredTransaction:
+        pieces = self._aggregates[first]
+        record = pieces.first.record
+        self.count += 1
+        return RestoredTransaction(
+            transaction=transaction,
+            attempt=record.attempt,
+            csn=csn,
+            at=record.time_ns,
+            node=record.node,
+            kind=record.kind or ObjectKind.BACKUP,
+            required=pieces.required[1:],
+            aggregates=tuple(made),
+        )
+
+    def _deleted_ones(self, known: Mapping[bytes, object]) -> Iterator[RestoredTransaction]:
+        """Transactions of which nothing is left, so that a resend is still recognised."""
+        seen = set(known)
+        for record in map(_deleting, self._deleted.values()):
+            if record.transaction not in seen:
+                seen.add(record.transaction)
+                yield RestoredTransaction(
+                    transaction=record.transaction,
+                    attempt=record.attempt,
+                    csn=record.csn,
+                    at=record.time_ns,
+                    node=record.node,
+                    kind=record.kind or ObjectKind.BACKUP,
+                    required=(),
+                    aggregates=(),
+                )
+
+    def deletions(self) -> Iterator[RestoredDeletion]:
+        """Aggregates that were deleted and that a directory still names, or may: then the deletes are still needed."""
+        kept = bool(self._media.skipped)
+        for aggregate, evidence in self._deleted.items():
+            record = _deleting(evidence)
+            regions = tuple(
+                (found.volume.uuid, span.offset, span.length)
+                for found in evidence
+                for span in found.record.spans
+            )
+            if regions or kept:
+                pool = evidence[0].volume.pool
+                yield RestoredDeletion(
+                    aggregate, record.transaction, record.csn, pool, regions, kept
+                )
+
+    def _numbers(self, by_transaction: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, int]:
+        """The commit sequence number of every transaction.
+
+        Records say it since version 2 of the format; before, those of what the transaction itself wrote. If there are only older
+        records of copies that were made later, the time tells between which others it came; a number that nobody has is found there.
+        """
+        numbers: dict[bytes, int] = {}
+        rest: list[tuple[int, int, bytes]] = []
+        times: list[tuple[int, int]] = []
+        for transaction, aggregates in by_transaction.items():
+            pieces = [self._aggregates[aggregate] for aggregate in aggregates]
+            record = min((one.first.record for one in pieces), key=lambda record: record.csn)
+            said = max(one.committed for one in pieces)
+            if said or any(one.original for one in pieces):
+                numbers[transaction] = said or record.csn
+                times.append((numbers[transaction], record.time_ns))
+            else:
+                rest.append((record.time_ns, record.csn, transaction))
+        taken = set(numbers.values())
+        for time_ns, later, transaction in sorted(rest):
+            before = [csn for csn, at in times if at <= time_ns and csn < later]
+            number = max(before, default=0) + 1
+            while number in taken and number < later:
+                number += 1
+            numbers[transaction] = number
+            taken.add(number)
+            times.append((number, time_ns))
+        self.deduced = len(rest)
+        return numbers
+
+    def _in_order(self, aggregates: Iterable[bytes]) -> list[bytes]:
+        """Aggregates of one transaction in the order in which they were stored."""
+
+        def rank(aggregate: bytes) -> tuple[int, bytes]:
+            return self._aggregates[aggregate].ordinal, aggregate
+
+        return sorted(aggregates, key=rank)
+
+    # ---- one aggregate -----------------------------------------------------------------------------
+
+    def _primary(self, aggregate: bytes) -> str:
+        """Its primary; if no header of it can be read, any pool that holds it."""
+        pieces = self._aggregates[aggregate]
+        return pieces.required[0] if pieces.required else pieces.evidence[0].volume.pool
+
+    def _aggregate(self, aggregate: bytes, changed_csn: int) -> RestoredAggregate:
+        pieces = self._aggregates[aggregate]
+        by_pool: dict[str, list[Evidence]] = {}
+        for found in pieces.evidence:
+            if found.record.spans:
+                by_pool.setdefault(found.volume.pool, []).append(found)
+        copies, holders = [], {}
+        for pool, evidence in by_pool.items():
+            copy = _copy_of(pool, evidence, pieces, changed_csn)
+            copies.append(copy)
+            holders[pool] = copy.present
+        if not pieces.whole:
+            self._note_lost(aggregate, pieces)
+        deleted = pieces.deleted
+        members = {n: member for n, member in pieces.members.items() if n not in deleted}
+        gaps = tuple(self._gaps(pieces, members, holders))
+        self.objects += len(members)
+        size = sum(member.length for member in members.values())
+        self.bytes += size
+        return RestoredAggregate(
+            aggregate=aggregate,
+            primary=self._primary(aggregate),
+            objects=max([*pieces.members, *(sum(run) - 1 for run in deleted.runs)], default=0) + 1,
+            bytes=pieces.bytes,
+            ordinal=pieces.ordinal,
+            members=members,
+            copies=tuple(copies),
+            gaps=gaps,
+            erased=deleted,
+            erased_bytes=max(0, pieces.bytes - size) if deleted else 0,
+            version=pieces.version,
+        )
+
+    def _note_lost(self, aggregate: bytes, pieces: Pieces) -> None:
+        why = list(dict.fromkeys(pieces.faults))
+        skipped = [entry.path for entry in self._media.skipped]
+        if not why:
+            why.append(f"its spans are on volumes that took no part ({', '.join(skipped) or '?'})")
+        node = pieces.first.record.node
+        self.lost.append(Lost(aggregate, node, len(pieces.members), "; ".join(why)))
+
+    def _gaps(
+        self,
+        pieces: Pieces,
+        members: Mapping[int, Member],
+        holders: Mapping[str, MemberSet | None],
+    ) -> Iterator[NewGap]:
+        """Rule 3: what was required, and whose directories do not hold all members that are left."""
+        everything = MemberSet.of(members)
+        for pool in pieces.required:
+            if pool in holders and holders[pool] is None:
+                continue
+            if pool not in self._config.pools:
+                self.notes.append(
+                    f"pool {pool} was required and is not configured: no gap is noted"
+                )
+                continue
+            held = holders.get(pool) or MemberSet()
+            missing = everything - held
+            if missing or not members:
+                yield NewGap(pool, self._reason(pool), 0, missing if len(held) else None)
+
+    def _reason(self, pool: str) -> str:
+        skipped = [e.reason for e in self._media.skipped if e.pool == pool]
+        why = f"; {'; '.join(skipped)}" if skipped else ""
+        return f"the catalog was rebuilt, and no directory of {pool} names it{why}"
+
+    # ---- pools -------------------------------------------------------------------------------------
+
+    def pools(self) -> list[PoolEntry]:
+        """Every pool of the configuration, and primaries that it does not name any more."""
+        known = {v.pool: v.superblock.pool_uuid for v in self._media.volumes}
+        entries = []
+        for pool in self._config.pools.values():
+            if pool.name not in known:
+                self.notes.append(f"pool {pool.name}: no volume of it took part")
+            identity = known.get(pool.name) or secrets.token_bytes(16)
+            entries.append(PoolEntry(identity, pool.name, pool.kind))
+        for name in dict.fromkeys(map(self._primary, self._aggregates)):
+            if name not in self._config.pools:
+                self.notes.append(f"pool {name} is a primary of objects, and is not configured")
+                entries.append(PoolEntry(secrets.token_bytes(16), name, PoolKind.PRIMARY))
+        return entries
+
+    # ---- what is in doubt ----------------------------------------------------------------------------
+
+    def in_doubt(self, on_progress: Callable[[int, int], None] | None) -> Iterator[InDoubt]:
+        """Rule 4: complete spans that no directory names. Looks through all space that none names."""
+        total = sum(volume.superblock.space_length for volume in self._media.volumes)
+        done = 0
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            if on_progress is not None:
+                on_progress(done, total)
+
+        attempts = {entry.transaction: entry.attempt for entry in self._made}
+        for volume in self._media.volumes:
+            for found in find_spans(volume, on_bytes=advance):
+                committed = attempts.get(found.header.transaction)
+                if committed not in (None, found.header.attempt):
+                    continue  # of an attempt that failed: another one committed
+                if found.header.aggregate in self._deleted:
+                    continue
+                yield _in_doubt(found, committed=committed is not None)
+        if on_progress is not None:
+            on_progress(total, total)
+
+
+def _in_doubt(found: FoundSpan, *, committed: bool) -> InDoubt:
+    header = found.header
+    return InDoubt(
+        pool=found.volume.pool,
+        path=found.volume.path,
+        offset=found.span.offset,
+        used=found.span.used,
+        transaction=header.transaction,
+        attempt=header.attempt,
+        aggregate=header.aggregate,
+        names=tuple(fragment.name for fragment in found.footer.fragments),
+        committed=committed,
+    )
+
+
+def _deleting(evidence: Sequence[Evidence]) -> DirectoryRecord:
+    """Of the records of an aggregate the one that deletes it."""
+    return max(
+        (found.record for found in evidence if found.record.op is Op.DELETE),
+        key=lambda record: record.csn,
+    )
+
+
+def _copy_of(
+    pool: str, evidence: Sequence[Evidence], pieces: Pieces, changed_csn: int
+) -> RestoredCopy:
+    """What a pool holds: members that its newest record names, and whose bytes its spans hold."""
+    newest = max(evidence, key=lambda found: found.record.csn).record
+    places = [
+        Place(span.number, found.volume.uuid, *span[1:])
+        for found in evidence
+        for span in found.record.spans
+    ]
+    places.sort()
+    coverage = Coverage(places)
+    named = None if newest.present is None else Runs(newest.present)
+    deleted = pieces.deleted
+    left = {n: member for n, member in pieces.members.items() if n not in deleted}
+    wanted = MemberSet.of(n for n in left if named is None or n in named)
+    held = MemberSet.of(
+        n
+        for n in wanted
+        if coverage.holds(left[n].offset, left[n].length)
+        and (left[n].length or _is_named(left[n], evidence))
+    )
+    # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
+    if ranges_of(held) != newest.present and not (pieces.whole and held == wanted):
+        return RestoredCopy(pool, changed_csn, tuple(places), held)
+    said = None
+    if newest.present is not None:
+        said = MemberSet(tuple((run.start, len(run)) for run in newest.present))
+    return RestoredCopy(pool, newest.csn, tuple(places), said)
+
+
+def _is_named(empty: Member, evidence: Sequence[Evidence]) -> bool:
+    """Whether a span of a copy holds an object without bytes. Between two spans either may; what it says itself decides."""
+    for found in evidence:
+        for span in found.record.spans:
+            begin, end = span.data_start, span.data_start + span.data_length
+            if begin < empty.offset < end:
+                return True
+            if empty.offset in (begin, end):
+                try:
+                    _, footer = found.volume.read_span(span, aggregate=found.record.aggregate)
+                except FanoutError:
+                    return True  # damaged: an audit will say what that costs
+                if (empty.name, empty.offset) in empty_objects(footer):
+                    return True
+    return False
