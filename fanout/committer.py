@@ -154,7 +154,10 @@ class Committer:
     def _patience(self) -> float:
         """How long the catalog still has to answer, in seconds; 0: it hangs."""
         with self._asking:
-            waited = 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
+            return self._left()
+
+    def _left(self) -> float:
+        waited = 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
         return max(0.0, self._deadline - waited)
 
     def _enqueue(self, ticket: _Ticket | None) -> None:
@@ -171,9 +174,9 @@ class Committer:
 
     def _give_up_if_hung(self, ticket: _Ticket) -> None:
         """Promise 5."""
-        if self._patience() > 0:
-            return
         with self._asking:
+            if self._left() > 0:
+                return  # it has answered meanwhile
             if not self._hung:
                 self._hung = True
                 self._refusal = (
