@@ -78,7 +78,7 @@ if TYPE_CHECKING:
         Span,
         TransactionRecord,
     )
-    from fanout.pools import VolumeStatus
+    from fanout.pool import VolumeStatus
     from fanout.volume import Volume
 
 LOCK_WAIT = 10.0  # seconds for catalog and volumes together, while a predecessor ends

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fanout.catalog import ObjectEntry
-    from fanout.pools import VolumeStatus
+    from fanout.pool import VolumeStatus
 
 
 @click.group(short_help="Pools, volumes, catalog, objects, occupancy, gaps")

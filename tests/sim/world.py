@@ -19,7 +19,9 @@ import xxhash
 import fanout.catalog.door
 import fanout.catalog.reader
 import fanout.committer
+import fanout.growing
 import fanout.ledger
+import fanout.opening
 import fanout.pools
 import fanout.rebuild.survey
 import fanout.reconcile
@@ -29,7 +31,8 @@ import fanout.volume
 from fanout.catalog import Catalog
 from fanout.engine import Fault
 from fanout.errors import FanoutError, IntegrityError
-from fanout.pools import Pool, PoolSet
+from fanout.pool import Pool
+from fanout.pools import PoolSet
 from fanout.rebuild import rebuild_catalog
 from fanout.reconcile import backup_stgpool, copy_activedata
 from fanout.session import Session
@@ -524,12 +527,12 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     """Clock, ids and threads of one world, where the product takes them from."""
     module = threads.Module()
     for user in (
-        fanout.committer, fanout.scribe, fanout.pools, fanout.store, fanout.ledger, fanout.volume,
-        fanout.catalog.door, fanout.catalog.reader,
+        fanout.committer, fanout.scribe, fanout.pools, fanout.growing, fanout.store, fanout.ledger,
+        fanout.volume, fanout.catalog.door, fanout.catalog.reader,
     ):  # fmt: skip
         yield user, "threading", module
     yield fanout.committer, "queue", module
-    yield fanout.pools, "ThreadPoolExecutor", threads.Executor
+    yield fanout.opening, "ThreadPoolExecutor", threads.Executor
     yield fanout.pools, "Pool", lambda config, kind: Pool(config, kind, growing=threads.Lock())  # type: ignore[arg-type]
     secrets = SimpleNamespace(token_bytes=world.ids.randbytes)
     yield fanout.reconcile, "secrets", secrets

@@ -441,12 +441,12 @@ def test_sequential_volumes_are_made_on_demand(house: House) -> None:
 def test_a_spare_volume_is_made_ahead(house: House) -> None:
     """The session that fills a volume does not wait for the next one; and there is one at most."""
     house.pools.reserve(ask(1_400_000, primary="SEQ", copies=()))
-    for grower in house.pools._growers:
+    for grower in house.pools._grower.threads:
         grower.join()
     made = [status for status in house.pools.status() if status.pool == "SEQ"]
     assert [status.state for status in made] == ["available"] * 2
     house.pools.reserve(ask(1000, primary="SEQ", copies=()))
-    assert not any(grower.is_alive() for grower in house.pools._growers)
+    assert not any(grower.is_alive() for grower in house.pools._grower.threads)
 
 
 def test_an_interrupted_growth_is_taken_up_again(house: House) -> None:
