@@ -90,6 +90,7 @@ struct fo_engine {
     fo_completion *inbox;
     uint32_t inbox_count;
     uint32_t refs;
+    uint32_t workers; /* threads of all pools; each holds a reference */
     bool closing;   /* no new work */
     bool stopping;  /* the engine thread has to end */
     bool running;   /* the engine thread has started its backend */

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LEAVE_NS 100000000ull /* leaving an idle ring takes a few milliseconds */
+#define LEAVE_NS 100000000ull /* leaving an idle ring, or a worker that waits, takes a few milliseconds */
 
 /* ---- open ---- */
 
@@ -265,6 +265,17 @@ static bool end_thread(fo_engine *e, uint64_t deadline) {
     return false;
 }
 
+/* Idle workers have been told to go, which takes them a moment: after the close no thread and no descriptor is left. */
+static void see_workers_off(fo_engine *e) {
+    struct timespec until;
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += (long)LEAVE_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    while (e->workers != 0 && pthread_cond_timedwait(&e->state_cond, &e->mutex, &until) == 0) {
+    }
+}
+
 int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
     uint64_t deadline;
     bool in_flight;
@@ -301,6 +312,9 @@ int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
         if (e->blocks[i] != NULL) {
             fo_block_retire(e->blocks[i]); /* stays in the list: a caller who waits for it is not told that it has closed */
         }
+    }
+    if (!in_flight) {
+        see_workers_off(e);
     }
     keep_memory_if_unsafe(e, in_flight);
     e->refs--; /* the owner's; what is left is this call's */

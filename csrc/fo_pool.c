@@ -91,6 +91,9 @@ static void *worker_main(void *arg) {
     (void)pthread_mutex_lock(&b->engine->mutex);
     work(p);
     p->workers--;
+    if (--b->engine->workers == 0) {
+        (void)pthread_cond_broadcast(&b->engine->state_cond); /* who closes the engine waits for that */
+    }
     block_unlock_unref(b);
     return NULL;
 }
@@ -110,6 +113,7 @@ static int spawn(fo_pool *p) {
     (void)pthread_attr_destroy(&attr);
     if (rc == 0) {
         p->workers++;
+        p->block->engine->workers++;
         p->block->refs++;
     }
     return rc == 0 ? 0 : -ENOMEM;
