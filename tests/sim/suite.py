@@ -4,6 +4,7 @@
 
     python -m tests.sim.suite faults       make test-faults: about eight minutes on two idle cores
     python -m tests.sim.suite nightly      make nightly: hours
+    python -m tests.sim.suite faults --only loops
 
 A part that finds something, or does not come to its end, makes the whole fail; none is left out without a word.
 """
@@ -84,10 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.sim.suite", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("tier", choices=TIERS)
-    tier = parser.parse_args(arguments).tier
+    parser.add_argument("--only", default="", help="of all parts those of this module")
+    options = parser.parse_args(arguments)
+    name = f"{options.tier}-{options.only}" if options.only else options.tier
+    parts = [part for part in TIERS[options.tier] if options.only in ("", part[0])]
     began = time.monotonic()
     report: dict[str, Any] = {
-        "command": f"python -m tests.sim.suite {tier}",
+        "command": " ".join(["python -m tests.sim.suite", *(arguments or sys.argv[1:])]),
         "date": datetime.now(UTC).date().isoformat(),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -97,12 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "load_at_begin": os.getloadavg()[0],
     }
     with ThreadPoolExecutor(PROCESSES) as pool:
-        parts = list(pool.map(run, TIERS[tier]))
-    report |= {"seconds": round(time.monotonic() - began), "parts": parts}
+        results = list(pool.map(run, parts))
+    report |= {"seconds": round(time.monotonic() - began), "parts": results}
     RESULTS.mkdir(exist_ok=True)
-    kept = RESULTS / f"{report['date']}-{tier}.json"
+    kept = RESULTS / f"{report['date']}-{name}.json"
     kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    failed = [part["command"] for part in parts if not part["passed"]]
+    failed = [part["command"] for part in results if not part["passed"]]
     for command in failed:
         print(f"FAILED: {command}", file=sys.stderr)
     return 1 if failed else 0
