@@ -205,6 +205,12 @@ class Directory:
         return [record.aggregate for record in self._records.values() if record.op is Op.DELETE]
 
     @property
+    def extent(self) -> tuple[int, int]:
+        """Where the live half's blocks begin and end on the volume, in bytes."""
+        begin = self._superblock.half_offset(self._live.half)
+        return begin, begin + self._live.next_number * self._superblock.granule
+
+    @property
     def full(self) -> bool:
         """Whether not even one more span of one more aggregate can be promised."""
         return self._charged + self._promised + self._charge_of(1, 0, 64) > self._capacity

@@ -292,6 +292,7 @@ class Volume:
     def confirm(self) -> None:
         """The catalog has recorded the epoch durably: confirm it over the other superblock, and flush.
 
+        The directory is written once more before that flush: what was read of it may lie under an earlier one that failed.
         From here on quarantined regions may be given back (`Allocator.reopened`).
 
         Raises:
@@ -301,11 +302,25 @@ class Volume:
         if not self.claimed:
             raise InterfaceError(f"{self.path}: confirm before claim")
         try:
+            self._affirm_directory()
             self._write_superblock(state=SuperblockState.CONFIRMED)
         except VolumeError as error:
             self.fail(error.message)
             raise
         self.state, self.reason = VolumeState.AVAILABLE, ""
+
+    def _affirm_directory(self) -> None:
+        """Write the live half as it was read: the same bytes in the same place, so that a crash in between changes nothing.
+
+        After a failed flush a device, or the page cache, may show what no later flush will write. What the directory is
+        believed to hold is not appended again, so it must be on the medium.
+        """
+        assert self.directory is not None
+        offset, end = self.directory.extent
+        with translated(self.path, "directory cannot be written"):
+            for at in range(offset, end, self.engine.slot_size):
+                data = self.engine.read(self.target, at, min(self.engine.slot_size, end - at))
+                self.engine.write(self.target, at, data)
 
     def _write_superblock(self, **changes: object) -> None:
         """Write a newer superblock over the older copy; it counts once it is flushed."""

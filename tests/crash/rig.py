@@ -194,7 +194,8 @@ class Rig:
         edits = {}
         for offset in (0, SIZE - 4096):
             block = bytearray(self.read(offset, 4096))
-            block[12:16] = b"\x02\0\x02\0"
+            newer = (int.from_bytes(block[12:14], "little") + 1).to_bytes(2, "little")
+            block[12:16] = newer * 2
             block[-8:] = xxhash.xxh3_64_intdigest(bytes(block[:-8])).to_bytes(8, "little")
             edits[offset] = bytes(block)
         self._edit(stack, edits)

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 COUNTED = (
     "sessions", "attempts", "committed", "retries", "failed", "cuts", "lost", "faults", "catalog faults", "operations",
-    "audits", "rebuilds", "waived", "switches",
+    "audits", "rebuilds", "switches",
 )  # fmt: skip
 REBUILD_EVERY = 8  # of so many plans one is rebuilt from its volumes at the end
 CROWDED = 100  # aggregates that the directories of a secondary's volumes have room for, however they came to be there
@@ -172,14 +172,10 @@ class World:
         self.counts["faults"] += len(self.medium.faults)
         self.struck = self.struck or self.medium.struck
         self._raise_what_is_wrong()
-        # An open finding (docs/reliability.md): a record that a failed flush covered is believed by the next opening.
-        doomed = any(c.doomed for disk in self.medium.disks.values() for c in disk.volatile)
         self._lose_power(cut, salt)
         if episode is None:
             check_catalog(str(self.ground.catalog))
-            if self.rebuild and doomed:
-                self.counts["waived"] += 1
-            elif self.rebuild:
+            if self.rebuild:
                 self._check_rebuild()
 
     def _lose_power(self, cut: plans.Cut | None, salt: object) -> None:
