@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tests.sim.suite faults       make test-faults: about eight minutes on two idle cores
+    python -m tests.sim.suite faults       make test-faults: meant for two idle cores
     python -m tests.sim.suite nightly      make nightly: hours
     python -m tests.sim.suite faults --only loops
 
@@ -100,12 +100,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "processors": os.cpu_count(),
         "load_at_begin": os.getloadavg()[0],
     }
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        results = list(pool.map(run, parts))
-    report |= {"seconds": round(time.monotonic() - began), "parts": results}
     RESULTS.mkdir(exist_ok=True)
     kept = RESULTS / f"{report['date']}-{name}.json"
-    kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    results: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        for result in pool.map(run, parts):
+            results.append(result)
+            done = {
+                "complete": len(results) == len(parts),
+                "seconds": round(time.monotonic() - began),
+            }
+            # After each part: also a run that is broken off has said something.
+            kept.write_text(
+                json.dumps({**report, **done, "parts": results}, indent=1) + "\n", encoding="utf-8"
+            )
     failed = [part["command"] for part in results if not part["passed"]]
     for command in failed:
         print(f"FAILED: {command}", file=sys.stderr)
