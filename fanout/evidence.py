@@ -87,8 +87,9 @@ class Objects:
         footers: of the spans that can be read, in any order.
 
     Attributes:
-        certain: that are there from beginning to end, each once, by the place of their bytes; empty ones as often as they were stored.
-        perhaps: that end in a span whose beginning nobody can explain; if such an object began there, it is this.
+        certain: that are there from beginning to end, each once, by the place of their bytes; empty ones as often as one span has them.
+        perhaps: that end behind a span's beginning which nothing explains: if one began there it is this, else a piece of another. The
+            bytes can tell.
     """
 
     def __init__(self, footers: Iterable[SpanFooter]) -> None:
@@ -96,35 +97,31 @@ class Objects:
         self.perhaps: list[Member] = []
         self._footers = sorted(footers, key=lambda footer: (footer.data_start, footer.number))
         self._starts = sorted({footer.data_start for footer in self._footers})
-        self._begun = {
-            0: 0
-        }  # by position: where the object began that goes on there; itself: a border
-        self._told: Counter[Member] = Counter()
-        before: SpanFooter | None = None
+        # By position: where the object began that goes on there; itself: a border.
+        self._begun, self._guessed = {0: 0}, dict[int, int]()
+        self._told: set[Member] = set()
+        self._empty: Counter[Member] = Counter()
         for footer in self._footers:
-            follows = before is not None and before.number + 1 == footer.number
-            self._read(footer, Counter() if follows else self._told.copy())
-            before = footer
+            self._read(footer)
+        self.perhaps = [member for member in self.perhaps if member not in self._told]
 
-    def _read(self, footer: SpanFooter, again: Counter[Member]) -> None:
-        """The objects of a span; `again` has those that another writing has told already."""
+    def _read(self, footer: SpanFooter) -> None:
         here = footer.data_start
-        begun = self._begun.get(here)
-        if begun is None and self._begins_a_run(footer):
-            begun = here
-        start, certain = here if begun is None else begun, begun is not None
+        again = self._empty.copy()  # those that another span has told
+        certain = here in self._begun
+        start = self._begun[here] if certain else self._guessed.get(here, here)
         following = bisect_right(self._starts, here)
         for name, offset, length, digest in footer.fragments:
-            at = here + offset
-            end = at + length
+            end = here + offset + length
             while following < len(self._starts) and self._starts[following] <= end:
                 position = self._starts[following]
                 following += 1
-                if position < end or digest is None:
-                    if certain:
-                        self._begun[position] = start
-                else:
+                if position == end and digest is not None:
                     self._begun[position] = position
+                elif certain:
+                    self._begun[position] = start
+                else:
+                    self._guessed.setdefault(position, start)
             if digest is None:
                 continue
             member = Member(name, start, end - start, digest)
@@ -132,19 +129,13 @@ class Objects:
                 self.perhaps.append(member)
             elif again[member]:
                 again[member] -= 1
-            elif not member.length or not self._told[member]:
-                self._told[member] += 1
+            elif member not in self._told:
                 self.certain.append(member)
+                if member.length:
+                    self._told.add(member)
+                else:
+                    self._empty[member] += 1
             start, certain = end, True
-
-    def _begins_a_run(self, footer: SpanFooter) -> bool:
-        """Whether its number says that it goes on with nothing: the one before ends elsewhere, and numbers are not ambiguous."""
-        before = [other for other in self._footers if other.number == footer.number - 1]
-        alike = [other for other in self._footers if other.number == footer.number]
-        return (
-            len(before) == len(alike) == 1
-            and before[0].data_start + before[0].data_length != footer.data_start
-        )
 
 
 def empty_objects(footer: SpanFooter) -> set[tuple[bytes, int]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from itertools import count as count_from
 from typing import TYPE_CHECKING, NamedTuple
 
-from fanout.catalog import MemberSet
+import xxhash
+
+from fanout.catalog import CopyEntry, MemberSet, Place
 from fanout.errors import FanoutError, VolumeForeign
 from fanout.evidence import Objects
+from fanout.read import CopyReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -132,7 +136,9 @@ class MemberReader:
             pieces.required, pieces.ordinal = header.required, header.ordinal
         pieces.original |= header.primary in {place.pool for place in header.places}
         footers = [footer for _, footer in spans]
-        members = sorted(Objects(footers).certain, key=lambda m: (m.offset, m.length))
+        objects = Objects(footers)
+        proven = [member for member in objects.perhaps if self._is_proven(member, evidence)]
+        members = sorted([*objects.certain, *proven], key=lambda m: (m.offset, m.length))
         pieces.bytes = max(pieces.bytes, *(f.data_start + f.data_length for f in footers))
         solid = _solid(members)
         all_here = any(found.record.present is None for found in evidence)
@@ -147,6 +153,21 @@ class MemberReader:
                 pieces.whole = True
                 return
         self._anchor(members, solid if all_here else 0, evidence)
+
+    def _is_proven(self, member: Member, evidence: Sequence[Evidence]) -> bool:
+        """Whether the bytes from where a member may have begun have its digest."""
+        for pool in dict.fromkeys(found.volume.pool for found in evidence):
+            mine = [found for found in evidence if found.volume.pool == pool]
+            copy = CopyEntry(pool, None, tuple(places_of(mine)))
+            volumes = {found.volume.uuid: found.volume for found in mine}
+            reader = CopyReader(self._aggregate, [copy], volumes=volumes.__getitem__)
+            hasher = xxhash.xxh3_128()
+            with suppress(FanoutError):
+                for piece in reader.stream(member.offset, member.length):
+                    hasher.update(piece)
+                if hasher.digest() == member.digest:
+                    return True
+        return False
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:
         """Give numbers to members where the set says them: those before the first hole, or those that the records list."""
@@ -171,6 +192,15 @@ class MemberReader:
                 there.add((member.offset, member.name, member.digest))
                 known[following] = member
                 following += 1
+
+
+def places_of(evidence: Sequence[Evidence]) -> list[Place]:
+    """The spans that records of one pool name, in order of number."""
+    return sorted(
+        Place(span.number, found.volume.uuid, *span[1:])
+        for found in evidence
+        for span in found.record.spans
+    )
 
 
 def _alike(evidence: Sequence[Evidence]) -> list[list[Evidence]]:

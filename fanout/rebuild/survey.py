@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from fanout.catalog import (
     MemberSet,
     NewGap,
-    Place,
     PoolEntry,
     RestoredAggregate,
     RestoredCopy,
@@ -18,7 +17,7 @@ from fanout.catalog import (
 from fanout.errors import FanoutError
 from fanout.evidence import Coverage, Runs, empty_objects, find_spans
 from fanout.format import Op
-from fanout.rebuild.members import Evidence, MemberReader, Pieces
+from fanout.rebuild.members import Evidence, MemberReader, Pieces, places_of
 from fanout.rebuild.report import InDoubt, Lost
 from fanout.scribe import ranges_of
 from fanout.types import Member, ObjectKind, PoolKind
@@ -321,12 +320,7 @@ def _copy_of(
 ) -> RestoredCopy:
     """What a pool holds: members that its newest record names, and whose bytes its spans hold."""
     newest = max(evidence, key=lambda found: found.record.csn).record
-    places = [
-        Place(span.number, found.volume.uuid, *span[1:])
-        for found in evidence
-        for span in found.record.spans
-    ]
-    places.sort()
+    places = places_of(evidence)
     coverage = Coverage(places)
     named = None if newest.present is None else Runs(newest.present)
     deleted = pieces.deleted
