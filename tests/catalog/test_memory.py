@@ -36,6 +36,8 @@ def commit_of(number: int) -> Commit:
     return Commit(key, 1, "N1", ObjectKind.BACKUP, "P", (), (aggregate,))
 
 
+# What the interpreter itself cannot report for want of memory it calls unraisable, and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "length", [1, 12]
 )  # from there on all: CPython itself does not come back from that
