@@ -238,8 +238,11 @@ class Catalog(CatalogReader):
                 the fault of one member; the caller may try them one by one.
             CommitDoubt: nobody knows; `fence` decides.
         """
-        with self._write_lock:
+        self._write_lock.acquire()  # not `with`: leaving it takes memory when there is none
+        try:
             return self._commit(pack(group))
+        finally:
+            self._write_lock.release()
 
     def _commit(self, intake: Intake) -> list[int]:
         at, first = self._clock(), self._counters.csn + 1
