@@ -148,6 +148,9 @@ class Teller:
             data = data[os.write(self.fd, data) :]
 
 
+_ANSWERS = {"receipt", "refused", "unknown", "deleted"}
+
+
 @dataclass(slots=True)
 class Journal:
     """The survivor's side.
@@ -164,10 +167,13 @@ class Journal:
     words: list[str] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
 
-    def take(self, data: bytes) -> None:
-        """Take what a client wrote, all of it; a last line without an end was cut off by its death, and says nothing."""
+    def take(self, data: bytes, *, heard: bool = True) -> None:
+        """Take what a client wrote, all of it; a last line without an end was cut off by its death, and says nothing.
+
+        `heard`: whether anybody was there to hear the answers that it got. If not they say nothing, what it asked for does.
+        """
         for line in data.splitlines(keepends=True):
-            if line.endswith(b"\n"):
+            if line.endswith(b"\n") and (heard or not _ANSWERS & json.loads(line).keys()):
                 self.lines.append(line)
                 self._note(json.loads(line))
 

@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -56,6 +57,7 @@ class Child:
     status: int | None = None
     errors: str = ""
     _buffer: bytearray = field(default_factory=bytearray)
+    _heard: int | None = None  # so much of it before `hear`
 
     def go(self) -> None:
         """Let it run, to its end or to its next `Teller.wait`."""
@@ -70,6 +72,14 @@ class Child:
                 raise EOFError(f"the child ended and never said {word!r}")
             self._buffer += data
 
+    def hear(self) -> None:
+        """Take what it has told so far, without waiting for more: the answers that it gets from here on nobody hears."""
+        if self.status is not None:
+            return
+        while select.select([self._told], [], [], 0)[0] and (data := os.read(self._told, 1 << 16)):
+            self._buffer += data
+        self._heard = len(self._buffer)
+
     def kill(self) -> None:
         """SIGKILL. It is still there until `wait`, so the pid is its own."""
         os.kill(self.pid, signal.SIGKILL)
@@ -80,7 +90,10 @@ class Child:
             while data := os.read(self._told, 1 << 16):
                 self._buffer += data
             self.status = self._nursery.reap(self.pid)
-            self.journal.take(bytes(self._buffer))
+            told = bytes(self._buffer)
+            heard = len(told) if self._heard is None else told.rfind(b"\n", 0, self._heard) + 1
+            self.journal.take(told[:heard])
+            self.journal.take(told[heard:], heard=False)
             self._errors.seek(0)
             self.errors = self._errors.read().decode(errors="replace")
             self.close()
