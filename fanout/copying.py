@@ -56,6 +56,10 @@ class DestinationFailed(FanoutError):
         super().__init__(message)
 
 
+class DestinationFull(DestinationFailed):
+    """The pool has no room for the batch; for less it may have."""
+
+
 class BadMember(NamedTuple):
     """A member that the copies that were asked cannot give, and why.
 
@@ -187,11 +191,14 @@ class Batch:
         """Room in the pool.
 
         Raises:
-            DestinationFailed: there is none.
+            DestinationFull: there is none.
+            DestinationFailed: nothing of it can be written.
         """
         try:
             spans = self._store.pools.reserve(request)
-        except (PoolFull, PoolUnavailable) as error:
+        except PoolFull as error:
+            raise DestinationFull(str(error)) from error
+        except PoolUnavailable as error:
             raise DestinationFailed(str(error)) from error
         self._spans += spans
         return spans

@@ -18,13 +18,14 @@ Operators run the top of the hierarchy first: objects move down, never up.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fanout.catalog import Commit, MemberSet, NewCopy, NewGap, Repair
-from fanout.copying import Batch, DestinationFailed, SourcesBad
+from fanout.copying import Batch, DestinationFailed, DestinationFull, SourcesBad
 from fanout.errors import CatalogError, CommitUnknown, InterfaceError, PoolError
 from fanout.types import PoolKind
 
@@ -207,6 +208,7 @@ class _Run:
     done: int = 0  # bytes handled, for the progress
     total: int = 0
     closed: int = 0
+    too_large: float = math.inf  # bytes of the smallest aggregate that there was no room for
     rows: set[bytes] = field(default_factory=set)  # aggregates with a gap row, when the run began
     failed: list[tuple[bytes, str]] = field(default_factory=list)
 
@@ -319,6 +321,11 @@ class _Run:
             batch.abort()
             self.done = before
             return self._try_without(tasks, signal)
+        except DestinationFull as error:
+            batch.abort()
+            self.done = before
+            self._try_what_fits(tasks, error)
+            return True
         except (DestinationFailed, TimeoutError) as error:
             batch.abort()
             self.done = before + sum(task.bytes for task in tasks)
@@ -330,6 +337,22 @@ class _Run:
         # From here on the batch is not aborted: whether its regions are free is for the commit to say.
         self._commit(copied, tasks)
         return True
+
+    def _try_what_fits(self, tasks: Sequence[_Task], error: DestinationFull) -> None:
+        """Write a batch that there is no room for aggregate by aggregate, but none as large as one that was refused by itself."""
+        left = list(tasks)
+        if len(tasks) == 1:
+            self.too_large = min(self.too_large, tasks[0].bytes)
+        else:
+            left = []
+            for task in tasks:
+                if task.bytes < self.too_large:
+                    self._try([task])
+                else:
+                    left.append(task)
+        if left:
+            self.done += sum(task.bytes for task in left)
+            self._give_up(left, error)
 
     def _try_without(self, tasks: Sequence[_Task], signal: SourcesBad) -> bool:
         """Write a batch again that met bad sources: its aggregates one by one, and at last without what is bad.

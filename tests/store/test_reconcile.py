@@ -186,26 +186,28 @@ def test_runs_side_by_side(site: Site) -> None:
         assert store.catalog.verify() == []
 
 
-def test_a_full_destination(site: Site) -> None:
-    """What fits is copied, what does not is named; nothing is reserved for ever."""
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_full_destination(site: Site, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """What fits is copied, also behind what does not, and also of one batch; the rest is named; nothing is reserved for ever."""
+    monkeypatch.setattr("fanout.reconcile.BATCH_AGGREGATES", batch)
     site.sizes["COPYPOOL1"] = 16 * MIB
     site.object_limit = 4 * MIB
     site.create()
     objects = {b"%02d" % n: site.rng.randbytes(3 * MIB) for n in range(8)}
+    objects[b"small"] = site.rng.randbytes(1000)
     with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
         for name, data in objects.items():
             put(store, {name: data})
-    import fanout.reconcile as module
-
-    with pytest.MonkeyPatch.context() as patch, site.open() as store:
-        patch.setattr(module, "BATCH_AGGREGATES", 1)
+    with site.open() as store:
         report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
-        assert report.copied_objects == 5
-        assert len(report.failed) == 3
+        assert report.copied_objects == 6
+        assert {name for name, _ in report.failed} == {b"05", b"06", b"07"}
         assert "COPYPOOL1" in report.failed[0][1]
         assert report.gaps_left == 3
         (volume,) = [v for v in store.query_volumes() if v.pool == "COPYPOOL1"]
         assert (volume.reserved, volume.draining, volume.quarantined) == (0, 0, 0)
+        again = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert (again.copied_objects, len(again.failed), again.gaps_left) == (0, 3, 3)
 
 
 def test_a_source_that_is_missing_altogether(site: Site) -> None:
