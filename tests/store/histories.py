@@ -30,6 +30,18 @@ POOLS = ("DISKPOOL", "TAPEPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL")
 PRIMARIES, COPY_POOLS = POOLS[:2], POOLS[2:4]
 LARGE = 300 * KIB  # objects above it go to the sequential pool
 
+CLIENTS = """
+[domains.FASTRESTORE]
+destination = "DISKPOOL"
+active_destinations = ["ACTIVEDATAPOOL"]
+[domains.NORMAL]
+destination = "DISKPOOL"
+[nodes.N1]
+domain = "FASTRESTORE"
+[nodes.N2]
+domain = "NORMAL"
+"""
+
 CONFIG = f"""
 [store]
 catalog = "catalog.db"
@@ -65,16 +77,7 @@ volumes = [{{ path = "COPYPOOL2.vol", size = "16 MiB" }}]
 type = "active-data"
 device_class = "disk"
 volumes = [{{ path = "ACTIVEDATAPOOL.vol", size = "16 MiB" }}]
-[domains.FASTRESTORE]
-destination = "DISKPOOL"
-active_destinations = ["ACTIVEDATAPOOL"]
-[domains.NORMAL]
-destination = "DISKPOOL"
-[nodes.N1]
-domain = "FASTRESTORE"
-[nodes.N2]
-domain = "NORMAL"
-"""
+{CLIENTS}"""
 
 
 @dataclass

@@ -58,16 +58,7 @@ device_class = "seq"
 [pools.ACTIVEDATAPOOL]
 type = "active-data"
 device_class = "seq"
-[domains.FASTRESTORE]
-destination = "DISKPOOL"
-active_destinations = ["ACTIVEDATAPOOL"]
-[domains.NORMAL]
-destination = "DISKPOOL"
-[nodes.N1]
-domain = "FASTRESTORE"
-[nodes.N2]
-domain = "NORMAL"
-"""
+{histories.CLIENTS}"""
 
 
 class Disaster(SmallSite):
