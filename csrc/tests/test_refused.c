@@ -12,6 +12,8 @@
 
 static uint32_t backend;
 static int refused_with;
+static unsigned char *life_bytes; /* of every life */
+static held nothing;              /* when nothing is open */
 
 typedef struct row {
     const char *name;
@@ -63,18 +65,16 @@ static bool may_fail(int err) {
 }
 
 static void sweep(const row *row, bool forever) {
-    unsigned char *bytes = test_bytes(LENGTH, 1);
-    held before = holding();
     unsigned n = 0, lives = 0;
     bool untouched = false;
     refused_with = row->err;
     life_hard_ns = row->err == EAGAIN && forever ? SECOND / 2 : 120 * SECOND;
     while (!untouched && n++ < BOUND) {
         refuse(row->call, n, forever ? UINT32_MAX : n, row->err);
-        (void)whole_life(backend, bytes, may_fail);
+        (void)whole_life(backend, life_bytes, may_fail);
         untouched = atomic_load(&refusals[row->call].seen) < n;
         allow(row->call);
-        check_nothing_left(before);
+        check_nothing_left(nothing);
         lives++;
         if (test_failures != 0) {
             printf("  %s, call %u, %s, %s: %s\n", row->name, n, forever ? "for ever" : "once", fo_backend_name(backend),
@@ -83,7 +83,6 @@ static void sweep(const row *row, bool forever) {
         }
     }
     CHECK(untouched);
-    free(bytes);
 }
 
 static void every_call(void) {
@@ -300,7 +299,6 @@ static void wait_at_the_gate(void) {
 
 /* One worker hangs and a second cannot be had: what waits behind it is cancelled with the target, and written by nobody. */
 static void jobs_behind_a_hung_worker(void) {
-    held before = holding();
     fo_engine *e = open_engine(FO_BACKEND_THREADS);
     unsigned char *bytes = test_bytes(SLOT * 2, 6);
     fo_geometry g;
@@ -326,12 +324,11 @@ static void jobs_behind_a_hung_worker(void) {
     before_write = NULL;
     (void)pthread_mutex_unlock(&gate);
     free(bytes);
-    check_nothing_left(before);
+    check_nothing_left(nothing);
 }
 
 /* The kernel keeps the engine thread: the close does not wait for it, and nothing is freed under it. */
 static void thread_that_stays(void) {
-    held before = holding();
     fo_engine *e = open_engine(FO_BACKEND_URING);
     refuse(CALL_JOIN, 1, 1, ETIMEDOUT);
     CHECK_EQ(fo_engine_close(e, SECOND), -ETIMEDOUT);
@@ -342,12 +339,14 @@ static void thread_that_stays(void) {
     CHECK_EQ(fo_engine_close(e, SECOND), -ETIMEDOUT);
     allow(CALL_JOIN);
     allow(CALL_BUFFERS);
-    check_nothing_left(before);
+    check_nothing_left(nothing);
 }
 
 int main(void) {
     static const uint32_t backends[] = {FO_BACKEND_FAULTY, FO_BACKEND_THREADS, FO_BACKEND_URING};
     test_dir_make();
+    life_bytes = test_bytes(LENGTH, 1);
+    nothing = holding();
     for (size_t i = 0; i < sizeof backends / sizeof backends[0]; i++) {
         backend = backends[i];
         printf("backend %s\n", fo_backend_name(backend));
@@ -363,6 +362,7 @@ int main(void) {
     RUN(no_fallocate);
     RUN(jobs_behind_a_hung_worker);
     RUN(thread_that_stays);
+    free(life_bytes);
     test_dir_remove();
     return test_end();
 }

@@ -69,16 +69,27 @@ static bool legs_well(life *l, fo_stream *s) {
     return good;
 }
 
+/* As `well`, of a call that takes bytes: that no leg is left may show in any of them, and then each leg says why. */
+static bool fed(life *l, fo_stream *s, int rc, const char *what) {
+    if (rc != -EPIPE) {
+        return well(l, rc, what);
+    }
+    CHECK(!legs_well(l, s));
+    return false;
+}
+
+#define FED(call) fed(l, s, (call), #call)
+
 /* The rest of a slot, filled in place: taken the first time, given back the second. */
 static bool lease_twice(life *l, fo_stream *s) {
     void *lent;
     size_t room;
     uint32_t failed;
-    if (!WELL(fo_stream_lease(s, LEASED, 10 * SECOND, &lent, &room))) {
+    if (!FED(fo_stream_lease(s, LEASED, 10 * SECOND, &lent, &room))) {
         return false;
     }
     memset(lent, 0xab, LEASED);
-    if (!WELL(fo_stream_commit(s, LEASED, 0, &failed)) || !WELL(fo_stream_lease(s, 1, 10 * SECOND, &lent, &room))) {
+    if (!FED(fo_stream_commit(s, LEASED, 0, &failed)) || !FED(fo_stream_lease(s, 1, 10 * SECOND, &lent, &room))) {
         return false;
     }
     fo_stream_return(s);
@@ -104,11 +115,8 @@ static void read_back(life *l, const uint64_t *sums, uint64_t length) {
 static bool write_all(life *l, fo_stream *s) {
     uint32_t failed;
     int rc = fo_stream_write(s, l->bytes, LENGTH, 0, 10 * SECOND, NULL, &failed);
-    if (rc == -EPIPE) { /* no leg is left, and each says why */
-        CHECK_EQ(failed, 3);
-        return legs_well(l, s);
-    }
-    return WELL(rc);
+    CHECK(rc != -EPIPE || failed == 3);
+    return FED(rc);
 }
 
 static bool fill(life *l, fo_stream *s) {
@@ -117,7 +125,7 @@ static bool fill(life *l, fo_stream *s) {
     int blocks;
     bool good = WELL(fo_stream_prove(s)) && WELL(fo_stream_keep(s, 2)) &&
                 WELL(fo_stream_place(s, offsets, (uint64_t)1 << 19)) && write_all(l, s) && lease_twice(l, s) &&
-                WELL(fo_stream_pad(s, SECOND)) && WELL(fo_stream_digest(s, digest)) &&
+                FED(fo_stream_pad(s, SECOND)) && WELL(fo_stream_digest(s, digest)) &&
                 WELL(fo_stream_seal(s, SECOND)) && WELL(fo_stream_sync(s, 10 * SECOND));
     if (!good || !legs_well(l, s)) {
         return false;
