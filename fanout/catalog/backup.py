@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.catalog.connection import check_identity, connect, refuse_links, translated
-from fanout.catalog.door import _sync_directory
+from fanout.catalog.locks import sync_directory
 from fanout.catalog.reader import CatalogReader
 from fanout.errors import CatalogError
 
@@ -80,7 +80,7 @@ def backup(
             os.replace(draft, target)
         else:
             os.link(draft, target)  # unlike a rename, it fails when there is something
-        _sync_directory(target)
+        sync_directory(target)
     except FileExistsError:
         raise CatalogError(
             target, "there is something here already; nothing is overwritten"

@@ -27,6 +27,9 @@ SCHEMA_VERSION = 2
 # What a schema of an older version must be, as `_digest` says it: a trigger or a view of somebody else's is refused there, too.
 OLDER = {1: "1ff90abd620b5efbe7c2a4e41c287c0ddbd4a89fc9ed90d6d14327d39aa57af4"}
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
+CACHE_KIB = (
+    32 << 10
+)  # the writer's page cache: the inner pages of an index over some ten million objects
 BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
 
 
@@ -44,6 +47,24 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     db.execute("PRAGMA cell_size_check = ON")
     if read_only:
         db.execute("PRAGMA query_only = ON")
+    return db
+
+
+def connect_writer(path: str) -> sqlite3.Connection:
+    """The one that commits: durable, and in nobody else's way."""
+    db = connect(path, read_only=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA recursive_triggers = OFF")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        db.execute(
+            "PRAGMA wal_autocheckpoint = 0"
+        )  # not in anybody's commit: see `Catalog.checkpoint`
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

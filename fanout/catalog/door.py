@@ -20,8 +20,6 @@ Threads: any thread may ask anything; writers wait for each other.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import sqlite3
@@ -36,18 +34,18 @@ from typing import TYPE_CHECKING, TypeVar
 from fanout.catalog.ballast import SUFFIX as BALLAST
 from fanout.catalog.ballast import Ballast
 from fanout.catalog.connection import (
-    APPLICATION_ID,
     SCHEMA_VERSION,
     connect,
-    refuse_links,
-    schema_text,
+    connect_writer,
     translated,
     upgrade,
 )
+from fanout.catalog.drafts import LARGEST, insert_pools, insert_volumes, write_draft
 from fanout.catalog.intake import Counters, Intake, pack
+from fanout.catalog.locks import sync_directory, take_lock
 from fanout.catalog.members import to_json
 from fanout.catalog.reader import CatalogReader
-from fanout.errors import CatalogBusy, CatalogError
+from fanout.errors import CatalogError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,13 +53,6 @@ if TYPE_CHECKING:
     from fanout.catalog.rows import Commit, PoolEntry, Shrunk, VolumeEntry
 
 T = TypeVar("T")
-
-CACHE_KIB = (
-    32 << 10
-)  # the writer's page cache: the inner pages of an index over some ten million objects
-# Network and overlay file systems use all 64 bits of an inode number, SQLite has 63: the others are left out. Informative anyway.
-_LARGEST = (1 << 63) - 1
-LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 _INSERT_GROUP = f"INSERT INTO intake VALUES ({', '.join('?' * 14)})"
 
@@ -104,7 +95,7 @@ class Catalog(CatalogReader):
         self._write_lock = threading.Lock()
         self.last_commit_at = 0
         self.last_versions: dict[bytes, int] = {}
-        self._lock_fd = _take_lock(os.path.abspath(path), lock_wait)
+        self._lock_fd = take_lock(os.path.abspath(path), lock_wait)
         self._ballast = Ballast(os.path.abspath(path))
         with ExitStack() as undo:
             undo.callback(os.close, self._lock_fd)
@@ -115,7 +106,7 @@ class Catalog(CatalogReader):
                 upgrade(self.path)
                 super().__init__(path)
             with translated(self.path):
-                self._writes = _connect_writer(self.path)
+                self._writes = connect_writer(self.path)
                 undo.callback(self._writes.close)
                 row = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
                 self._counters = Counters(*row.fetchone())
@@ -149,9 +140,9 @@ class Catalog(CatalogReader):
         path = os.path.abspath(path)
         draft = f"{path}.{uuid.uuid4().hex}.new"
         try:
-            _write_draft(draft, store, pools, volumes, clock())
+            write_draft(draft, store, pools, volumes, clock())
             os.link(draft, path)  # unlike rename, it fails when there is something
-            _sync_directory(path)
+            sync_directory(path)
         except FileExistsError:
             raise CatalogError(
                 path, "there is something here already; nothing is overwritten"
@@ -194,12 +185,12 @@ class Catalog(CatalogReader):
             CatalogError: it is a symbolic link, or cannot be removed.
         """
         path = os.path.abspath(path)
-        lock = _take_lock(path, 0.0)
+        lock = take_lock(path, 0.0)
         try:
             for suffix in ("", "-wal", "-shm", BALLAST):
                 with suppress(FileNotFoundError):
                     Path(path + suffix).unlink()
-            _sync_directory(path)
+            sync_directory(path)
         except OSError as error:
             raise CatalogError(path, f"cannot be removed: {error.strerror}") from error
         finally:
@@ -351,8 +342,8 @@ class Catalog(CatalogReader):
 
     def _add(self, pools: Iterable[PoolEntry], volumes: Iterable[VolumeEntry]) -> None:
         with self._transaction():
-            _insert_pools(self._writes, pools)
-            _insert_volumes(self._writes, volumes)
+            insert_pools(self._writes, pools)
+            insert_volumes(self._writes, volumes)
 
     def retire(self, volume: bytes, shrunk: Sequence[Shrunk]) -> int:
         """Forget a volume and all places on it, durably and in one transaction; the copies that it served shrink.
@@ -480,7 +471,7 @@ class Catalog(CatalogReader):
         """
         listed = json.dumps(
             [
-                [volume.hex(), epoch, device & _LARGEST, inode & _LARGEST]
+                [volume.hex(), epoch, device & LARGEST, inode & LARGEST]
                 for volume, (epoch, device, inode) in epochs.items()
             ]
         )
@@ -503,137 +494,3 @@ class Catalog(CatalogReader):
             finally:
                 db.close()
         return max(0, int(pages) - int(folded))
-
-
-# ---- making and locking ----------------------------------------------------------------------------
-
-
-def _write_draft(
-    draft: str,
-    store: bytes,
-    pools: Iterable[PoolEntry],
-    volumes: Iterable[VolumeEntry],
-    now: int,
-) -> None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(draft, flags, 0o600)
-    try:
-        os.fchmod(
-            fd, 0o600
-        )  # whatever the umask takes away; SQLite gives its other files the same mode
-    finally:
-        os.close(fd)
-    with translated(draft):
-        db = connect(draft, read_only=False)
-        try:
-            _fill_draft(db, store, pools, volumes, now)
-        finally:
-            db.close()
-
-
-def _fill_draft(
-    db: sqlite3.Connection,
-    store: bytes,
-    pools: Iterable[PoolEntry],
-    volumes: Iterable[VolumeEntry],
-    now: int,
-) -> None:
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.executescript(f"BEGIN; {schema_text()}")
-    db.execute("INSERT INTO store VALUES (1, ?, ?, 0, 1, 1, 0)", (store.hex(), now))
-    _insert_pools(db, pools)
-    _insert_volumes(db, volumes)
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    db.execute("COMMIT")
-    db.execute("PRAGMA journal_mode = WAL")
-
-
-def _insert_pools(db: sqlite3.Connection, pools: Iterable[PoolEntry]) -> None:
-    for entry in pools:
-        db.execute(
-            "INSERT INTO pool (uuid, name, kind) VALUES (?, ?, ?)",
-            (entry.pool.hex(), entry.name, entry.kind.value),
-        )
-
-
-def _insert_volumes(db: sqlite3.Connection, volumes: Iterable[VolumeEntry]) -> None:
-    for entry in volumes:
-        db.execute(
-            """INSERT INTO volume (uuid, pool, path, size, granule, epoch, device, inode, is_block)
-               VALUES (?, (SELECT id FROM pool WHERE name = ?), ?, ?, ?, ?, ?, ?, ?)""",
-            (
-                entry.volume.hex(),
-                entry.pool,
-                entry.path,
-                entry.size,
-                entry.granule,
-                entry.epoch,
-                entry.device & _LARGEST,
-                entry.inode & _LARGEST,
-                int(entry.is_block),
-            ),
-        )
-
-
-def _connect_writer(path: str) -> sqlite3.Connection:
-    db = connect(path, read_only=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA recursive_triggers = OFF")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        db.execute(
-            "PRAGMA wal_autocheckpoint = 0"
-        )  # not in anybody's commit: see `Catalog.checkpoint`
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _take_lock(path: str, wait: float) -> int:
-    """The writer's lock, on a file beside the database.
-
-    Not on the database itself: closing any descriptor of it would drop the locks that SQLite holds there.
-    """
-    refuse_links(path)
-    lock = f"{path}.lock"
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        reason = (
-            "is a symbolic link, which is refused" if error.errno == errno.ELOOP else error.strerror
-        )
-        raise CatalogError(lock, f"cannot be opened: {reason}") from error
-    try:
-        _wait_for_lock(fd, path, wait)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _wait_for_lock(fd: int, path: str, wait: float) -> None:
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise CatalogBusy(
-                    path,
-                    "another process has the store open for writing; end it, or open read-only",
-                ) from None
-        time.sleep(min(LOCK_POLL, max(0.0, deadline - time.monotonic())))
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fanout.catalog.connection import translated
-from fanout.catalog.door import Catalog, _connect_writer, _sync_directory, _take_lock
+from fanout.catalog.connection import connect_writer, translated
+from fanout.catalog.door import Catalog
 from fanout.catalog.intake import KIND_CODES
+from fanout.catalog.locks import sync_directory, take_lock
 from fanout.catalog.members import to_json
 from fanout.catalog.reader import _ACTIVE, _IN_SET
 from fanout.errors import CatalogError
@@ -123,7 +124,7 @@ def writer_lock(path: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[
         CatalogBusy: somebody does.
         CatalogError: there is no catalog.
     """
-    lock = _take_lock(os.path.abspath(path), wait)
+    lock = take_lock(os.path.abspath(path), wait)
     try:
         yield
     finally:
@@ -169,7 +170,7 @@ def restore(
     try:
         Catalog.create(draft, store=store, pools=pools, volumes=volumes, clock=lambda: created)
         with translated(path):
-            db = _connect_writer(draft)
+            db = connect_writer(draft)
             try:
                 db.execute("BEGIN IMMEDIATE")
                 writer = _Writer(db, time.time_ns() if now is None else now)
@@ -202,7 +203,7 @@ def _put_in_place(draft: str, path: str, *, force: bool) -> str | None:
         else:
             os.unlink(f"{path}-wal")
     os.link(draft, path)
-    _sync_directory(path)
+    sync_directory(path)
     return kept
 
 
@@ -216,7 +217,7 @@ def _set_aside(path: str) -> str:
     for suffix in ("", *_SIDES):
         with suppress(FileNotFoundError):
             os.rename(path + suffix, kept + suffix)
-    _sync_directory(path)
+    sync_directory(path)
     return kept
 
 

@@ -70,7 +70,7 @@ BUGS = (
         "fanout/ledger.py", "check_proofs(aggregate)", "aggregate.proofs",
     ),
     _bug(
-        "the catalog does not sync", "fanout/catalog/door.py",
+        "the catalog does not sync", "fanout/catalog/connection.py",
         'db.execute("PRAGMA synchronous = FULL")\n        db.execute("PRAGMA foreign_keys = ON")\n        db.execute("PRAGMA rec',
         'db.execute("PRAGMA synchronous = OFF")\n        db.execute("PRAGMA foreign_keys = ON")\n        db.execute("PRAGMA rec',
     ),

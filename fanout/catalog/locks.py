@@ -1,0 +1,60 @@
+"""Who may write to a catalog: one, on one machine."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from fanout.catalog.connection import refuse_links
+from fanout.errors import CatalogBusy, CatalogError
+
+LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
+
+
+def take_lock(path: str, wait: float) -> int:
+    """The writer's lock, on a file beside the database.
+
+    Not on the database itself: closing any descriptor of it would drop the locks that SQLite holds there.
+    """
+    refuse_links(path)
+    lock = f"{path}.lock"
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = (
+            "is a symbolic link, which is refused" if error.errno == errno.ELOOP else error.strerror
+        )
+        raise CatalogError(lock, f"cannot be opened: {reason}") from error
+    try:
+        _wait_for_lock(fd, path, wait)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _wait_for_lock(fd: int, path: str, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise CatalogBusy(
+                    path,
+                    "another process has the store open for writing; end it, or open read-only",
+                ) from None
+        time.sleep(min(LOCK_POLL, max(0.0, deadline - time.monotonic())))
+
+
+def sync_directory(path: str) -> None:
+    """Make the name of the file at `path` durable."""
+    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
