@@ -42,6 +42,7 @@ LAYERS = {
         "rebuild",
         "backup",
         "check",
+        "store_reader",
         "store",
     },
     "faces": {"cli", "bench", "demo", "__main__"},
