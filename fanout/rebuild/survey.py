@@ -338,7 +338,8 @@ def _copy_of(
     said = None
     if newest.present is not None:
         said = MemberSet(tuple((run.start, len(run)) for run in newest.present))
-    return RestoredCopy(pool, newest.csn, tuple(places), said)
+    told = all(found.record.deleted == ranges_of(deleted) for found in evidence)
+    return RestoredCopy(pool, newest.csn if told else changed_csn, tuple(places), said)
 
 
 def _is_named(empty: Member, evidence: Sequence[Evidence]) -> bool:

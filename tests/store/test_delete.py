@@ -305,6 +305,24 @@ def test_a_volume_that_was_away_and_a_lost_catalog(small: SmallSite, back: bool)
     sound(small)
 
 
+def test_a_rebuild_tells_a_volume_that_was_away(small: SmallSite) -> None:
+    """Of a part of an aggregate: the others were told, and then they and the catalog are lost, one after the other."""
+    with small.open() as store:
+        put(store, {b"a": b"1" * 5000, b"b": b"2"}, node="N2")
+    with small.locked("COPYPOOL1"), small.open(lock_wait=0) as store:
+        store.delete("N2", b"b")
+    take_rebuilt_catalog(small)
+    small.open().close()
+    sound(small)
+    for pool in ("DISKPOOL", "COPYPOOL2"):
+        (path,) = small.volumes(pool)
+        path.unlink()
+    small.catalog.unlink()
+    rebuild_catalog(small.path)
+    with small.open() as store:
+        assert names(store) == [b"a"]
+
+
 def fill_directories(store: Store) -> None:
     """Until every directory that is written to has had a checkpoint."""
     directories = [volume.directory for volume in store.pools.volumes()]
