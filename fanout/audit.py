@@ -283,6 +283,8 @@ def _losses(catalog: Catalog, volume: VolumeEntry) -> tuple[int, int, list[bytes
             served = _served_by(volume.volume, copy, members)
             lost = {member.member for member in served}
             left = _held(entry, copy) - MemberSet.of(lost) if lost else copy.present
+            if all(place.volume == volume.volume for place in copy.places):
+                left = (_held(entry, copy) if left is None else left) - entry.erased
             gap = _gap(catalog, entry, copy.pool, lost, reason) if lost else None
             shrunk.append(Shrunk(identity, copy.pool, left, gap))
             count, size = count + len(served), size + sum(member.length for member in served)

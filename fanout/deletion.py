@@ -10,7 +10,8 @@ What it promises:
    volumes that have taken the record takes part. Nothing of an aggregate is deleted while no volume that holds it can take one.
 2. A region is free only when its volume's directory says so, durably. Volumes that are away keep theirs until they come back.
 3. Of the versions that are left the newest is active. An active-data pool that has it not gets a gap, in the same commit.
-4. The space of an aggregate comes back when its last member is deleted, not before.
+4. The space of a copy comes back when the last member that it holds is deleted, not before; while the aggregate lives on, once every
+   volume that holds some of it has been told.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ def delete(store: Store, selection: Selection, *, preview: bool) -> DeleteReport
         object_bytes=run.size,
         aggregates=run.aggregates,
         freed_bytes=freed,
-        waiting_bytes=store.catalog.waiting_bytes(),
+        waiting_bytes=store.catalog.waiting_bytes(
+            None if store.read_only else store.ledger.thinned
+        ),
         postponed=tuple(run.postponed),
         seconds=time.monotonic() - run.began,
     )

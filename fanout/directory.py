@@ -347,10 +347,9 @@ class Directory:
         return self._planned(plan, blocks, 0, self._live.sequence, epoch)
 
     def _counts(self, record: DirectoryRecord, newest: int) -> bool:
-        """Whether a checkpoint must keep the record. The newest delete stays: a catalog from before it must be recognised."""
-        if record.op is Op.DELETE:
-            return record.aggregate not in self._forget or record.csn == newest
-        return bool(record.spans)
+        """Whether a checkpoint must keep the record. The newest stays in any case: a catalog from before it must be recognised."""
+        wanted = record.op is Op.DELETE and record.aggregate not in self._forget
+        return bool(record.spans) or wanted or record.csn == newest
 
     def _planned(
         self, plan: _Plan, blocks: list[list[bytes]], number: int, sequence: int, epoch: int

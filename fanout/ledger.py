@@ -32,12 +32,13 @@ from fanout.scribe import Entry, delete_of, ranges_of, record_of, stored_span
 from fanout.types import Gap, Receipt, StoredObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fanout.catalog import AggregateEntry, Catalog, CatalogReader, Deletion
     from fanout.format import StoredSpan
     from fanout.host import AggregateRecord, TransactionRecord, WrittenSpan
     from fanout.scribe import Scribe
+    from fanout.volume import Volume
 
     # A span that becomes live, and in which pools.
     Holding = tuple[WrittenSpan, tuple[str, ...]]
@@ -50,6 +51,7 @@ class Ledger:
     Attributes:
         steady: while it is held nothing that has been committed is deleted. Whoever asks the catalog what to change of an
             aggregate, and then commits it, holds it meanwhile.
+        thinned: aggregates that lost members since `bury` last looked for spent copies, or have some that wait; None: it has not looked yet.
 
     Args:
         catalog: open for writing.
@@ -73,6 +75,7 @@ class Ledger:
         self._pending_lock = threading.Lock()
         self._told: dict[tuple[bytes, int], threading.Event] = {}
         self.steady = threading.RLock()
+        self.thinned: set[bytes] | None = None
         make = partial(Committer, catalog, settled=self._settled, deadline=commit_deadline)
         if flush_before_acknowledge:
             self._committer = make(durable=self._durable)
@@ -146,6 +149,9 @@ class Ledger:
             told.wait()  # callers are woken before the scribe has the records
         finally:
             del self._told[key]
+        if self.thinned is not None:
+            living = (one for one in commit.deletions if one.members is not None)
+            self.thinned.update(one.entry.aggregate for one in living)
         return csn
 
     def bury(self) -> int:
@@ -161,11 +167,15 @@ class Ledger:
             if self.refusal is not None:
                 return 0
             taken = self._scribe.take_deletes(self._pools.volumes(), self._catalog)
-            if not taken and not self._catalog.dead():
+            spent = self._catalog.spent(self.thinned)
+            left = self._scribe.move_out(spent, self._catalog) if spent else {}
+            self.thinned = {copy.aggregate for copy in spent}
+            if not taken and not left and not self._catalog.dead():
                 return 0
-            offsets, gone = self._catalog.bury({uuid: those for uuid, (_, those) in taken.items()})
+            offsets, gone = self._catalog.bury(_aggregates(taken), _aggregates(left))
             self._scribe.forget_deletes(self._pools.volumes(), gone)
-            return sum(self._pools.free(taken[uuid][0], at) for uuid, at in offsets.items())
+            volumes = {uuid: volume for uuid, (volume, _) in (taken | left).items()}
+            return sum(self._pools.free(volumes[uuid], at) for uuid, at in offsets.items())
 
     def _hand_in(self, commit: Commit, holdings: Sequence[Holding]) -> int:
         # Promise 2: the pools would quarantine the regions of a span that nobody remembers.
@@ -353,6 +363,10 @@ def _stored(catalog: CatalogReader, aggregate: AggregateEntry) -> Iterator[Store
 
 
 # ---- helpers ---------------------------------------------------------------------------------------
+
+
+def _aggregates(taken: Mapping[bytes, tuple[Volume, list[bytes]]]) -> dict[bytes, list[bytes]]:
+    return {uuid: aggregates for uuid, (_, aggregates) in taken.items()}
 
 
 def check_proofs(record: AggregateRecord) -> None:

@@ -10,6 +10,7 @@ What it promises:
 3. A volume whose directory cannot be written is failed, not the store, and not the commit that was acknowledged.
 4. After `close` every directory that could be written is durable.
 5. A volume is said to have taken a delete only when a flush has made its record durable.
+6. A volume names the deleted members of an aggregate that lives on until every other one that holds some of it does, durably.
 
 With `flush_before_acknowledge` the committer waits here instead, and what a crash can leave in doubt is nothing.
 """
@@ -20,6 +21,7 @@ import logging
 import threading
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.engine import Request
@@ -31,7 +33,14 @@ from fanout.volume import VolumeState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from fanout.catalog import CatalogReader, DeadAggregate, HeldSpans, MemberSet, Place
+    from fanout.catalog import (
+        CatalogReader,
+        DeadAggregate,
+        HeldSpans,
+        MemberSet,
+        Place,
+        SpentCopy,
+    )
     from fanout.engine import Engine
     from fanout.volume import Volume
 
@@ -156,6 +165,43 @@ class Scribe:
             self._touched |= written.keys()
             durable = self._flush()
         return {uuid: entry for uuid, entry in written.items() if entry[0] in durable}
+
+    def move_out(
+        self, copies: Iterable[SpentCopy], catalog: CatalogReader
+    ) -> dict[bytes, tuple[Volume, list[bytes]]]:
+        """Write that spent copies have left their volumes, and flush it, where all know what was deleted (promise 6).
+
+        Returns:
+            By volume: the volume, and the aggregates of which its directory names no span any more, for good.
+        """
+        left: dict[bytes, tuple[Volume, list[bytes]]] = {}
+        with self._writing:
+            self._write(self._take(MAX_WAITING))
+            self._flush()
+            entries = [entry for copy in copies for entry in self._moves(copy, catalog)]
+            self._write(entries)
+            durable = {volume.uuid: volume for volume in self._flush()}
+        for identity, record in entries:
+            if identity in durable:
+                left.setdefault(identity, (durable[identity], []))[1].append(record.aggregate)
+        return left
+
+    def _moves(self, spent: SpentCopy, catalog: CatalogReader) -> list[Entry]:
+        """What the directories say when a copy leaves; nothing while a volume that holds some of the aggregate does not know why."""
+        moves: list[Entry] = []
+        copies = catalog.copies(spent.aggregate)
+        for identity, pool in {p.volume: c.pool for c in copies for p in c.places}.items():
+            volume = self._volumes(identity)
+            if volume is None or volume.state is not VolumeState.AVAILABLE or not volume.directory:
+                return []
+            said = volume.directory.records.get(spent.aggregate)
+            for held in catalog.held_spans(identity, [spent.aggregate]):
+                wanted = record_of(held)
+                if said is None or said.csn < wanted.csn or said.deleted != wanted.deleted:
+                    return []
+                if pool == spent.pool:
+                    moves.append(Entry(identity, replace(wanted, op=Op.MOVE, spans=())))
+        return moves
 
     def forget_deletes(self, volumes: Iterable[Volume], aggregates: Sequence[bytes]) -> None:
         """No directory names these aggregates any more: checkpoints may drop their deletes."""

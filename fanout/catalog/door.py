@@ -29,8 +29,10 @@ import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from fanout.catalog import burial
 from fanout.catalog.ballast import SUFFIX as BALLAST
 from fanout.catalog.ballast import Ballast
 from fanout.catalog.connection import (
@@ -414,12 +416,15 @@ class Catalog(CatalogReader):
             )
 
     def bury(
-        self, taken: Mapping[bytes, Iterable[bytes]]
+        self,
+        taken: Mapping[bytes, Iterable[bytes]],
+        left: Mapping[bytes, Iterable[bytes]] = MappingProxyType({}),
     ) -> tuple[dict[bytes, list[int]], list[bytes]]:
         """Forget regions of what was deleted, durably and in one transaction: their volumes' directories say so for good.
 
         Args:
             taken: by volume the aggregates of which its directory has the delete, flushed.
+            left: by volume the aggregates of which it held a spent copy, and of which its directory names no span any more, flushed.
 
         Returns:
             By volume the offsets that are free from now on; and the aggregates that no directory names any more, so that their
@@ -428,40 +433,23 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: it could not be recorded, or nobody knows whether it was: nothing may be used again.
         """
-        listed = json.dumps(
-            [[volume.hex(), one.hex()] for volume, those in taken.items() for one in those]
-        )
+        dead, spent = burial.pairs(taken), burial.pairs(left)
         with self._write_lock, translated(self.path):
             # Nothing refers to the rows that go: looking for that, row by row, would read the table of objects each time.
             self._writes.execute("PRAGMA foreign_keys = OFF")
             try:
-                return self._with_room(lambda: self._bury(listed))
+                return self._with_room(lambda: self._bury(dead, spent))
             finally:
                 self._writes.execute("PRAGMA foreign_keys = ON")
 
-    def _bury(self, listed: str) -> tuple[dict[bytes, list[int]], list[bytes]]:
-        freed: dict[bytes, list[int]] = {}
+    def _bury(self, dead: str, spent: str) -> tuple[dict[bytes, list[int]], list[bytes]]:
         with self._transaction():
-            rows = self._writes.execute(
-                """DELETE FROM dead_region WHERE (volume, aggregate) IN (
-                       SELECT v.id, g.id FROM json_each(?) AS t
-                       JOIN volume AS v ON v.uuid = json_extract(t.value, '$[0]')
-                       JOIN aggregate AS g ON g.uuid = json_extract(t.value, '$[1]'))
-                   RETURNING (SELECT v.uuid FROM volume AS v WHERE v.id = dead_region.volume), offset""",
-                (listed,),
-            ).fetchall()
-            for volume, offset in rows:
-                freed.setdefault(bytes.fromhex(volume), []).append(offset)
-            gone = self._writes.execute(
-                """DELETE FROM deletion WHERE kept = 0
-                   AND NOT EXISTS (SELECT 1 FROM dead_region AS d WHERE d.aggregate = deletion.aggregate)
-                   RETURNING aggregate, (SELECT g.uuid FROM aggregate AS g WHERE g.id = deletion.aggregate)"""
-            ).fetchall()
-            ids = json.dumps([number for number, _ in gone])
-            self._writes.execute(
-                "DELETE FROM aggregate WHERE id IN (SELECT value FROM json_each(?))", (ids,)
-            )
-        return freed, [bytes.fromhex(uuid) for _, uuid in gone]
+            regions = burial.drop_spent(self._writes, spent) + burial.drop_dead(self._writes, dead)
+            gone = burial.drop_aggregates(self._writes)
+        freed: dict[bytes, list[int]] = {}
+        for volume, offset in regions:
+            freed.setdefault(bytes.fromhex(volume), []).append(offset)
+        return freed, [bytes.fromhex(uuid) for uuid in gone]
 
     def set_epochs(self, epochs: Mapping[bytes, tuple[int, int, int]]) -> None:
         """Record, durably and in one transaction, the epoch, device and inode with which volumes were opened.

@@ -70,6 +70,10 @@ class MemberSet:
         """What is in either."""
         return MemberSet.joined([*self.runs, *other.runs])
 
+    def __le__(self, other: MemberSet) -> bool:
+        """Whether all of this is in the other; none is spelled out."""
+        return self | other == MemberSet.joined(other.runs)
+
     def __sub__(self, other: MemberSet) -> MemberSet:
         """What is here and not there."""
         gone = set(other)

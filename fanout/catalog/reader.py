@@ -42,6 +42,7 @@ from fanout.catalog.rows import (
     PoolEntry,
     Region,
     SpaceEntry,
+    SpentCopy,
     StoreEntry,
     UsageEntry,
     VolumeEntry,
@@ -292,9 +293,30 @@ class CatalogReader:
         )
         return self._made(values.dead_aggregate, rows)
 
-    def waiting_bytes(self) -> int:
-        """Bytes of regions that were deleted and are not free yet."""
-        return int(self._rows("SELECT coalesce(sum(length), 0) FROM dead_region")[0][0])
+    def spent(self, among: Iterable[bytes] | None = None) -> list[SpentCopy]:
+        """Copies of which every member was deleted and whose aggregates live on; an audit's, which held nothing before, are none.
+
+        Args:
+            among: only of these aggregates; None: of all.
+        """
+        listed = None if among is None else json.dumps([aggregate.hex() for aggregate in among])
+        source = "erased AS e CROSS JOIN aggregate AS g ON g.id = e.aggregate"
+        if listed is not None:
+            source = """json_each(?) AS t JOIN aggregate AS g ON g.uuid = t.value
+                JOIN erased AS e ON e.aggregate = g.id"""
+        rows = self._rows(
+            f"""SELECT g.uuid, p.name, c.present, e.members,
+                       (SELECT coalesce(sum(l.length), 0) FROM placement AS l WHERE l.aggregate = c.aggregate AND l.pool = c.pool)
+                FROM {source} CROSS JOIN copy AS c ON c.aggregate = g.id AND c.present <> '[]' JOIN pool AS p ON p.id = c.pool""",
+            () if listed is None else (listed,),
+        )
+        found = self._made(values.partial_copy, rows)
+        return [copy for copy, present, erased in found if present <= erased]
+
+    def waiting_bytes(self, among: Iterable[bytes] | None = None) -> int:
+        """Bytes that hold nothing but what was deleted, and are not free yet; those of spent copies only of the aggregates `among`."""
+        dead = int(self._rows("SELECT coalesce(sum(length), 0) FROM dead_region")[0][0])
+        return dead + sum(copy.length for copy in self.spent(among))
 
     # ---- transactions and aggregates -----------------------------------------------------------
 

@@ -183,6 +183,14 @@ class DeadAggregate(NamedTuple):
     at: int
 
 
+class SpentCopy(NamedTuple):
+    """A copy of which every member was deleted, of an aggregate that lives on; it keeps `length` bytes on its volumes."""
+
+    aggregate: bytes
+    pool: str
+    length: int
+
+
 @dataclass(frozen=True, slots=True)
 class HeldSpans:
     """What one volume holds of one copy: what its directory should say.

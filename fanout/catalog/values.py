@@ -19,6 +19,7 @@ from fanout.catalog.rows import (
     ObjectEntry,
     Place,
     PoolEntry,
+    SpentCopy,
     VolumeEntry,
 )
 from fanout.types import PoolKind
@@ -139,6 +140,15 @@ def dead_aggregate(
     numbers(attempt, csn, at)
     texts(node)
     return DeadAggregate(id_of(uuid), id_of(tx), attempt, csn, node, kind_of(kind), at)
+
+
+def partial_copy(
+    uuid: str, pool: str, present: str, erased: str, length: int
+) -> tuple[SpentCopy, MemberSet, MemberSet]:
+    """A copy of some members: those, and what was deleted of the aggregate."""
+    numbers(length)
+    texts(pool)
+    return SpentCopy(id_of(uuid), pool, length), some_of(present), some_of(erased)
 
 
 def member_entry(

@@ -91,7 +91,7 @@ class MemberReader:
         """Fill in what the headers and footers say."""
         pieces = self._pieces
         for csn in sorted({found.record.csn for found in pieces.evidence if found.record.spans}):
-            there = [found for found in pieces.evidence if found.record.csn == csn]
+            there = [f for f in pieces.evidence if f.record.csn == csn and f.record.spans]
             for mine in _alike(there):
                 spans = self._read_set(mine)
                 if spans:

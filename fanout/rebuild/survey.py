@@ -63,8 +63,9 @@ class Survey:
         for aggregate, evidence in found.items():
             if any(said.record.op is Op.DELETE for said in evidence):
                 self._deleted[aggregate] = evidence
-            else:
+            elif any(said.record.spans for said in evidence):
                 self._aggregates[aggregate] = Pieces(evidence)
+            # Else it has left these volumes, and no other holds any of it.
 
     # ---- the order of commits --------------------------------------------------------------------
 
@@ -285,7 +286,7 @@ class Survey:
                 committed = attempts.get(found.header.transaction)
                 if committed not in (None, found.header.attempt):
                     continue  # of an attempt that failed: another one committed
-                if found.header.aggregate in self._deleted:
+                if found.header.aggregate in self._deleted or _has_left(found):
                     continue
                 yield _in_doubt(found, committed=committed is not None)
         if on_progress is not None:
@@ -305,6 +306,13 @@ def _in_doubt(found: FoundSpan, *, committed: bool) -> InDoubt:
         names=tuple(fragment.name for fragment in found.footer.fragments),
         committed=committed,
     )
+
+
+def _has_left(found: FoundSpan) -> bool:
+    """Whether the volume's directory says that it holds nothing of the aggregate any more."""
+    assert found.volume.directory is not None
+    record = found.volume.directory.records.get(found.header.aggregate)
+    return record is not None and not record.spans
 
 
 def _deleting(evidence: Sequence[Evidence]) -> DirectoryRecord:
@@ -332,12 +340,13 @@ def _copy_of(
         if coverage.holds(left[n].offset, left[n].length)
         and (left[n].length or _is_named(left[n], evidence))
     )
-    # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
-    if ranges_of(held) != newest.present and not (pieces.whole and held == wanted):
-        return RestoredCopy(pool, changed_csn, tuple(places), held)
     said = None
     if newest.present is not None:
         said = MemberSet(tuple((run.start, len(run)) for run in newest.present))
+    # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
+    known = (pieces.whole and held == wanted) or (said is not None and said <= deleted)
+    if ranges_of(held) != newest.present and not known:
+        return RestoredCopy(pool, changed_csn, tuple(places), held)
     told = all(found.record.deleted == ranges_of(deleted) for found in evidence)
     return RestoredCopy(pool, newest.csn if told else changed_csn, tuple(places), said)
 

@@ -19,6 +19,7 @@ from fanout.catalog import (
     NewGap,
     Region,
     Repair,
+    SpentCopy,
 )
 from fanout.errors import CatalogError
 
@@ -132,6 +133,44 @@ def test_burying(catalog: Catalog, sample: Sample) -> None:
         assert [one.aggregate for one in reader.dead()] == [aggregate]
     assert catalog.bury({copy: [aggregate]}) == ({copy: [regions[copy][0].offset]}, [aggregate])
     assert (catalog.dead(), catalog.waiting_bytes()) == ([], 0)
+
+
+def spent_site(catalog: Catalog, sample: Sample) -> tuple[bytes, bytes]:
+    """An aggregate of which COPYPOOL1 held b and c, which are deleted; and the pool's volume."""
+    commit = sample.commit(NAMES, pools=("DISKPOOL",))
+    catalog.commit([commit])
+    aggregate = only(catalog)
+    copy = NewCopy("COPYPOOL1", (sample.place("COPYPOOL1", data_length=400),), MemberSet.of([1, 2]))
+    catalog.commit([Commit(sample.id(), 1, repairs=(Repair(aggregate, "COPYPOOL1", copy),))])
+    assert catalog.spent() == []
+    erase(catalog, sample, [1])
+    assert catalog.spent() == []
+    erase(catalog, sample, [2])
+    return aggregate, sample.volumes["COPYPOOL1"].volume
+
+
+def test_a_spent_copy(catalog: Catalog, sample: Sample) -> None:
+    """All that it held was deleted: its volume keeps it until it is buried; then nothing is left of it, and the aggregate lives on."""
+    aggregate, volume = spent_site(catalog, sample)
+    ((offset, length),) = catalog.live_regions(volume)
+    assert catalog.spent() == [SpentCopy(aggregate, "COPYPOOL1", length)]
+    assert catalog.spent([aggregate, sample.id()]) == catalog.spent()
+    assert catalog.spent([]) == catalog.spent([sample.id()]) == []
+    assert catalog.waiting_bytes() == length
+    assert catalog.bury({volume: [aggregate]}) == ({}, [])  # it is not dead
+    assert catalog.bury({}, {volume: [aggregate]}) == ({volume: [offset]}, [])
+    assert (catalog.spent(), catalog.live_regions(volume), catalog.waiting_bytes()) == ([], [], 0)
+    assert [copy.pool for copy in catalog.copies(aggregate)] == ["DISKPOOL"]
+    assert names(catalog) == [b"a", b"d"]
+
+
+def test_a_living_copy_is_not_buried(catalog: Catalog, sample: Sample) -> None:
+    """It could only be a mistake."""
+    catalog.commit([sample.commit()])
+    aggregate, volume = only(catalog), sample.volumes["COPYPOOL1"].volume
+    before = catalog.live_regions(volume)
+    assert catalog.bury({}, {volume: [aggregate]}) == ({}, [])
+    assert catalog.live_regions(volume) == before
 
 
 def test_a_dead_region_is_nobody_elses(catalog: Catalog, sample: Sample) -> None:

@@ -38,3 +38,14 @@ def test_joined_runs_are_the_set_of_their_indexes() -> None:
     assert MemberSet.joined(runs) == MemberSet.joined(reversed(runs)) == expected
     assert MemberSet.joined([(0, 1 << 31), (5, 1)]).runs == ((0, 1 << 31),)
     assert MemberSet.joined([]) == MemberSet()
+
+
+def test_what_lies_within() -> None:
+    """Without spelling anything out; runs that meet are one."""
+    some = MemberSet(((2, 3), (8, 1)))
+    assert some <= MemberSet(some.runs)
+    assert MemberSet() <= some
+    assert not some <= MemberSet()
+    assert some <= MemberSet(((0, 4), (4, 1 << 31)))
+    assert not MemberSet(((2, 4),)) <= some
+    assert MemberSet(((0, 1 << 31),)) <= MemberSet(((0, 1 << 31),))

@@ -123,6 +123,20 @@ def test_a_move_replaces_and_an_empty_one_ends() -> None:
     assert [r.csn for r in medium.load().holds()] == [3]
 
 
+@pytest.mark.parametrize("op", [Op.MOVE, Op.DELETE])
+def test_a_checkpoint_keeps_the_newest_record_whatever_it_is(op: Op) -> None:
+    """Breaks if a catalog from before an aggregate left the volume, or was deleted, is not recognised."""
+    medium = Medium()
+    medium.append(record(1), record(2))
+    for csn, old in ((4, record(1)), (5, record(2))):
+        medium.append(record(csn, 0, op=op, aggregate=old.aggregate))
+        medium.directory.forget_deletes([old.aggregate])
+    for _ in range(medium.directory.blocks_left + 1):
+        medium.append(record(3, aggregate=b"7" * 16))
+    found = medium.load()
+    assert (found.last_csn, sorted(r.csn for r in found.records.values())) == (5, [3, 5])
+
+
 def test_appends_never_touch_a_block_again() -> None:
     """Between two checkpoints no block is written twice, and the live half is never overwritten by one."""
     medium, seen = Medium(), set[int]()
