@@ -10,6 +10,7 @@ from fanout.format import SuperblockState
 from fanout.making import (
     FIRST_EPOCH,
     create_entry,
+    file_numbers,
     probe,
     sequence_number,
     sequential_name,
@@ -133,18 +134,14 @@ class Grower:
 
     def _next_path(self, pool: Pool, directory: Path) -> tuple[Path, bool]:
         """Where the next sequential volume goes, and whether a creation that was cut short lies there."""
-        number = 1 + max(
-            (sequence_number(member.entry.path)[1] for member in pool.members), default=0
-        )
-        for step in range(pool.device_class.max_volumes):
-            path = directory / sequential_name(pool.name, number + step)
-            if not path.exists():
-                return path, False
-            if self._is_left_over(path, pool.device_class.volume_size):
+        known = (sequence_number(member.entry.path)[1] for member in pool.members)
+        last = max(known, default=0)
+        for number in file_numbers(pool.name, directory):
+            path = directory / sequential_name(pool.name, number)
+            if number > last and self._is_left_over(path, pool.device_class.volume_size):
                 return path, True
-        raise ConfigError(
-            f"is full of files that are named like volumes of {pool.name}", path=str(directory)
-        )
+            last = max(last, number)
+        return directory / sequential_name(pool.name, last + 1), False
 
     def _is_left_over(self, path: Path, size: int) -> bool:
         """Whether a creation was cut short here before the catalog heard of it: then it holds nothing.

@@ -19,6 +19,7 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import replace
+from glob import escape
 from typing import TYPE_CHECKING
 
 from fanout import format as fmt
@@ -163,19 +164,20 @@ def create_volumes(
     *,
     store: bytes,
     pool_uuids: Mapping[str, bytes],
-    known: Collection[str] = (),
+    known: Collection[VolumeEntry] | None = None,
     force: bool = False,
     write_once: bool = False,
     on_written: Callable[[int], None] | None = None,
 ) -> list[VolumeEntry]:
-    """Make the volumes of every pool: all that disk pools list, the first one of each sequential pool.
+    """Make the volumes of every pool: all that disk pools list, the first one of each sequential pool that has none.
 
     Args:
         engine: makes them.
         config: says which.
         store: id, 16 bytes.
         pool_uuids: of every pool.
-        known: paths of volumes that the catalog has already: they are left alone.
+        known: volumes that the catalog has already: they are left alone, as are files that may have been sequential ones. None: it is
+            a new store.
         force: take what is there.
         write_once: write every byte of a new file, so that its first use is as fast as the next ones.
         on_written: called with so many bytes more while writing once.
@@ -190,9 +192,7 @@ def create_volumes(
     try:
         for pool in config.pools.values():
             kind = config.device_classes[pool.device_class]
-            for path, size in _paths_tocreate_entry(pool, kind):
-                if str(path) in known:
-                    continue
+            for path, size in _paths_tocreate_entry(pool, kind, known):
                 made.append(
                     create_entry(
                         engine, path, store=store, pool=pool.name, size=size, force=force,
@@ -259,19 +259,31 @@ def sequential_name(pool: str, number: int) -> str:
 def sequence_number(path: str) -> tuple[str, int]:
     """Sorts the volumes of a sequential pool in the order in which they were made."""
     parts = os.path.basename(path).split(".")
-    if len(parts) >= 3 and parts[-2].isdigit():
+    if len(parts) >= 3 and parts[-2].isdecimal():
         return "", int(parts[-2])
     return path, 0
 
 
-def _paths_tocreate_entry(pool: PoolConfig, kind: DeviceClass) -> Iterator[tuple[Path, int | None]]:
+def file_numbers(pool: str, directory: Path) -> list[int]:
+    """Numbers of the files that are named like sequential volumes of a pool: a volume that was given up may have come back."""
+    files = directory.glob(f"{escape(pool)}.*.fanout")
+    return sorted({sequence_number(str(path))[1] for path in files})
+
+
+def _paths_tocreate_entry(
+    pool: PoolConfig, kind: DeviceClass, known: Collection[VolumeEntry] | None
+) -> Iterator[tuple[Path, int | None]]:
+    paths = {entry.path for entry in known or ()}
     for spec in pool.volumes:
         private_directory(spec.path.parent)
-        yield spec.path, spec.size
-    if kind.type is DeviceType.FILE:
+        if str(spec.path) not in paths:
+            yield spec.path, spec.size
+    if kind.type is DeviceType.FILE and all(entry.pool != pool.name for entry in known or ()):
         assert kind.directory is not None
         private_directory(kind.directory)
-        yield kind.directory / sequential_name(pool.name, 1), kind.volume_size
+        there = [] if known is None else file_numbers(pool.name, kind.directory)
+        number = 1 + max(there, default=0)
+        yield kind.directory / sequential_name(pool.name, number), kind.volume_size
 
 
 # ---- the steps -------------------------------------------------------------------------------------

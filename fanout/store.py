@@ -219,7 +219,7 @@ class Store(StoreReader):
                 if pool.name not in there
             ]
             uuids = dict(_pool_uuids(config, catalog, new))
-            known = {entry.path for entry in catalog.volumes()}
+            known = catalog.volumes()
             with open_engine(config) as engine:
                 made = create_volumes(
                     engine,

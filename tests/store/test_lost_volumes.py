@@ -1,7 +1,8 @@
 """Objects that lie across the sequential volumes of a copy pool, one of which is lost, given up, and perhaps found again.
 
 What could break: the half that is left is joined with what the repair wrote, so that a sound copy is called damaged or an object is
-lost in a rebuild; or the spans of the volume that was found again have the same numbers as those that replaced them.
+lost in a rebuild; or the spans of the volume that was found again have the same numbers as those that replaced them; or a new volume takes the file of
+one that was given up, or is not made because of it.
 """
 
 from __future__ import annotations
@@ -130,3 +131,76 @@ def test_volumes_that_were_given_up_are_found_again_when_the_catalog_is_lost(hou
     Store.open(house.config).close()  # brings the directories up to date
     house.all_is_well()
     house.only_the_copies_are_left()
+
+
+def contents(paths: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
+
+
+def new_volumes(house: House) -> set[str]:
+    with Store.open(house.config) as store:
+        return {v.path for v in store.query_volumes() if v.pool == "COPYPOOL1"}
+
+
+def test_a_new_volume_never_takes_the_file_of_one_that_was_given_up(house: House) -> None:
+    """All are given up with their files where they were; the pool is filled again, over several openings."""
+    with Store.open(house.config) as store:
+        given_up = [Path(v.path) for v in store.query_volumes() if v.pool == "COPYPOOL1"]
+    for path in given_up:
+        retire_volume(house.config, path, force=True)
+    before = contents(given_up)
+    (made,) = Store.extend(house.config)
+    assert Path(made.path) not in given_up
+    house.repair()
+    assert contents(given_up) == before
+    assert not new_volumes(house) & {str(path) for path in given_up}
+    house.all_is_well()
+
+
+def test_files_of_volumes_that_were_given_up_stop_no_pool(house: House) -> None:
+    """As many of them as the pool may have volumes, right behind its last one."""
+    given_up = sorted(new_volumes(house) - {str(house.volumes[0])})
+    for path in given_up:
+        retire_volume(house.config, path, force=True)
+    for number in range(len(given_up) + 2, 23):
+        house.volumes[0].with_name(f"COPYPOOL1.{number:05d}.fanout").hardlink_to(given_up[0])
+    house.repair()
+    house.all_is_well()
+    assert str(house.volumes[0].with_name("COPYPOOL1.00023.fanout")) in new_volumes(house)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_extending_a_store_takes_no_file_of_a_volume_that_was_given_up(
+    house: House, *, force: bool
+) -> None:
+    """A volume of another pool is added; the sequential pool has volumes, and needs none."""
+    first, data = house.volumes[0], house.volumes[0].read_bytes()
+    retire_volume(house.config, first, force=True)
+    text = CONFIG.replace(
+        ', size = "32 MiB" }', ', size = "32 MiB" }, { path = "new.vol", size = "8 MiB" }'
+    )
+    house.config.write_text(text)
+    (made,) = Store.extend(house.config, force=force)
+    assert made.path.endswith("new.vol")
+    assert first.read_bytes() == data
+    house.repair()
+    house.all_is_well()
+
+
+def test_a_volume_without_superblocks_is_not_taken_for_one_that_was_never_used(
+    house: House,
+) -> None:
+    """That is why it was given up. What it holds may still be wanted."""
+    last = Path(max(new_volumes(house) & {str(path) for path in house.volumes}))
+    for path in map(Path, new_volumes(house) - {str(path) for path in house.volumes}):
+        retire_volume(house.config, path, force=True)
+        path.unlink()
+    with open(last, "r+b") as file:
+        for at in (0, last.stat().st_size - 4096):
+            file.seek(at)
+            file.write(bytes(4096))
+    retire_volume(house.config, last)
+    before = contents([last])
+    house.repair()
+    assert contents([last]) == before
+    house.all_is_well()
