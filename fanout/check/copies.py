@@ -267,7 +267,8 @@ class CopyCheck:
 
     def _relies_on(self, place: Place, begin: int, end: int) -> bool:
         """Whether a copy that should be whole has these bytes from the span."""
-        return self._copy.present is None and place in self._copy.servers(begin, end - begin)
+        whole = self._copy.present is None and begin < end
+        return whole and place in self._copy.servers(begin, end - begin)
 
     def _residents(self, place: Place, begin: int, end: int) -> list[MemberEntry]:
         """Held objects that have bytes, or begin, in this part of the aggregate's data, and that the span serves.

@@ -144,6 +144,22 @@ def test_a_damaged_frame_never_costs_the_last_good_bytes(site: Site) -> None:
         site.check(store, "N2", b"E", "TAPEPOOL")
 
 
+def test_a_damaged_span_without_data_that_was_replaced_is_no_problem(site: Site) -> None:
+    """It held one object without bytes, which a newer span names: nothing depends on it any more."""
+    site.create()
+    with site.open() as store:
+        put(store, {b"void": b""})
+        (entry,) = store.query_objects()
+        copies = store.catalog.copies(entry.aggregate)
+        (place,) = next(copy for copy in copies if copy.pool == "COPYPOOL1").places
+    with open(site.volume("COPYPOOL1"), "r+b") as file:
+        file.seek(place.offset)
+        file.write(bytes(4096))
+    with site.open() as store:
+        assert audit_stgpool(store, "COPYPOOL1", fix=True).marked == repair(store, "COPYPOOL1") == 1
+    assert check_store(site.path).problems == ()
+
+
 def test_what_cannot_be_asked_is_not_called_damaged(site: Site) -> None:
     """Breaks if a disk that is away for a moment empties its pool."""
     stored(site)
