@@ -16,6 +16,7 @@ What it promises:
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from fanout.catalog import Commit, Deletion, MemberSet, NewGap, Repair
-from fanout.errors import InterfaceError, ObjectNotFound
+from fanout.errors import CatalogError, InterfaceError, ObjectNotFound
 from fanout.scribe import record_of
 from fanout.types import ObjectKind, PoolKind
 
@@ -39,6 +40,8 @@ NO_VOLUME = "no volume that holds it can be written; bring one back, or give it 
 NO_ROOM = "the directory of {} has no room to say what is left of its aggregate; that can only be deleted as a whole"
 PROMOTED = "its newer version was deleted"
 
+_log = logging.getLogger("fanout.deletion")
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteReport:
@@ -49,7 +52,8 @@ class DeleteReport:
         object_bytes: of these.
         aggregates: of which nothing is left.
         freed_bytes: that can be used again now, of all pools together.
-        waiting_bytes: of all that was ever deleted, what waits for volumes that are away.
+        waiting_bytes: of all that was ever deleted, what waits for volumes that are away, or for the next opening. None: the
+            catalog did not say.
         postponed: name and reason of each version that could not be deleted.
         seconds: of the run.
     """
@@ -58,7 +62,7 @@ class DeleteReport:
     object_bytes: int
     aggregates: int
     freed_bytes: int
-    waiting_bytes: int
+    waiting_bytes: int | None
     postponed: tuple[tuple[bytes, str], ...]
     seconds: float
 
@@ -127,18 +131,28 @@ def delete(store: Store, selection: Selection, *, preview: bool) -> DeleteReport
     wanted = selection.entries(store.catalog)
     while batch := list(islice(wanted, BATCH_OBJECTS)):
         run.work(batch, preview=preview)
-    freed = store.ledger.bury() if run.objects and not preview else 0
+    freed, waiting = _free(store, 0 if preview else run.objects)
     return DeleteReport(
         objects=run.objects,
         object_bytes=run.size,
         aggregates=run.aggregates,
         freed_bytes=freed,
-        waiting_bytes=store.catalog.waiting_bytes(
-            None if store.read_only else store.ledger.thinned
-        ),
+        waiting_bytes=waiting,
         postponed=tuple(run.postponed),
         seconds=time.monotonic() - run.began,
     )
+
+
+def _free(store: Store, deleted: int) -> tuple[int, int | None]:
+    """Bytes that are free now, and that wait. What was deleted stays deleted: a catalog that fails now costs space, not safety."""
+    freed = 0
+    try:
+        freed = store.ledger.bury() if deleted else 0
+        thinned = None if store.read_only else store.ledger.thinned
+        return freed, store.catalog.waiting_bytes(thinned)
+    except CatalogError as error:
+        _log.warning("the space of what was deleted is not free yet: %s", error)
+        return freed, None
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout import backup_stgpool, check_store, copy_activedata, retire_volume
-from fanout.catalog import CatalogReader
+from fanout.catalog import Catalog, CatalogReader
 from fanout.copying import Batch
-from fanout.errors import InterfaceError, ObjectNotFound, TransactionFailed, UnknownPool
+from fanout.errors import CatalogError, InterfaceError, ObjectNotFound, TransactionFailed, UnknownPool
 from fanout.format import Op
 from fanout.rebuild import rebuild_catalog
 from fanout.types import ObjectKind
@@ -411,6 +411,33 @@ with Store.open({str(small.path)!r}) as store:
         assert catalog.waiting_bytes() > 0
     with small.open() as store:
         assert names(store) == []
+        assert free(store) == before
+    sound(small)
+
+
+def test_a_catalog_that_fails_after_the_commit(
+    small: SmallSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was deleted is told as deleted; only its space comes back later. A client that hears of an error believes it is there."""
+
+    def fail(*_: object) -> None:
+        raise CatalogError("catalog.db", "disk I/O error")
+
+    with small.open() as store:
+        before = free(store)
+        put(store, {b"a": b"1" * 5000})
+        put(store, {b"b": b"2" * 5000})
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "bury", fail)
+            report = store.delete("N1", b"a")
+            assert (report.objects, report.freed_bytes, report.waiting_bytes) == (1, 0, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "waiting_bytes", fail)
+            report = store.delete("N1", b"b")
+        assert (report.objects, report.waiting_bytes) == (1, None)
+        assert report.freed_bytes > 0
+        assert names(store) == []
+    with small.open() as store:
         assert free(store) == before
     sound(small)
 
