@@ -229,7 +229,7 @@ def retire_volume(
 
     Raises:
         CatalogBusy: the store is open for writing.
-        CatalogError: there is no catalog, or it could not be changed: then nothing is.
+        CatalogError: there is no catalog, or it could not be changed. Try again: if it was changed all the same, it knows no such volume.
         VolumeError: the catalog knows no volume at that path; or (without `force`) it is well.
     """
     loaded = config if isinstance(config, Config) else configuration.load(config)

@@ -174,7 +174,12 @@ class Batch:
                 try:
                     left = left or next(pieces)
                 except Unreadable as error:
-                    return BadMember(member, str(error))
+                    whole = _by_itself(member, reader)
+                    if whole is None:
+                        return BadMember(member, str(error))
+                    left = memoryview(whole)[-wanted:]
+                    end = member.start + member.length
+                    pieces = reader.stream(end, run.start + run.length - end)
                 part, left = left[:wanted], left[wanted:]
                 writer.feed(part)
                 wanted -= len(part)
@@ -430,7 +435,7 @@ def bad_members(
                         on_bytes(len(part))
                         wanted -= len(part)
                 except Unreadable as error:
-                    if not _good_by_itself(member, reader):
+                    if _by_itself(member, reader) is None:
                         damage = all(fault.damage for fault in error.faults)
                         yield BadMember(member, str(error), damage)
                     break  # the stream has ended: go on behind this member with a new one
@@ -438,16 +443,16 @@ def bad_members(
                     yield BadMember(member, _wrong(hasher.digest(), member))
 
 
-def _good_by_itself(member: MemberEntry, reader: CopyReader) -> bool:
-    """Whether a small member's own bytes are good, although the block that it shares with others is not."""
+def _by_itself(member: MemberEntry, reader: CopyReader) -> bytes | None:
+    """A small member whose own bytes are good, although the block that it shares with others, or the frame, is not."""
     if member.length > WHOLE_BYTES:
-        return False
+        return None
     for copy in reader.copies:
         with suppress(FanoutError, TimeoutError):
             data = reader.fetch(copy, member.start, member.length)
             if xxhash.xxh3_128_digest(data) == member.digest:
-                return True
-    return False
+                return data
+    return None
 
 
 def runs_of(members: Sequence[MemberEntry]) -> Iterator[Run]:

@@ -151,7 +151,7 @@ def _free(store: Store, deleted: int) -> tuple[int, int | None]:
         thinned = None if store.read_only else store.ledger.thinned
         return freed, store.catalog.waiting_bytes(thinned)
     except CatalogError as error:
-        _log.warning("the space of what was deleted is not free yet: %s", error)
+        _log.warning("what was deleted may not be free yet: %s", error)
         return freed, None
 
 

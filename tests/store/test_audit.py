@@ -160,6 +160,24 @@ def test_a_damaged_span_without_data_that_was_replaced_is_no_problem(site: Site)
     assert check_store(site.path).problems == ()
 
 
+def test_good_bytes_beside_damage_are_copied(site: Site) -> None:
+    """Everywhere an object is damaged, and a good one shares its block: that one could be read, and never be copied again."""
+    site.create()
+    good, bad = site.rng.randbytes(30_000), site.rng.randbytes(5000)
+    with site.open() as store:
+        put(store, {b"before": good, b"bad": bad, b"behind": good[::-1], b"empty": b""}, node="N2")
+    for pool in ("COPYPOOL1", "COPYPOOL2"):
+        assert site.flip(pool, bad) == 1
+    Path(site.volume("DISKPOOL")).unlink()
+    retire_volume(site.path, site.volume("DISKPOOL"))
+    Store.extend(site.path)
+    with site.open() as store:
+        report = restore_stgpool(store, "DISKPOOL")
+        assert (report.copied_objects, [name for name, _ in report.failed]) == (3, [b"bad"])
+        assert store.get("N2", b"before", pool="DISKPOOL").read() == good
+        assert store.get("N2", b"behind", pool="DISKPOOL").read() == good[::-1]
+
+
 def test_what_cannot_be_asked_is_not_called_damaged(site: Site) -> None:
     """Breaks if a disk that is away for a moment empties its pool."""
     stored(site)
