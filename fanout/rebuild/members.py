@@ -12,7 +12,7 @@ import xxhash
 
 from fanout.catalog import CopyEntry, MemberSet, Place
 from fanout.errors import FanoutError, VolumeForeign
-from fanout.evidence import Objects
+from fanout.evidence import Objects, Runs
 from fanout.read import CopyReader
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Pieces:
         evidence: the newest record of each volume.
         members: those that are known, by number.
         whole: whether these are all.
+        ended: whether the last of its data was seen.
         bytes: of the data, as far as it is known.
         required: pools that the rules demanded, the primary first.
         ordinal: of the aggregate in its transaction.
@@ -48,6 +49,7 @@ class Pieces:
     evidence: list[Evidence]
     members: dict[int, Member] = field(default_factory=dict)
     whole: bool = False
+    ended: bool = False
     bytes: int = 0
     required: tuple[str, ...] = ()
     ordinal: int = 0
@@ -59,6 +61,24 @@ class Pieces:
         """Members that are gone from the store: what any volume says."""
         runs = (run for found in self.evidence for run in found.record.deleted)
         return MemberSet.joined((run.start, len(run)) for run in runs)
+
+    @property
+    def nothing_lost(self) -> bool:
+        """Whether every member is held by somebody, or was deleted.
+
+        Audits leave copies that list what they hold; then the numbers tell whether these are all.
+        """
+        if self.whole:
+            return True
+        deleted = self.deleted
+        left = [number for number in self.members if number not in deleted]
+        end = max([*(n + 1 for n in left), *map(sum, deleted.runs)], default=0)
+        held = [Runs(found.record.present or ()) for found in self.evidence]
+        return (
+            self.ended
+            and end == len(left) + len(deleted)
+            and all(any(number in runs for runs in held) for number in left)
+        )
 
     @property
     def committed(self) -> int:
@@ -143,6 +163,7 @@ class MemberReader:
         solid = _solid(members)
         all_here = any(found.record.present is None for found in evidence)
         ends = any(footer.final for footer in footers)
+        pieces.ended |= ends and _reach(members) == pieces.bytes
         if all_here and ends and _reach(members) == pieces.bytes:
             # A copy that was made after members had been deleted has not got these. That all its spans are there their numbers say.
             holes = solid < len(members)

@@ -194,7 +194,7 @@ class Survey:
             copy = _copy_of(pool, evidence, pieces, changed_csn)
             copies.append(copy)
             holders[pool] = copy.present
-        if not pieces.whole:
+        if not pieces.nothing_lost:
             self._note_lost(aggregate, pieces)
         deleted = pieces.deleted
         members = {n: member for n, member in pieces.members.items() if n not in deleted}

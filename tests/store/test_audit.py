@@ -178,6 +178,27 @@ def test_good_bytes_beside_damage_are_copied(site: Site) -> None:
         assert store.get("N2", b"behind", pool="DISKPOOL").read() == good[::-1]
 
 
+def test_what_was_damaged_everywhere_and_then_deleted_is_not_lost(site: Site) -> None:
+    """Every copy of the aggregate lists what it holds: a catalog made anew names what is lost, and nothing when that was deleted."""
+    site.create()
+    bad = site.rng.randbytes(5000)
+    with site.open() as store:
+        put(store, {b"a": b"a" * 700, b"bad": bad, b"empty": b"", b"z": b"z"}, node="N2")
+    for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2"):
+        assert site.flip(pool, bad) == 1
+    with site.open() as store:
+        for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2"):
+            assert audit_stgpool(store, pool, fix=True).marked == 1
+    report = rebuild_catalog(site.path, into=site.base / "again.db")
+    assert [found.node for found in report.lost] == ["N2"]
+    with site.open() as store:
+        store.delete("N2", b"bad")
+    report = rebuild_catalog(site.path, force=True)
+    assert (report.lost, report.objects) == ((), 3)
+    with site.open() as store:
+        assert {entry.name for entry in store.query_objects()} == {b"a", b"empty", b"z"}
+
+
 def test_what_cannot_be_asked_is_not_called_damaged(site: Site) -> None:
     """Breaks if a disk that is away for a moment empties its pool."""
     stored(site)

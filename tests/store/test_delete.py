@@ -17,7 +17,13 @@ import pytest
 from fanout import backup_stgpool, check_store, copy_activedata, retire_volume
 from fanout.catalog import Catalog, CatalogReader
 from fanout.copying import Batch
-from fanout.errors import CatalogError, InterfaceError, ObjectNotFound, TransactionFailed, UnknownPool
+from fanout.errors import (
+    CatalogError,
+    InterfaceError,
+    ObjectNotFound,
+    TransactionFailed,
+    UnknownPool,
+)
 from fanout.format import Op
 from fanout.rebuild import rebuild_catalog
 from fanout.types import ObjectKind
