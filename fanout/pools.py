@@ -400,6 +400,8 @@ class PoolSet:
             before = allocator.bytes_in(RegionState.FREE)
             for offset in offsets:
                 allocator.free(offset)
+                # If the volume had failed before it had the record of the commit, that never comes.
+                volume.unpromise(offset)
             return allocator.bytes_in(RegionState.FREE) - before
 
     def _free(self, held: dict[str, Held], pool: str) -> None:

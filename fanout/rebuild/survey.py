@@ -340,15 +340,17 @@ def _copy_of(
         if coverage.holds(left[n].offset, left[n].length)
         and (left[n].length or _is_named(left[n], evidence))
     )
-    said = None
-    if newest.present is not None:
-        said = MemberSet(tuple((run.start, len(run)) for run in newest.present))
+    said = None if newest.present is None else MemberSet(tuple(_runs(newest.present)))
     # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
     known = (pieces.whole and held == wanted) or (said is not None and said <= deleted)
     if ranges_of(held) != newest.present and not known:
         return RestoredCopy(pool, changed_csn, tuple(places), held)
-    told = all(found.record.deleted == ranges_of(deleted) for found in evidence)
+    told = all(MemberSet.joined(_runs(found.record.deleted)) == deleted for found in evidence)
     return RestoredCopy(pool, newest.csn if told else changed_csn, tuple(places), said)
+
+
+def _runs(ranges: Iterable[range]) -> Iterator[tuple[int, int]]:
+    return ((run.start, len(run)) for run in ranges)
 
 
 def _is_named(empty: Member, evidence: Sequence[Evidence]) -> bool:

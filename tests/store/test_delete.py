@@ -26,6 +26,7 @@ from fanout.errors import (
 )
 from fanout.format import Op
 from fanout.rebuild import rebuild_catalog
+from fanout.scribe import Scribe
 from fanout.types import ObjectKind
 from tests.store.histories import POOLS, SmallSite, snapshot
 
@@ -327,6 +328,20 @@ def test_a_rebuild_tells_a_volume_that_was_away(small: SmallSite) -> None:
     rebuild_catalog(small.path)
     with small.open() as store:
         assert names(store) == [b"a"]
+
+
+def test_a_record_that_never_came(small: SmallSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is deleted before its volumes have the record of its commit: the room that was kept for that is not kept for ever."""
+    with small.open() as store:
+        directories = [v.directory for v in store.pools.volumes() if v.directory]
+        before = [directory.spare_bytes for directory in directories]
+        with monkeypatch.context() as patch:
+            patch.setattr(Scribe, "_write", lambda *_: None)
+            put(store, {b"a": b"1"})
+            assert [directory.spare_bytes for directory in directories] != before
+            assert store.delete("N1", b"a").freed_bytes > 0
+        assert [directory.spare_bytes for directory in directories] == before
+    sound(small)
 
 
 def fill_directories(store: Store) -> None:
