@@ -79,7 +79,10 @@ class Sending:
         self.sent = before
         try:
             with self.session.begin(transaction=transaction, attempt=number) as txn:
-                before.objects = []
+                if stored:
+                    before.objects = []
+                else:
+                    before.anew()
                 self._puts(txn)
                 before.fate = Fate.MAYBE
             demand(not stored or not before.objects, "V3", "a transaction was stored twice")
@@ -132,7 +135,8 @@ class Sending:
             self.world.cut_off[made.transaction.hex()] = (self.planned, self.plan, attempt.number)
 
     def _begin(self, txn: Transaction) -> None:
-        self.sent.objects, self.sent.fate = [], Fate.ABSENT
+        self.sent.anew()
+        self.sent.fate = Fate.ABSENT
         self.world.history[txn.transaction.hex()] = self.sent
         self.world.counts["attempts"] += 1
 

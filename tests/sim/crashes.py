@@ -107,9 +107,9 @@ class CrashWorld(World):
             super()._lose_power(cut, salt)
             return
         self.was_cut = True
-        self._proved.clear()
+        self.proved.clear()
         snapshot = Snapshot(self.medium)
-        fates = tuple(sent.fate.name for sent in self.history.values())
+        fates = tuple(f"{sent.fate.name} {sent.gone}" for sent in self.history.values())
         rng = self.rng("states", salt)
         last: State | None = None
         for state in states([change for _, change in snapshot.changes], rng, self._samples):
@@ -129,7 +129,7 @@ class CrashWorld(World):
         books = self._known.books.get(catalog)
         if books is None:
             books = self._known.books[catalog] = self._recovered()
-        audit(self.site, books, self.history, decided=False, proved=set())
+        audit(self.site, books, self.known, decided=False, proved=set())
 
     def _recovered(self) -> Books:
         """With SQLite's own recovery. Who may only read makes a new index of the log for it, and leaves the files as they are."""

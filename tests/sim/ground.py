@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -35,7 +36,7 @@ class Ground:
         self.site, self.base = site, base / f"site{site.number}"
         self.base.mkdir()
         (self.base / "fanout.toml").write_text(_configuration(site))
-        self.config: Config = configuration.load(self.base / "fanout.toml")
+        self.config: Config = _as_made(configuration.load(self.base / "fanout.toml"), site)
         self.catalog = self.config.store.catalog
         self.pool_of: dict[str, str] = {}
         self._make()
@@ -82,6 +83,22 @@ class _Random:
 
     def __init__(self, rng: random.Random) -> None:
         self.token_bytes = rng.randbytes
+
+
+def _as_made(config: Config, site: Site) -> Config:
+    """The configuration with the volumes' true sizes: a volume that is made anew is as large as the one before."""
+    sizes = dict(site.sizes)
+    pools = {
+        name: replace(
+            pool,
+            volumes=tuple(
+                replace(spec, size=size)
+                for spec, size in zip(pool.volumes, sizes[name], strict=True)
+            ),
+        )
+        for name, pool in config.pools.items()
+    }
+    return replace(config, pools=pools)
 
 
 def _configuration(site: Site) -> str:

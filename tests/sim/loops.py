@@ -151,19 +151,19 @@ class LoopWorld(World):
         self._elsewhere = self._elsewhere or counts["retries"] + counts["failed"] > 0
         return not self._elsewhere
 
-    def _live_through(self, episode: Episode | None) -> None:
+    def _live(self, episode: Episode | None) -> None:
         if episode is not None:
-            super()._live_through(episode)
+            super()._live(episode)
             self._check_survivors()
             self._left = self._what_is_left()
         elif self._left not in self._known.healed:
-            super()._live_through(None)
+            super()._live(None)
             assert self._left is not None
             self._known.healed.add(self._left)
 
-    def _audit(self, *, decided: bool) -> None:
+    def audit(self, *, decided: bool) -> None:
         if self.history:  # else the store is as it was made
-            super()._audit(decided=decided)
+            super().audit(decided=decided)
 
     def _check_survivors(self) -> None:
         """V12."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-import json
 import os
 import sqlite3
 from collections import defaultdict
@@ -19,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from tests import independent_reader
+from tests.sim import holdings
+from tests.sim.holdings import HEAD, Rot, members_of, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from tests.sim.plan import Site
 
-HEAD = 4096  # bytes before a span's data: docs/on-disk-format.md
 HOST_ERRNOS = frozenset({12, 14, 23, 24})  # ENOMEM, EFAULT, ENFILE, EMFILE: no pool is to blame
 KINDS = ("backup", "archive", "space-managed")
 RETRIES = 2  # plain retries of a transaction
+DELETE = 2  # op of a directory record
 
 
 class Violation(AssertionError):
@@ -58,12 +59,41 @@ class Sent:
         kind: of the objects.
         objects: name, length and digest of each, in order.
         fate: what the client was told.
+        where: aggregate and member of each object, once it was seen.
+        gone: which of the objects were deleted since.
     """
 
     node: str
     kind: str
     objects: list[tuple[bytes, int, bytes]] = field(default_factory=list)
     fate: Fate = Fate.ABSENT
+    where: list[tuple[str, int]] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+
+    def anew(self) -> None:
+        """Another attempt."""
+        self.objects, self.where, self.gone = [], [], set()
+
+
+# A deletion that nobody knows the end of: transaction and number of each object.
+Doubt = frozenset[tuple[str, int]]
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a store without asking it.
+
+    Attributes:
+        history: every transaction that was sent, by its id in hexadecimal digits.
+        doubts: deletions that are done wholly or not at all.
+        rot: where bytes have changed on the medium.
+        hurt: pools that have lost something; only of these a primary may lack members.
+    """
+
+    history: dict[str, Sent] = field(default_factory=dict)
+    doubts: list[Doubt] = field(default_factory=list)
+    rot: Rot = field(default_factory=dict)
+    hurt: set[str] = field(default_factory=set)
 
 
 # ---- the rules, once more ------------------------------------------------------------------------------
@@ -111,10 +141,15 @@ def connect(path: str) -> sqlite3.Connection:
 
 @dataclass(slots=True)
 class Books:
-    """What the catalog says, read with plain SQL."""
+    """What the catalog says, read with plain SQL. Objects are numbered as members of their aggregates.
+
+    `dead`: the regions of aggregates of which nothing is left.
+    """
 
     aggregates: dict[int, dict[str, Any]]
-    objects: dict[int, list[dict[str, Any]]]
+    objects: dict[int, dict[int, dict[str, Any]]]
+    erased: dict[int, set[int]]
+    dead: list[dict[str, Any]]
     copies: list[dict[str, Any]]
     places: dict[tuple[int, str], list[dict[str, Any]]]
     gaps: dict[tuple[int, str], dict[str, Any]]
@@ -138,9 +173,12 @@ class Books:
 
         db.execute("BEGIN")
         try:
-            objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-            for row in rows("SELECT * FROM object ORDER BY id"):
-                objects[row["aggregate"]].append(row)
+            objects: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+            for row in rows(
+                """SELECT o.*, o.id - g.first_object AS member FROM object AS o JOIN aggregate AS g ON g.id = o.aggregate
+                   ORDER BY o.id"""
+            ):
+                objects[row["aggregate"]][row["member"]] = row
             places: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
             for row in rows(
                 """SELECT l.*, p.name AS pool_name, v.path FROM placement AS l JOIN pool AS p ON p.id = l.pool
@@ -149,7 +187,8 @@ class Books:
                 places[row["aggregate"], row["pool_name"]].append(row)
             aggregates = rows(
                 """SELECT g.*, n.name AS node_name, p.name AS primary_pool FROM aggregate AS g
-                   JOIN node AS n ON n.id = g.node JOIN pool AS p ON p.id = g.pool ORDER BY g.id"""
+                   JOIN node AS n ON n.id = g.node JOIN pool AS p ON p.id = g.pool
+                   WHERE g.id NOT IN (SELECT aggregate FROM deletion) ORDER BY g.id"""
             )
             gaps = rows(
                 "SELECT g.*, p.name AS pool_name FROM gap AS g JOIN pool AS p ON p.id = g.pool"
@@ -157,6 +196,14 @@ class Books:
             return cls(
                 {row["id"]: row for row in aggregates},
                 objects,
+                {
+                    row["aggregate"]: numbers_of(row["members"])
+                    for row in rows("SELECT * FROM erased")
+                },
+                rows(
+                    """SELECT d.*, v.path, g.uuid FROM dead_region AS d JOIN volume AS v ON v.id = d.volume
+                       JOIN aggregate AS g ON g.id = d.aggregate"""
+                ),
                 rows(
                     "SELECT c.*, p.name AS pool_name FROM copy AS c JOIN pool AS p ON p.id = c.pool"
                 ),
@@ -169,93 +216,143 @@ class Books:
             db.execute("COMMIT")
 
     def live(self) -> dict[str, list[tuple[int, int]]]:
-        """Regions that committed spans keep, by volume, sorted."""
+        """Regions that committed spans keep, and those that deleted ones still do, by volume, sorted."""
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for places in self.places.values():
-            for place in places:
-                found[place["path"]].append((place["offset"], place["offset"] + place["length"]))
+        for place in itertools.chain(*self.places.values(), self.dead):
+            found[place["path"]].append((place["offset"], place["offset"] + place["length"]))
         return {path: sorted(regions) for path, regions in found.items()}
 
+    def holders(self) -> dict[int, dict[str, set[int]]]:
+        """By aggregate and pool: which of the members that are there it holds."""
+        found: dict[int, dict[str, set[int]]] = {number: {} for number in self.aggregates}
+        for copy in self.copies:
+            number = copy["aggregate"]
+            found[number][copy["pool_name"]] = members_of(copy["present"], self, number)
+        return found
 
-def audit(
-    site: Site, books: Books, history: Mapping[str, Sent], *, decided: bool, proved: set[Any]
-) -> None:
+    def unheld(self) -> list[tuple[str, int, dict[str, Any]]]:
+        """Transaction, number of the member and row of what no pool holds any more."""
+        holders = self.holders()
+        return [
+            (self.aggregates[number]["tx"], member, row)
+            for number, rows in self.objects.items()
+            for member, row in rows.items()
+            if not any(member in held for held in holders[number].values())
+        ]
+
+
+def audit(site: Site, books: Books, known: Known, *, decided: bool, proved: set[Any]) -> None:
     """V1 to V5 and V7 of an open or closed store, while nobody writes.
 
     `proved`: copies whose bytes were looked at before and that nothing has touched since; those that are looked at now join them.
     """
-    check_visible(books, history, decided=decided)
-    check_gaps(site, books)
+    check_visible(books, known, decided=decided)
+    check_gaps(site, books, known.hurt)
     check_regions(books)
-    check_bytes(books, proved)
+    check_bytes(books, known.rot, proved)
 
 
-def check_visible(books: Books, history: Mapping[str, Sent], *, decided: bool) -> None:
-    """V2 and V3: what is there was promised, what was promised is there, and transactions are whole.
+def check_visible(books: Books, known: Known, *, decided: bool) -> None:
+    """V2 and V3: what is there was promised, what was promised is there, and transactions and deletions are whole.
 
     `decided`: the store was opened anew, so from now on it is known what nobody knew.
     """
-    found: dict[str, list[tuple[bytes, int, bytes]]] = defaultdict(list)
+    history = known.history
+    found: dict[str, dict[tuple[str, int], tuple[bytes, int, bytes]]] = defaultdict(dict)
     for number, aggregate in books.aggregates.items():
         sent = history.get(aggregate["tx"])
         demand(sent is not None, "V2", f"transaction {aggregate['tx']} was never sent")
         assert sent is not None
         who = (aggregate["node_name"], KINDS[aggregate["kind"]])
         demand(who == (sent.node, sent.kind), "V3", f"{aggregate['tx']} belongs to {who}")
-        demand(len(books.objects[number]) == aggregate["objects"], "V3", "members are missing")
-        for row in books.objects[number]:
-            found[aggregate["tx"]].append((row["name"], row["length"], row["digest"]))
+        rows, erased = books.objects[number], books.erased.get(number, set())
+        whole = rows.keys() | erased == set(range(aggregate["objects"]))
+        demand(whole and not rows.keys() & erased, "V3", "members are missing")
+        for member, row in rows.items():
+            place = aggregate["uuid"], member
+            found[aggregate["tx"]][place] = (row["name"], row["length"], row["digest"])
+    undecided = _settle_doubts(known, found, decided=decided)
     for tx, sent in history.items():
+        there = found.get(tx, {})
         if sent.fate is Fate.ABSENT or not sent.objects:
-            demand(not found.get(tx), "V2", f"{tx} was given up and is there")
-        elif sent.fate is Fate.STORED or found.get(tx):
-            there, due = found.get(tx, []), sent.objects
-            demand(there == due, "V3", f"{tx}: {len(there)} of {len(due)} objects, or other ones")
+            demand(not there, "V2", f"{tx} was given up and is there")
+        elif sent.fate is Fate.STORED or there:
+            learn(sent, there)
+            gone = sent.gone | {number for other, number in undecided if other == tx}
+            numbered = enumerate(zip(sent.where, sent.objects, strict=True))
+            due = dict(known for number, known in numbered if number not in gone)
+            back = [sent.where[number] for number in gone if sent.where[number] in there]
+            demand(not back, "V2", f"{tx}: what was deleted is there again: {back}")
+            what = f"{tx}: {len(there)} of {len(due)} objects, or other ones"
+            demand(there == due, "V3", what)
             sent.fate = Fate.STORED if decided else sent.fate
         elif decided:
             sent.fate = Fate.ABSENT
 
 
-def check_gaps(site: Site, books: Books) -> None:
-    """V4: what the rules demand less what is held, exactly."""
+def learn(sent: Sent, there: Mapping[tuple[str, int], tuple[bytes, int, bytes]]) -> None:
+    """Where the objects of a transaction are, seen for the first time: nothing of it can have been deleted yet."""
+    if not sent.where:
+        what = f"{len(there)} of {len(sent.objects)} objects, or other ones"
+        demand(list(there.values()) == sent.objects, "V3", what)
+        sent.where = list(there)
+
+
+def _settle_doubts(
+    known: Known, found: Mapping[str, Mapping[tuple[str, int], Any]], *, decided: bool
+) -> set[tuple[str, int]]:
+    """What is gone of what nobody knows: of each deletion all or nothing."""
+    gone: set[tuple[str, int]] = set()
+    for doubt in known.doubts:
+        there = [
+            known.history[tx].where[number] in found.get(tx, ()) for tx, number in sorted(doubt)
+        ]
+        demand(
+            all(there) or not any(there),
+            "V3",
+            f"{sum(there)} of {len(there)} are left of a deletion",
+        )
+        if not any(there):
+            gone |= doubt
+    if decided:
+        for tx, number in gone:
+            known.history[tx].gone.add(number)
+        known.doubts.clear()
+    return gone
+
+
+def check_gaps(site: Site, books: Books, hurt: Collection[str] = ()) -> None:
+    """V4: what the rules demand less what is held, exactly. A primary lacks nothing that it has not lost (`hurt`)."""
     newest: dict[tuple[int, int, bytes], int] = {}
     for rows in books.objects.values():
-        for row in rows:
+        for row in rows.values():
             key = (row["node"], row["kind"], row["name"])
             newest[key] = max(newest.get(key, 0), row["id"])
-    held = {
-        (copy["aggregate"], copy["pool_name"]): members_of(
-            copy["present"], books, copy["aggregate"]
-        )
-        for copy in books.copies
-    }
+    holders = books.holders()
     for number, aggregate in books.aggregates.items():
         primary = aggregate["primary_pool"]
-        everything = set(range(aggregate["objects"]))
-        demand(held.get((number, primary)) == everything, "V4", f"{primary} lacks members")
+        everything = set(books.objects[number])
         rules = required(site, aggregate["node_name"], KINDS[aggregate["kind"]])
-        for pool in {*site.pools} - {primary}:
-            here = held.get((number, pool), set())
+        for pool in site.pools:
+            here = holders[number].get(pool, set())
             gap = books.gaps.get((number, pool))
             noted = members_of(gap["missing"], books, number) if gap else set()
-            due = everything - here if pool in rules else set()
+            due = everything - here if pool in (primary, *rules) else set()
+            if pool == primary:
+                demand(pool in hurt or not due, "V4", f"{primary} lacks members")
+            else:
+                demand(pool in rules or not here, "V4", f"{pool} holds what no rule sends there")
             if pool[0] == "A":  # superseded versions need not be there
                 active = {
-                    index
-                    for index, row in enumerate(books.objects[number])
+                    member
+                    for member, row in books.objects[number].items()
                     if newest[row["node"], row["kind"], row["name"]] == row["id"]
                 }
                 due, noted = due & active, noted & active
-            demand(pool in rules or not here, "V4", f"{pool} holds what no rule sends there")
+            elif gap:
+                demand(noted, "V4", f"a gap of {pool} says nothing of aggregate {number}")
             what = f"{pool} lacks {sorted(due)} of aggregate {number}, noted are {sorted(noted)}"
             demand(noted == due, "V4", what)
-
-
-def members_of(text: str | None, books: Books, aggregate: int) -> set[int]:
-    """Members that a copy row or a gap row names."""
-    if text is None:
-        return set(range(books.aggregates[aggregate]["objects"]))
-    return {first + n for first, count in json.loads(text) for n in range(count)}
 
 
 def check_regions(books: Books) -> None:
@@ -265,8 +362,8 @@ def check_regions(books: Books) -> None:
             demand(end <= start, "V7", f"{path}: two spans at {start}")
 
 
-def check_bytes(books: Books, proved: set[Any]) -> None:
-    """V1 and V9: every object, from every pool that the catalog says holds it."""
+def check_bytes(books: Books, rot: Rot, proved: set[Any]) -> None:
+    """V1 and V9: every object, from every pool that the catalog says holds it; but for what has rotted."""
     descriptors = {volume["path"]: os.open(volume["path"], os.O_RDONLY) for volume in books.volumes}
     try:
         for copy in books.copies:
@@ -279,14 +376,15 @@ def check_bytes(books: Books, proved: set[Any]) -> None:
             if key in proved:
                 continue
             data = bytearray(books.aggregates[number]["bytes"])
-            for place in places:
+            for place in sorted(places, key=lambda place: place["span"]):
                 at, length = place["data_start"], place["data_length"]
                 piece = os.pread(descriptors[place["path"]], length, place["offset"] + HEAD)
                 data[at : at + length] = piece
+            ill, _ = holdings.damaged(books, copy, rot) if rot else (set(), set())
             for member in sorted(members_of(copy["present"], books, number)):
                 row = books.objects[number][member]
                 whole = data[row["start"] : row["start"] + row["length"]]
-                good = xxhash.xxh3_128_digest(whole) == row["digest"]
+                good = xxhash.xxh3_128_digest(whole) == row["digest"] or member in ill
                 demand(
                     good, "V1", f"{pool} holds other bytes of {row['name']!r}, version {row['id']}"
                 )
@@ -303,63 +401,68 @@ def check_catalog(path: str) -> None:
         demand(db.execute("PRAGMA foreign_key_check").fetchall() == [], "V14", "foreign keys")
 
 
-def check_media(books: Books, paths: Collection[str], proved: set[Any]) -> None:
+def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]) -> None:
     """V16 by another reader: after a clean end each directory names just what the catalog says, at the same places.
 
-    `proved`: spans that were read before, as with `audit`.
+    `proved`: spans that were read before, as with `audit`. What is deleted and still keeps its region may be named or not.
     """
     due_of: dict[str, dict[str, set[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(set))
+    erased = {}
     for (number, _), places in books.places.items():
         uuid = books.aggregates[number]["uuid"]
+        erased[uuid] = books.erased.get(number, set())
         for p in places:
             due_of[p["path"]][uuid].add((p["span"], p["offset"], p["used"]))
+    dead = {(region["path"], region["uuid"]) for region in books.dead}
     for volume in books.volumes:
-        if volume["path"] not in paths:
+        path = volume["path"]
+        if path not in paths:
             continue
-        with open(volume["path"], "rb") as file:
+        with open(path, "rb") as file:
             media = independent_reader.Volume(file)
-            due = due_of[volume["path"]]
-            found = {
-                aggregate.hex(): {(s["number"], s["offset"], s["used"]) for s in record["spans"]}
+            records = {
+                aggregate.hex(): record
                 for aggregate, record in media.records.items()
+                if record["op"] != DELETE and (path, aggregate.hex()) not in dead
             }
-            demand(found == due, "V16", f"{volume['path']}: its directory names other spans")
-            for record in media.records.values():
+            found = {
+                aggregate: {(s["number"], s["offset"], s["used"]) for s in record["spans"]}
+                for aggregate, record in records.items()
+            }
+            demand(found == due_of[path], "V16", f"{path}: its directory names other spans")
+            for aggregate, record in records.items():
+                gone = {first + n for first, count in record["deleted"] for n in range(count)}
+                what = f"{path}: deleted are {erased[aggregate]}, its directory says {gone}"
+                demand(gone == erased[aggregate], "V16", what)
                 for span in record["spans"]:
-                    key = (volume["path"], record["aggregate"], span["offset"], span["used"])
-                    if key not in proved:
+                    key = (path, record["aggregate"], span["offset"], span["used"])
+                    begin, end = span["offset"], span["offset"] + span["used"]
+                    if key not in proved and not holdings.overlaps(rot, path, begin, end):
                         media.span(span)  # header, footer and every sum
                         proved.add(key)
 
 
-def comparable(books: Books) -> list[Any]:
-    """What two catalogs of the same store must agree on."""
+def comparable(books: Books, *, without: Collection[str] = ()) -> list[Any]:
+    """What two catalogs of the same store must agree on; but for what these pools hold."""
+    fields = ("uuid", "tx", "csn", "node_name", "kind", "primary_pool", "objects", "bytes")
     return [
+        [tuple(aggregate[name] for name in fields) for aggregate in books.aggregates.values()],
         [
-            (
-                a["uuid"],
-                a["tx"],
-                a["csn"],
-                a["node_name"],
-                a["kind"],
-                a["primary_pool"],
-                a["objects"],
-                a["bytes"],
-            )
-            for a in books.aggregates.values()
-        ],
-        [
-            (row["name"], row["start"], row["length"], row["digest"])
+            (member, row["name"], row["start"], row["length"], row["digest"])
             for number in books.aggregates
-            for row in books.objects[number]
+            for member, row in books.objects[number].items()
         ],
+        [sorted(books.erased.get(number, ())) for number in books.aggregates],
         sorted(
-            (books.aggregates[c["aggregate"]]["uuid"], c["pool_name"], c["present"] or "")
-            for c in books.copies
+            (books.aggregates[number]["uuid"], pool, sorted(held))
+            for number, pools in books.holders().items()
+            for pool, held in pools.items()
+            if held and pool not in without
         ),
         sorted(
             (books.aggregates[number]["uuid"], pool, p["span"], p["path"], p["offset"], p["used"])
             for (number, pool), places in books.places.items()
             for p in places
+            if pool not in without
         ),
     ]

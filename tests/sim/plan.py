@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fanout.types import ObjectKind
+from tests.sim import steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -143,7 +144,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """From an opening of the store to its end; the faults are there from the beginning, until the first session."""
+    """From an opening of the store to its end; the faults are there from the beginning, until the first session.
+
+    `before`: what happens to the closed store; `steps`: to the open one.
+    """
 
     id: int
     sessions: tuple[Session, ...]
@@ -153,6 +157,8 @@ class Episode:
     cut: Cut | None
     faults: tuple[Fault, ...] = ()
     catalog_faults: tuple[CatalogFault, ...] = ()
+    before: tuple[steps.Step, ...] = ()
+    steps: tuple[steps.Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +173,15 @@ class Plan:
         """The numbers of what may be left out, the largest parts first."""
         sessions = [session for episode in self.episodes for session in episode.sessions]
         transactions = [txn for session in sessions for txn in session.transactions]
+        extra = [step for episode in self.episodes for step in (*episode.before, *episode.steps)]
         yield from (episode.id for episode in self.episodes)
         yield from (session.id for session in sessions)
         yield from (txn.id for txn in transactions)
+        yield from (step.id for step in extra)
         yield from (episode.cut.id for episode in self.episodes if episode.cut)
         yield from (fault.id for session in sessions for fault in session.faults)
         yield from (fault.id for session in sessions for fault in session.catalog_faults)
+        yield from (number for step in extra for number in step.parts())
         yield from (put.id for txn in transactions for put in txn.puts)
 
     def without(self, gone: Collection[int]) -> Plan:
@@ -205,7 +214,11 @@ def _episode(episode: Episode, gone: Collection[int]) -> Episode:
             )
         )
     cut = episode.cut if episode.cut and episode.cut.id not in gone else None
-    return replace(episode, sessions=tuple(sessions), cut=cut)
+    before, after = (
+        tuple(step.without(gone) for step in many if step.id not in gone)
+        for many in (episode.before, episode.steps)
+    )
+    return replace(episode, sessions=tuple(sessions), cut=cut, before=before, steps=after)
 
 
 # ---- sites -------------------------------------------------------------------------------------------
@@ -331,4 +344,5 @@ class _Draw:
 def draw(seed: int) -> Plan:
     """The plan of a seed."""
     made = _Draw(seed)
-    return Plan(seed, made.site, tuple(made.episode() for _ in range(made.rng.randint(1, 3))))
+    episodes = tuple(made.episode() for _ in range(made.rng.randint(1, 3)))
+    return Plan(seed, made.site, steps.drawn(made, seed, episodes))

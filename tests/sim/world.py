@@ -6,71 +6,54 @@ is next, and what the disks keep. Whatever a client is told is written down, and
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import random
 from itertools import count
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-import fanout.catalog.door
-import fanout.catalog.reader
-import fanout.committer
-import fanout.growing
-import fanout.ledger
-import fanout.opening
-import fanout.pools
-import fanout.rebuild.survey
-import fanout.reconcile
-import fanout.scribe
-import fanout.store
-import fanout.volume
-from fanout.catalog import Catalog
-from fanout.engine import Fault
 from fanout.errors import FanoutError, IntegrityError
-from fanout.pool import Pool
-from fanout.pools import PoolSet
-from fanout.rebuild import rebuild_catalog
-from fanout.reconcile import backup_stgpool, copy_activedata
-from fanout.session import Session
 from fanout.store import Store
 from fanout.types import Phase
 from tests.sim import threads
 from tests.sim.client import Sending
+from tests.sim.deleting import Deleting
 from tests.sim.ground import HARD_DEADLINE, START_NS, new_engine
+from tests.sim.holdings import less, overlaps
 from tests.sim.medium import WRITE, Carried
+from tests.sim.operators import Operators
 from tests.sim.oracle import (
     Books,
     Fate,
-    Sent,
+    Known,
     Violation,
-    audit,
     check_catalog,
-    check_gaps,
     check_media,
-    comparable,
     connect,
     demand,
 )
+from tests.sim.oracle import audit as judge
+from tests.sim.patches import fault_of, patched
+from tests.sim.plan import Episode
+from tests.sim.steps import Delete, GiveUp
 from tests.sim.vfs import Below, below_sqlite
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
 
-    from fanout.engine import Engine, Target
+    from fanout.engine import Engine
     from tests.sim import plan as plans
     from tests.sim.ground import Ground
+    from tests.sim.steps import Step
 
 COUNTED = (
     "sessions", "attempts", "committed", "retries", "failed", "cuts", "lost", "faults", "catalog faults", "operations",
-    "audits", "rebuilds", "switches",
+    "audits", "rebuilds", "switches", "deleted", "rotten", "marked", "retired", "lost for good", "catalogs lost",
+    "found again", "came back",
 )  # fmt: skip
 REBUILD_EVERY = 8  # of so many plans one is rebuilt from its volumes at the end
-CROWDED = 100  # aggregates that the directories of a secondary's volumes have room for, however they came to be there
 PAUSE = 100.0  # simulated seconds between episodes and sessions: longer than a failed volume waits to be tried again
 
 
@@ -78,13 +61,17 @@ class World:
     """One run of one plan. Single use.
 
     Attributes:
-        history: every transaction that was sent, by its id in hexadecimal digits.
+        known: what clients were told and what was done to the store.
+        history: of that the transactions, by their ids in hexadecimal digits.
         cut_off: those whose clients do not know how they ended, with their attempt.
         rebuild: the catalog is rebuilt from the volumes at the end, too.
         hanging: pools in which something may hang.
         lines: what happened, if `keep_trace`.
         counts: what happened how often.
         struck: a fault was met.
+        live: regions that committed spans keep.
+        proved: copies and spans that were looked at, and that nothing has touched since.
+        script: faults of the catalog, and how often their operation was seen.
         unknown: a client of this opening was told that nobody knows whether a commit happened.
     """
 
@@ -93,24 +80,24 @@ class World:
     ) -> None:
         self.rebuild = rebuild or plan.seed % REBUILD_EVERY == 0
         self.plan, self.site, self.ground, self.medium = plan, plan.site, ground, ground.medium
-        self.history: dict[str, Sent] = {}
+        self.known = Known()
+        self.history = self.known.history
         self.cut_off: dict[str, tuple[plans.Session, plans.Transaction, int]] = {}
         self.hanging: set[str] = set()
         self.lines: list[str] | None = [] if keep_trace else None
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
         self.engine: Engine
         self.store: Store
+        self.operators = Operators(self)
         self.seconds = 1000.0
         self.stamps = count(START_NS, 1_000_000)
         self.ids = random.Random(f"ids {plan.seed}")
         self._hash, self._base = xxhash.xxh3_128(), f"{ground.base}/"
         self._eye: sqlite3.Connection | None = None
-        self._proved: set[Any] = set()
-        self._live: dict[str, list[tuple[int, int]]] = {}
+        self.proved: set[Any] = set()
+        self.live: dict[str, list[tuple[int, int]]] = {}
         self._wrong: list[BaseException] = []
-        self._script: list[
-            list[Any]
-        ] = []  # faults of the catalog, and how often their operation was seen
+        self.script: list[list[Any]] = []
         self._cut_place, self._cut_catalog = "", 0
         self._ailing = False  # the engine has a script
         self.struck = self.unknown = False
@@ -125,11 +112,11 @@ class World:
         gc_was_on = gc.isenabled()
         gc.disable()  # a collection settles reservations that nobody remembers: not at moments of its own
         try:
-            with _patched(self), below_sqlite(self._below):
+            with patched(self), below_sqlite(self._below):
                 for episode in (*self.plan.episodes, None):
                     self._live_through(episode)
         finally:
-            self._look_away()
+            self.look_away()
             self.counts["operations"] = self.medium.operations
             self.medium.reset()
             if gc_was_on:
@@ -149,15 +136,24 @@ class World:
 
     def _live_through(self, episode: plans.Episode | None) -> None:
         """One episode; None: the last one, in which nothing fails and everything has to come right."""
+        self.operators.before(episode)
+        self._live(episode)
+
+    def quietly(self, number: int) -> None:
+        """An episode without clients and faults; what is lost for good is given up."""
+        step = GiveUp(number, (), ())
+        self._live(Episode(number, (), False, False, False, None, steps=(step,)))
+
+    def _live(self, episode: plans.Episode | None) -> None:
         salt = episode.id if episode else "end"
         if episode is None:
-            self._proved.clear()
+            self.proved.clear()
         cut = episode.cut if episode else None
         self.seconds += PAUSE
         scheduler = threads.Scheduler(self.rng("threads", salt))
         threads.use(scheduler)
-        self._script, self._cut_catalog, self._below.reads = [], 0, False
-        self._ailing = self.unknown = False
+        self.disarm()
+        self._ailing = False
         self.hanging = set()
         self.medium.begin()
         self.engine = new_engine(self.rng("engine", salt).getrandbits(32))
@@ -176,7 +172,14 @@ class World:
         if episode is None:
             check_catalog(str(self.ground.catalog))
             if self.rebuild:
-                self._check_rebuild()
+                self.operators.check_rebuild()
+
+    def side_engine(self) -> Engine:
+        """Of a command that opens volumes beside no store."""
+        self.medium.begin()
+        engine = new_engine(self.plan.seed)
+        engine.record_to(self.medium.journal)
+        return engine
 
     def _lose_power(self, cut: plans.Cut | None, salt: object) -> None:
         rng = self.rng("loss", salt)
@@ -186,7 +189,7 @@ class World:
         loss = cut.loss if cut and self.medium.dark else "all"
         self.counts["cuts"] += self.medium.dark
         lost = self.medium.lose(rng, loss)
-        self._proved.clear()
+        self.proved.clear()
         self.counts["lost"] += lost
         self.note(f"power lost, {loss}: {lost}")
 
@@ -194,7 +197,7 @@ class World:
         if cut and cut.opening:
             self._arm(cut)
         if episode and (episode.faults or episode.catalog_faults):
-            self._break(episode)
+            self.break_down(episode)
         try:
             store = self.store = Store.open(
                 self.ground.config, engine=self.engine, lock_wait=0,
@@ -202,40 +205,39 @@ class World:
             )  # fmt: skip
         except FanoutError as error:
             self.note(f"not opened: {error}")
-            ailing = not self.powered() or self._script or self._ailing
+            ailing = not self.powered() or self.script or self._ailing
             demand(ailing, "open", f"a store that nothing ails does not open: {error}")
             return
         try:
             self._work(episode, cut)
         finally:
             volumes = list(store.pools.volumes())
-            self._look_away()
+            self.look_away()
             try:
                 store.close()
             except FanoutError as error:
-                demand(not self.powered() or self._script, "close", f"{error}")
+                demand(not self.powered() or self.script, "close", f"{error}")
         if self.powered():
             # Also one that failed while the store was closed keeps its reason.
             paths = [volume.path for volume in volumes if not volume.reason]
-            check_media(self._books(), paths, self._proved)
-            self._look_away()
+            check_media(self.books(), paths, self.known.rot, self.proved)
+            self.look_away()
 
     def _work(self, episode: plans.Episode | None, cut: plans.Cut | None) -> None:
         if self.powered():
-            self._audit(decided=True)
+            self.audit(decided=True)
         if cut and not cut.opening:
             self._arm(cut)
         if episode is None:
-            self._come_right()
+            self.operators.come_right()
         else:
             self._resend()
             self._sessions(episode)
-            if episode.reconcile:
-                self._reconcile()
+            self.operators.work(episode)
             self._read_some(episode)
         if self.powered():
-            self._thaw()
-            self._audit(decided=False)
+            self.thaw()
+            self.audit(decided=False)
             for volume in self.store.pools.volumes():
                 if volume.allocator is not None:
                     volume.allocator.check()
@@ -251,6 +253,11 @@ class World:
     def take(self) -> None:
         """Look at what the engine has done since."""
         self.medium.take()
+
+    def disarm(self) -> None:
+        """Nothing fails on a closed store, unless a step says so."""
+        self.script, self._cut_catalog, self._below.reads = [], 0, False
+        self.unknown = False
 
     def _arm(self, cut: plans.Cut) -> None:
         if cut.place == "engine":
@@ -272,7 +279,7 @@ class World:
             if not self._cut_catalog:
                 self.engine.cut_power()
                 return f"EIO {operation}", self._cut_place == "sync"
-        for line in self._script:
+        for line in self.script:
             fault, seen = line
             if fault.operation == operation:
                 line[1] = seen + 1
@@ -295,21 +302,24 @@ class World:
                 f" {carried.medium} told {carried.result} [{digest}]"
             )
         if carried.kind == WRITE and written:
-            end = carried.offset + len(written)
-            for start, stop in self._live.get(path, ()):
-                if carried.offset < stop and start < end:
-                    what = f"{name}: {carried.offset}+{len(written)} written over a live span"
-                    self._wrong.append(Violation(f"V7: {what}"))
+            begin, end = carried.offset, carried.offset + len(written)
+            if overlaps(self.live, path, begin, end):
+                self.live = self.books().live()  # what was deleted since may be written over
+            if overlaps(self.live, path, begin, end):
+                what = f"{name}: {carried.offset}+{len(written)} written over a live span"
+                self._wrong.append(Violation(f"V7: {what}"))
+            if path in self.known.rot:
+                self.known.rot[path] = less(self.known.rot[path], [(begin, end)])
 
     def _raise_what_is_wrong(self) -> None:
         if self._wrong:
             raise self._wrong[0]
 
-    def _thaw(self) -> None:
+    def thaw(self) -> None:
         """Nothing fails any more."""
         self.engine.set_faults([])
         self._come_back()
-        self._script, self._below.reads = [], False
+        self.script, self._below.reads = [], False
 
     def _come_back(self) -> None:
         """What hangs is done after all, late (V8)."""
@@ -330,8 +340,27 @@ class World:
             except BaseException as error:
                 self._wrong.append(error)
 
+        def expire(step: Delete) -> None:
+            try:
+                Deleting(self, step, alone=not episode.together).run()
+            except threads.End:
+                raise
+            except BaseException as error:
+                self._wrong.append(error)
+
         running = []
-        for session in episode.sessions:
+        for number, session in enumerate((*episode.sessions, None)):
+            due = [step for step in episode.steps if isinstance(step, Delete)]
+            for step in due:
+                if step.after != number:
+                    continue
+                if episode.together:
+                    work = functools.partial(expire, step)
+                    running.append(scheduler.start(f"delete {step.id}", work))
+                else:
+                    expire(step)
+            if session is None:
+                break
             if episode.together:
                 work = functools.partial(client, session)
                 running.append(scheduler.start(f"session {session.id}", work))
@@ -349,9 +378,9 @@ class World:
             session = self.store.session(planned.node, kind=planned.kind)
         except FanoutError as error:
             self.note(f"session {planned.id} refused: {error}")
-            demand(not self.powered() or self._script, "session", f"{error}")
+            demand(not self.powered() or self.script, "session", f"{error}")
             return
-        self._break(planned)
+        self.break_down(planned)
         demand(not session.removed, "V13", "a new session begins with full lists")
         if self.hanging and self.rng("late", planned.id).random() < 0.5:
             self._come_back()
@@ -360,22 +389,22 @@ class World:
                 Sending(self, session, planned, txn).send()
         self.note(f"session {planned.id} over, removed {list(session.removed)}")
 
-    def _break(self, part: plans.Session | plans.Episode) -> None:
+    def break_down(self, part: plans.Session | plans.Episode | Step) -> None:
         """Its faults take the place of those before."""
         lines = []
         for fault in part.faults:
             if fault.pool == "*":
-                lines.append(_fault(fault, None))
+                lines.append(fault_of(fault, None))
                 self.hanging.update(self.site.pools if fault.action in ("never", "late") else ())
                 continue
             for volume in self.store.pools.volumes():
                 if volume.pool == fault.pool:
-                    lines.append(_fault(fault, volume.target))
+                    lines.append(fault_of(fault, volume.target))
                     if fault.action in ("never", "late"):
                         self.hanging.add(fault.pool)
         self.engine.set_faults(lines)
         self._ailing = bool(lines)
-        self._script = [[fault, 0] for fault in part.catalog_faults]
+        self.script = [[fault, 0] for fault in part.catalog_faults]
         self._below.reads = any(fault.operation == "read" for fault in part.catalog_faults)
 
     def _resend(self) -> None:
@@ -388,85 +417,41 @@ class World:
                 with self.store.session(planned.node, kind=planned.kind) as session:
                     Sending(self, session, planned, txn).again(bytes.fromhex(tx), attempt + 1)
 
-    # ---- operators -----------------------------------------------------------------------------------
-
-    def _reconcile(self) -> tuple[int, int, list[tuple[bytes, str]]]:
-        """Every primary into every secondary: copied objects, gaps left, and what could not be copied."""
-        copied = left = 0
-        failed: list[tuple[bytes, str]] = []
-        self.seconds += PAUSE
-        for primary, _ in self.site.chain:
-            for pool in self.site.secondaries:
-                repair = backup_stgpool if pool[0] == "C" else copy_activedata
-                try:
-                    report = repair(self.store, primary, pool)
-                except FanoutError as error:
-                    self.note(f"{primary} into {pool}: {error!r}")
-                    demand(
-                        not self.powered() or self._script or self._refused(),
-                        "reconcile",
-                        f"{error!r}",
-                    )
-                    continue
-                self.note(
-                    f"{primary} into {pool}: {report.copied_objects}, {report.gaps_left} left"
-                )
-                copied += report.copied_objects
-                left += report.gaps_left
-                failed += report.failed
-        return copied, left, failed
-
-    def _refused(self) -> bool:
-        return self.store.refusal is not None
-
-    def _come_right(self) -> None:
-        """V17: nothing fails any more, so every gap can be closed, and a second run finds nothing to do."""
-        for status in self.store.query_volumes():
-            good = status.state in ("available", "full")
-            demand(good, "V17", f"{status.path} stays {status.state}: {status.reason}")
-        _, left, failed = self._reconcile()
-        full = [name for name, reason in failed if "no room" in reason or "free" in reason]
-        if not self.site.tight and len(self._books().aggregates) < CROWDED:
-            demand(not failed, "V17", f"could not be copied: {failed}")
-            demand(not left, "V17", f"{left} gaps are left")
-        demand(len(full) == len(failed), "V17", f"could not be copied: {failed}")
-        copied, _, _ = self._reconcile()
-        demand(not copied, "V17", f"a second run copied {copied} objects")
+    # ---- looking -------------------------------------------------------------------------------------
 
     def _read_some(self, episode: plans.Episode) -> None:
         """A few objects by the product's own way: other bytes than were sent are never handed out."""
         due: dict[tuple[str, bytes], set[bytes]] = {}
         for sent in self.history.values():
-            for name, _, digest in sent.objects:
-                if sent.fate is not Fate.ABSENT:
+            for number, (name, _, digest) in enumerate(sent.objects):
+                if number not in sent.gone and sent.fate is not Fate.ABSENT:
                     due.setdefault((sent.node, name), set()).add(digest)
         rng = self.rng("read", episode.id)
         for node, name in rng.sample(sorted(due), min(2, len(due))):
             try:
                 data = self.store.get(node, name).read()
             except IntegrityError:
-                raise
+                demand(self.known.rot, "V1", f"{name!r} of {node} is damaged")
+                continue
             except FanoutError as error:
                 self.note(f"not read: {error!r}")
                 continue
             good = xxhash.xxh3_128_digest(data) in due[node, name]
             demand(good, "V1", f"{name!r} of {node} was read with other bytes")
 
-    # ---- looking -------------------------------------------------------------------------------------
-
-    def _audit(self, *, decided: bool) -> None:
+    def audit(self, *, decided: bool) -> None:
         """V1 to V5, V7, V11; once the store was opened anew, nothing is unknown any more."""
         self.take()
         self._raise_what_is_wrong()
-        books = self._books()
-        audit(self.site, books, self.history, decided=decided, proved=self._proved)
-        self._live = books.live()
-        for path, regions in self._live.items():
+        books = self.books()
+        judge(self.site, books, self.known, decided=decided, proved=self.proved)
+        self.live = books.live()
+        for path, regions in self.live.items():
             found = self.medium.unsynced(path, regions)
             demand(not found, "V11", f"{path}: committed, and no flush has covered it: {found}")
         self.counts["audits"] += 1
 
-    def _books(self) -> Books:
+    def books(self) -> Books:
         self._below.asleep = True
         try:
             if self._eye is None:
@@ -475,89 +460,8 @@ class World:
         finally:
             self._below.asleep = False
 
-    def _look_away(self) -> None:
+    def look_away(self) -> None:
         """Nobody but the store has the catalog open: the last one to close it folds its log."""
         if self._eye is not None:
             self._eye.close()
             self._eye = None
-
-    def _check_rebuild(self) -> None:
-        """V16: from the volumes alone comes the same catalog; nothing is in doubt after a clean end."""
-        path = self.ground.base / "rebuilt.db"
-        threads.use(threads.Scheduler(self.rng("rebuild")))
-        self.medium.begin()
-        try:
-            if not self.history or not self._books().aggregates:
-                return
-            report = rebuild_catalog(self.ground.config, into=path, lock_wait=0)
-            demand(not report.skipped and not report.lost, "V16", f"{report}")
-            was, now = self._books(), Books.of(str(path))
-            demand(comparable(now) == comparable(was), "V16", "the rebuilt catalog is another one")
-            check_gaps(self.site, now)
-            self.counts["rebuilds"] += 1
-        finally:
-            for name in self.ground.base.glob("rebuilt.db*"):
-                name.unlink()
-
-
-# ---- what the simulation puts in the place of things ---------------------------------------------------
-
-
-def _fault(fault: plans.Fault, target: Target | None) -> Fault:
-    where: dict[str, Any] = {
-        "kind": Phase(fault.kind) if fault.kind else None,
-        "nth": fault.nth,
-        "count": None if fault.forever else 1,
-        "target": target,
-    }
-    match fault.action:
-        case "errno":
-            return Fault.error(fault.value, **where)
-        case "after":
-            return Fault.error_after(fault.value, **where)
-        case "never":
-            return Fault.never(**where)
-        case "late":
-            return Fault.delay(float(fault.value), **where)
-        case _:
-            return Fault.short(fault.value if fault.action == "short" else 0, **where)
-
-
-def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
-    """Clock, ids and threads of one world, where the product takes them from."""
-    module = threads.Module()
-    for user in (
-        fanout.committer, fanout.scribe, fanout.pools, fanout.growing, fanout.store, fanout.ledger,
-        fanout.volume, fanout.catalog.door, fanout.catalog.reader,
-    ):  # fmt: skip
-        yield user, "threading", module
-    yield fanout.committer, "queue", module
-    yield fanout.opening, "ThreadPoolExecutor", threads.Executor
-    yield fanout.pools, "Pool", lambda config, kind: Pool(config, kind, growing=threads.Lock())  # type: ignore[arg-type]
-    secrets = SimpleNamespace(token_bytes=world.ids.randbytes)
-    yield fanout.reconcile, "secrets", secrets
-    yield fanout.rebuild.survey, "secrets", secrets
-    yield fanout.rebuild, "open_engine", lambda config: new_engine(world.plan.seed)
-    for function, changes in (
-        (PoolSet.__init__, {"clock": lambda: world.seconds}),
-        (
-            Session.__init__,
-            {"clock": lambda: world.seconds, "ids": lambda: world.ids.randbytes(16)},
-        ),
-        (Catalog.open.__func__, {"clock": lambda: next(world.stamps)}),  # type: ignore[attr-defined]
-    ):
-        yield function, "__kwdefaults__", {**(function.__kwdefaults__ or {}), **changes}
-
-
-@contextlib.contextmanager
-def _patched(world: World) -> Iterator[None]:
-    before = []
-    try:
-        for owner, name, value in _patches(world):
-            before.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in reversed(before):
-            setattr(owner, name, value)
-        threads.use(None)
