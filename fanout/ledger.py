@@ -167,7 +167,8 @@ class Ledger:
             if self.refusal is not None:
                 return 0
             taken = self._scribe.take_deletes(self._pools.volumes(), self._catalog)
-            spent = self._catalog.spent(self.thinned)
+            nobody = self.thinned is not None and not self.thinned
+            spent = [] if nobody else self._catalog.spent(self.thinned)
             left = self._scribe.move_out(spent, self._catalog) if spent else {}
             self.thinned = {copy.aggregate for copy in spent}
             if not taken and not left and not self._catalog.dead():
