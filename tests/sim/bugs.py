@@ -164,6 +164,28 @@ BUGS = (
          "WrittenSpan(number, span, used, self._start, data_length)", "WrittenSpan(number, span, used, 0, data_length)"),
     _bug("footers carry the sums of nothing", "fanout/aggregate.py",
          "            sums = self._stream.sums()\n", "            sums = bytes(len(self._stream.sums()))\n"),
+    # ---- deletions, damage, volumes that are lost
+    _bug("a deletion in doubt is acknowledged", "fanout/ledger.py",
+         "            csn = self._hand_in(commit, ())\n            told.wait()",
+         "            csn = 0\n            with suppress(CommitUnknown):\n                csn = self._hand_in(commit, ())\n                told.wait()",
+         "fanout/ledger.py", "from fanout.errors import CatalogError, TransactionFailed", "from fanout.errors import CatalogError, CommitUnknown, TransactionFailed"),
+    _bug("a rebuild brings deleted members back", "fanout/rebuild/members.py",
+         "        return MemberSet.joined((run.start, len(run)) for run in runs)", "        return MemberSet.joined((run.start, len(run)) for run in runs if not run)"),
+    _bug("only one volume is told what was deleted of an aggregate", "fanout/ledger.py",
+         "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n"),
+    _bug("the space of what was deleted is free before the directories say so", "fanout/scribe.py",
+         "mine = [aggregate for aggregate in dead if aggregate not in held]", "mine = dead",
+         "fanout/scribe.py", "            self._write(self._take(MAX_WAITING))\n            for volume in volumes:", "            for volume in volumes:"),
+    _bug("what is active again gets no gap", "fanout/deletion.py",
+         "repairs=tuple(plan.promotions())", "repairs=()"),
+    _bug("a volume that is given up leaves no gap of what nobody else holds", "fanout/audit.py",
+         "_gap(catalog, entry, copy.pool, lost, reason) if lost else None", "_gap(catalog, entry, copy.pool, lost, reason) if lost and len(copies) > 1 else None"),
+    _bug("a volume that is given up takes what other volumes serve along", "fanout/audit.py",
+         "        and any(place.volume == volume for place in copy.servers(member.start, member.length))\n", ""),
+    _bug("an audit marks the neighbours of what is damaged", "fanout/copying.py",
+         "                    if _by_itself(member, reader) is None:", "                    if member.length:"),
+    _bug("repairs are read from the damaged place again", "fanout/catalog/rows.py",
+         "for place in reversed(self.places):", "for place in self.places:"),
 )  # fmt: skip
 
 

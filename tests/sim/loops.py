@@ -59,6 +59,7 @@ CATALOG = {
 TABLES = (
     "* FROM store", "* FROM node", "* FROM pool", "* FROM volume", "* FROM attempt", "* FROM aggregate", "* FROM object",
     "* FROM copy", "* FROM placement", "aggregate, pool, missing FROM gap",
+    "* FROM erased", "* FROM deletion", "* FROM dead_region",
 )  # fmt: skip
 # Where spans begin. The records before them lie as they came together, and V16 reads them.
 SPANS = HEAD + 2 * DIRECTORY_BYTES

@@ -22,9 +22,12 @@ from tests.sim.plan import (
     Site,
     Transaction,
 )  # fmt: skip
+from tests.sim.steps import Delete
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tests.sim.steps import Step
 
 LARGE = 150 * KIB
 
@@ -76,8 +79,15 @@ class _Maker:
         together: bool = False,
         flush_first: bool = False,
         reconcile: bool = False,
+        steps: tuple[Step, ...] = (),
     ) -> Episode:
-        return Episode(next(self._ids), sessions, together, flush_first, reconcile, None)
+        return Episode(
+            next(self._ids), sessions, together, flush_first, reconcile, None, steps=steps
+        )
+
+    def delete(self, how: str, *, keep: int = 0) -> Delete:
+        """After the first session."""
+        return Delete(next(self._ids), (), (), 1, how, keep, preview=False)
 
 
 def _make() -> dict[str, Plan]:
@@ -100,6 +110,13 @@ def _make() -> dict[str, Plan]:
         "no copies at all": (BARE, m.episode(small())),
         "two sessions at once": (WIDE, m.episode(small(), small(node="N2"), together=True)),
         "evidence first": (WIDE, m.episode(small(), flush_first=True)),
+        "deletions": (
+            WIDE,
+            m.episode(
+                m.session(m.txn(m.put(700), m.put(0, name=b"B")), m.txn(m.put(900))),
+                steps=(m.delete("version"), m.delete("active"), m.delete("expire")),
+            ),
+        ),
         "repairs": (WIDE, m.episode(small(), reconcile=True)),
     }  # fmt: skip
     return {
