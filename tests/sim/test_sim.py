@@ -91,7 +91,7 @@ def test_a_finding_is_made_smaller(grounds: Grounds, monkeypatch: pytest.MonkeyP
     def grumble(*_: object, **__: object) -> None:
         raise AssertionError("V4: planted")
 
-    monkeypatch.setattr(world, "audit", grumble)
+    monkeypatch.setattr(world, "judge", grumble)
     plan = draw(7)
     assert plan.episodes
     again = shrunk(7, grounds, what(AssertionError("V4: planted")))
