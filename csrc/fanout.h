@@ -33,6 +33,7 @@ extern "C" {
 #define FO_MAX_TARGETS 64 /* open targets of one engine */
 #define FO_MAX_LEGS 16    /* targets of one stream */
 #define FO_DIGEST_SIZE 16 /* XXH3-128, canonical (big-endian) form */
+#define FO_UNFINISHED_SIZE 1216
 #define FO_FOREVER UINT64_MAX
 
 typedef struct fo_engine fo_engine;
@@ -398,9 +399,13 @@ int fo_stream_pad(fo_stream *s, uint64_t timeout_ns);
 uint64_t fo_stream_position(const fo_stream *s);
 /* The digest of the non-raw bytes since the last call (or the start), and starts anew. */
 int fo_stream_digest(fo_stream *s, uint8_t out[FO_DIGEST_SIZE]);
-/* Goes on with the unfinished object digest of another stream of the same engine: an object that continues on other targets.
- * The other's starts anew.  -EBUSY: a caller is inside one of them; -EINVAL: the same stream twice. */
-int fo_stream_carry(fo_stream *s, fo_stream *from);
+/* The digest of an object that goes on in another stream, also when the first one is closed by then.  Good in this process. */
+typedef struct fo_unfinished {
+    uint8_t state[FO_UNFINISHED_SIZE];
+} fo_unfinished;
+/* Takes it away from the stream, whose own starts anew; and lets another one go on with it.  -EBUSY: a caller is inside. */
+int fo_stream_suspend(fo_stream *s, fo_unfinished *out);
+int fo_stream_resume(fo_stream *s, const fo_unfinished *from);
 /* XXH3-64 of each slot-sized block of the span so far, the last one partial; then summing stops until the next place.
  * Returns how many there are; fills at most max.  A stream that was never placed keeps none; one placed with length
  * UINT64_MAX keeps the first 65,536. */

@@ -197,19 +197,28 @@ int fo_stream_digest(fo_stream *s, uint8_t out[FO_DIGEST_SIZE]) {
     return 0;
 }
 
-int fo_stream_carry(fo_stream *s, fo_stream *from) {
-    int rc = s == from || s->engine != from->engine ? -EINVAL : fo_stream_enter(s);
+_Static_assert(sizeof(fo_hash) == FO_UNFINISHED_SIZE, "an unfinished digest is the state of the hash");
+
+/* An XXH3 state points nowhere: a copy is a state of its own. */
+int fo_stream_suspend(fo_stream *s, fo_unfinished *out) {
+    int rc = fo_stream_enter(s);
     if (rc != 0) {
         return rc;
     }
-    if (from->busy || from->leased) {
-        rc = -EBUSY;
-    } else {
-        s->object = from->object; /* an XXH3 state points nowhere: a copy is a state of its own */
-        s->engine->hash->reset128(&from->object);
-    }
+    memcpy(out->state, &s->object, sizeof s->object);
+    s->engine->hash->reset128(&s->object);
     fo_stream_leave(s);
-    return rc;
+    return 0;
+}
+
+int fo_stream_resume(fo_stream *s, const fo_unfinished *from) {
+    int rc = fo_stream_enter(s);
+    if (rc != 0) {
+        return rc;
+    }
+    memcpy(&s->object, from->state, sizeof s->object);
+    fo_stream_leave(s);
+    return 0;
 }
 
 /* Sums of so many blocks: the whole ones, and perhaps one that is not. */

@@ -14,7 +14,7 @@
 
 /* State of one running hash: each unit has its own idea of it, and checks that it fits. */
 typedef struct fo_hash {
-    _Alignas(64) unsigned char opaque[1216];
+    _Alignas(64) unsigned char opaque[FO_UNFINISHED_SIZE];
 } fo_hash;
 
 typedef struct fo_hash_unit {

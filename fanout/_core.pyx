@@ -565,6 +565,16 @@ cdef class Target:
 
 
 @cython.final
+cdef class Unfinished:
+    """The digest of an object that goes on in another stream."""
+
+    cdef c.fo_unfinished digest
+
+    def __init__(self):
+        raise TypeError("made by Stream.suspend")
+
+
+@cython.final
 @cython.no_gc_clear  # the engine must still be there when the handle is given back
 cdef class Stream:
     """One stream; made by `Engine.stream` (one made otherwise is closed from the start)."""
@@ -804,15 +814,21 @@ cdef class Stream:
         status = self.leave_alone(c.fo_stream_digest(self._stream, out))
         return status if status < 0 else PyBytes_FromStringAndSize(<char *>out, c.FO_DIGEST_SIZE)
 
-    def carry(self, Stream other not None):
-        """Go on with the other stream's unfinished digest; 0 or a negative errno."""
+    def suspend(self):
+        """The unfinished digest of the current object, or a negative errno."""
+        cdef Unfinished begun = Unfinished.__new__(Unfinished)
         cdef int status = self.enter_alone()
         if status < 0:
             return status
-        status = other.enter_alone()
-        if status == 0:
-            status = other.leave_alone(c.fo_stream_carry(self._stream, other._stream))
-        return self.leave_alone(status)
+        status = self.leave_alone(c.fo_stream_suspend(self._stream, &begun.digest))
+        return status if status < 0 else begun
+
+    def resume(self, Unfinished begun not None):
+        """Go on with it; 0 or a negative errno."""
+        cdef int status = self.enter_alone()
+        if status < 0:
+            return status
+        return self.leave_alone(c.fo_stream_resume(self._stream, &begun.digest))
 
     cdef object take_sums(self, sums_call call):
         cdef int count

@@ -206,7 +206,10 @@ cdef extern from "fanout.h" nogil:
     int fo_stream_pad(fo_stream *s, uint64_t timeout_ns) noexcept
     uint64_t fo_stream_position(const fo_stream *s) noexcept
     int fo_stream_digest(fo_stream *s, uint8_t *out) noexcept
-    int fo_stream_carry(fo_stream *s, fo_stream *other) noexcept
+    ctypedef struct fo_unfinished:
+        pass
+    int fo_stream_suspend(fo_stream *s, fo_unfinished *out) noexcept
+    int fo_stream_resume(fo_stream *s, const fo_unfinished *begun) noexcept
     int fo_stream_sums(fo_stream *s, uint64_t *out, uint32_t max) noexcept
     int fo_stream_prove(fo_stream *s) noexcept
     int fo_stream_media(fo_stream *s, uint64_t *out, uint32_t max) noexcept

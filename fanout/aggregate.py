@@ -427,27 +427,42 @@ class AggregateWriter:
 
     def _begin_stretch(self, span: Span, targets: tuple[Target, ...]) -> None:
         _refuse_gone(span)
+        begun = None
+        if self._stream is not None:
+            begun = self._stream.suspend()
+            self._stream.seal()
+        stream = self._admitted(span, targets)
+        pools = {placement.target: placement.pool for placement in span.placements}
+        self.stretches.append(Stretch(stream, [span], pools))
+        self._all_stretches.append(self.stretches[-1])
+        if begun is not None:
+            stream.resume(begun)
+        self._stream = stream
+
+    def _admitted(self, span: Span, targets: tuple[Target, ...]) -> Stream:
+        """A stream to these targets. Who waits for one holds none: else all could wait for each other."""
         unsettled = [stretch for stretch in self._all_stretches if not stretch.settled]
         for stretch in unsettled[:-MAX_SEALED]:
             stretch.settle(self._timeout)
-        previous = self._stream
         try:
-            stream = self._engine.stream(
+            return self._open_stream(span, targets, at_once=True)
+        except TimeoutError:
+            for stretch in unsettled:
+                stretch.settle(self._timeout)
+        return self._open_stream(span, targets, at_once=False)
+
+    def _open_stream(self, span: Span, targets: tuple[Target, ...], *, at_once: bool) -> Stream:
+        try:
+            return self._engine.stream(
                 targets,
                 timeout=self._timeout,
+                at_once=at_once,
                 keep=[p.target for p in span.placements if p.pool in self._keep],
                 verify=[p.target for p in span.placements if p.pool in self._verify],
             )
         except InterfaceError:
             _refuse_gone(span)  # one of them was lost while the stream waited for its turn
             raise
-        pools = {placement.target: placement.pool for placement in span.placements}
-        self.stretches.append(Stretch(stream, [span], pools))
-        self._all_stretches.append(self.stretches[-1])
-        if previous is not None:
-            stream.carry(previous)
-            previous.seal()
-        self._stream = stream
 
     def _leave(self, *, final: bool) -> None:
         if self._current is None:

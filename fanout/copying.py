@@ -212,10 +212,18 @@ class Batch:
         """The batch's stream to a volume."""
         stream = self._streams.get(target)
         if stream is None:
-            verify = [target] if self.pool in self._store.config.verified else []
-            stream = self._store.engine.stream([target], timeout=STREAM_TIMEOUT, verify=verify)
-            self._streams[target] = stream
+            stream = self._streams[target] = self._admitted(target)
         return stream
+
+    def _admitted(self, target: Target) -> Stream:
+        """A stream to this target. Who waits for one holds none: else all could wait for each other."""
+        verify = [target] if self.pool in self._store.config.verified else []
+        engine, timeout = self._store.engine, STREAM_TIMEOUT
+        try:
+            return engine.stream([target], timeout=timeout, at_once=True, verify=verify)
+        except TimeoutError:
+            self._settle()
+        return engine.stream([target], timeout=timeout, verify=verify)
 
     def failed(self) -> DestinationFailed:
         """What went wrong, from the streams' legs."""
@@ -235,9 +243,19 @@ class Batch:
         Raises:
             DestinationFailed: nothing of the batch can be committed; call `abort`.
         """
+        self._settle()
+        kept = {id(span.span) for copied in self.copied for span in copied.spans}
+        for span in self._spans:
+            if id(span) not in kept:
+                self._store.release(span, [self.pool])
+        return self.copied
+
+    def _settle(self) -> None:
+        """Make durable what was written so far, and end the streams."""
         for stream in self._streams.values():
             stream.seal()
-        for target, stream in self._streams.items():
+        while self._streams:
+            target, stream = next(iter(self._streams.items()))
             for outcome in stream.sync().values():
                 if not outcome.ok:
                     raise _failure(target, outcome)
@@ -246,11 +264,7 @@ class Batch:
                 if not leg.accepted == leg.synced:
                     raise AssertionError(f"{target.path}: synced {leg.synced} of {leg.accepted}")
             stream.close()
-        kept = {id(span.span) for copied in self.copied for span in copied.spans}
-        for span in self._spans:
-            if id(span) not in kept:
-                self._store.release(span, [self.pool])
-        return self.copied
+            del self._streams[target]
 
     def abort(self) -> None:
         """Give the batch up: stop, wait a little, and give back what nothing is in flight on. Idempotent."""
@@ -281,7 +295,6 @@ class _RunWriter:
         self.written: list[WrittenSpan] = []
         self._span: Span | None = None
         self._stream: Stream | None = None
-        self._digester: Stream | None = None  # that an unfinished object's digest is in
         self._at = 0  # in the span
         self._start = self._position = run.start  # of the span, and now, in the aggregate's data
         self._fragments: list[Fragment] = []
@@ -346,9 +359,10 @@ class _RunWriter:
             self._ahead.extend(self._batch.reserve(self._request))
         span = self._ahead.popleft()
         placement = span.placements[0]
-        before, self._stream = self._stream, self._batch.stream(placement.target)
-        if before is not None and before is not self._stream:
-            self._stream.carry(before)
+        begun = None if self._stream is None else self._stream.suspend()
+        self._stream = self._batch.stream(placement.target)
+        if begun is not None:
+            self._stream.resume(begun)
         self._stream.place([placement.offset], span.length)
         self._span, self._start = span, self._position
         head = self._framing.head(self._header(), self._number, span, self._start)

@@ -63,6 +63,7 @@ static void every_call(rig *r, int expected) {
     fo_fault fault = {.nth = 1};
     uint64_t offset = 0, sums[1];
     uint8_t digest[FO_DIGEST_SIZE];
+    fo_unfinished unfinished = {{0}};
     fo_geometry geometry;
     fo_event event;
     fo_outcome why;
@@ -98,7 +99,8 @@ static void every_call(rig *r, int expected) {
     CHECK_EQ(fo_stream_lease(r->s, 1, SECOND, &lent, &room), expected);
     CHECK_EQ(fo_stream_pad(r->s, SECOND), expected);
     CHECK_EQ(fo_stream_digest(r->s, digest), expected);
-    CHECK_EQ(fo_stream_carry(r->s, r->other), expected);
+    CHECK_EQ(fo_stream_suspend(r->s, &unfinished), expected);
+    CHECK_EQ(fo_stream_resume(r->s, &unfinished), expected);
     CHECK_EQ(fo_stream_sums(r->s, sums, 1), expected);
     CHECK_EQ(fo_stream_prove(r->s), expected);
     CHECK_EQ(fo_stream_media(r->s, sums, 1), expected);

@@ -141,6 +141,7 @@ static void refusals(void) {
     rig r = make_rig();
     uint64_t offsets[2] = {0, 0}, sum;
     uint8_t digest[16];
+    fo_unfinished unfinished = {{0}};
     unsigned char byte = 1;
     void *memory, *other;
     size_t room, taken;
@@ -162,7 +163,8 @@ static void refusals(void) {
     CHECK_EQ(fo_stream_place(r.s, offsets, SLOT), -EBUSY);
     CHECK_EQ(fo_stream_digest(r.s, digest), -EBUSY);
     CHECK_EQ(fo_stream_sums(r.s, &sum, 1), -EBUSY);
-    CHECK_EQ(fo_stream_carry(second, r.s), -EBUSY);
+    CHECK_EQ(fo_stream_suspend(r.s, &unfinished), -EBUSY);
+    CHECK_EQ(fo_stream_resume(r.s, &unfinished), -EBUSY);
     CHECK_EQ(fo_stream_lease(r.s, 1, SECOND, &other, &taken), -EBUSY);
     CHECK_EQ(fo_stream_legs(r.s, legs, 2), 2);
     CHECK_EQ(fo_stream_drained(r.s, SECOND), 0);

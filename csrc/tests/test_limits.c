@@ -65,27 +65,6 @@ static void sums_run_out(void) {
     drop_rig(&r);
 }
 
-/* A digest goes on only from a stream that is at rest, of the same engine. */
-static void carried_from_whom(void) {
-    rig r = make_rig(), other = make_rig();
-    fo_stream *from;
-    void *lent;
-    size_t room;
-    REQUIRE(fo_stream_open(r.e, &r.id, 1, SECOND, &from) == 0);
-    CHECK_EQ(fo_stream_carry(r.s, r.s), -EINVAL);
-    CHECK_EQ(fo_stream_carry(r.s, other.s), -EINVAL);
-    CHECK_EQ(fo_stream_lease(from, 1, SECOND, &lent, &room), 0);
-    CHECK_EQ(fo_stream_carry(r.s, from), -EBUSY);
-    fo_stream_return(from);
-    from->busy = true; /* a caller is inside */
-    CHECK_EQ(fo_stream_carry(r.s, from), -EBUSY);
-    from->busy = false;
-    CHECK_EQ(fo_stream_carry(r.s, from), 0);
-    fo_stream_close(from);
-    drop_rig(&r);
-    drop_rig(&other);
-}
-
 /* More requests than there are tickets for one wave, most of them with nothing to do. */
 static void many_requests(void) {
     rig r = make_rig();
@@ -336,7 +315,6 @@ static void small_things(void) {
 int main(void) {
     test_dir_make();
     RUN(sums_run_out);
-    RUN(carried_from_whom);
     RUN(many_requests);
     RUN(no_control_slot);
     RUN(many_regions);

@@ -137,13 +137,14 @@ static bool fill(life *l, fo_stream *s) {
 }
 
 /* An object that goes on in another stream, with sums of a length that nobody knows. */
-static void carry(life *l, fo_stream *from) {
+static void go_on(life *l, fo_stream *from) {
     uint64_t offsets[2] = {1 << 19, 1 << 19}, sums[1];
+    fo_unfinished unfinished;
     fo_stream *s;
     if (!WELL(fo_stream_open(l->e, l->ids, 2, 10 * SECOND, &s))) {
         return;
     }
-    if (WELL(fo_stream_carry(s, from)) && WELL(fo_stream_place(s, offsets, UINT64_MAX)) &&
+    if (WELL(fo_stream_suspend(from, &unfinished)) && WELL(fo_stream_resume(s, &unfinished)) && WELL(fo_stream_place(s, offsets, UINT64_MAX)) &&
         WELL(fo_stream_write(s, l->bytes, 4096, 0, 10 * SECOND, NULL, NULL)) && WELL(fo_stream_sums(s, sums, 1)) &&
         WELL(fo_stream_sync(s, 10 * SECOND))) {
         (void)legs_well(l, s);
@@ -155,7 +156,7 @@ static void stream(life *l) {
     fo_stream *s;
     if (WELL(fo_stream_open(l->e, l->ids, 2, 10 * SECOND, &s))) {
         if (fill(l, s)) { /* else a target may be closed for writing */
-            carry(l, s);
+            go_on(l, s);
         }
         fo_stream_close(s);
     }

@@ -303,6 +303,7 @@ class Engine:
         targets: Sequence[Target],
         *,
         timeout: float | None = 30.0,
+        at_once: bool = False,
         keep: Collection[Target] = (),
         verify: Collection[Target] = (),
     ) -> Stream:
@@ -311,18 +312,20 @@ class Engine:
         Args:
             targets: each once, all of this engine.
             timeout: seconds to wait for admission here, and for a free slot in every later call of the stream.
+            at_once: do not wait for admission.
             keep: targets that are not ejected for being slow, whatever their `on_slow` says.
             verify: targets that `Stream.sync` reads back after their flush: one that holds anything else than was written
                 gets outcome MISMATCH. Every `place` needs a length then, and no two may overlap.
 
         Raises:
             InterfaceError: closed, no targets, too many, the same one twice, or one that is not active.
-            TimeoutError: `max_streams` are open, or no slot came free in time.
+            TimeoutError: `max_streams` are open, or no slot came free in time. Who holds a stream that is not sealed and waits
+                for another one may wait for somebody who does the same.
         """
         if not set(targets).issuperset((*keep, *verify)):
             raise InterfaceError("stream: `keep` and `verify` name targets of the stream")
         wait = nanoseconds(timeout)
-        core = self._core.stream([self._id(target) for target in targets], wait)
+        core = self._core.stream([self._id(target) for target in targets], 0 if at_once else wait)
         if isinstance(core, int):
             fail(core, "stream")
         if keep:

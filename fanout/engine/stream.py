@@ -163,15 +163,26 @@ class Stream:
         found = self._core.digest()
         return found if isinstance(found, bytes) else fail(found, "digest")
 
-    def carry(self, other: Stream) -> None:
-        """Go on with the digest that another stream of the same engine has begun; the other's starts anew.
+    def suspend(self) -> _core.Unfinished:
+        """Take the digest of the current object away, for one that goes on on other targets: another stream resumes it.
 
-        For an object that continues on other targets: one digest over both streams.
+        This one may be closed before that; its own digest starts anew.
 
         Raises:
-            InterfaceError: closed, or another thread is inside one of them.
+            InterfaceError: closed, or another thread is inside.
         """
-        checked(self._core.carry(other._core), "carry")
+        begun = self._core.suspend()
+        if isinstance(begun, int):
+            fail(begun, "suspend")
+        return begun
+
+    def resume(self, begun: _core.Unfinished) -> None:
+        """Go on with a digest that another stream of this process has begun.
+
+        Raises:
+            InterfaceError: closed, or another thread is inside.
+        """
+        checked(self._core.resume(begun), "resume")
 
     def sums(self) -> bytes:
         """XXH3-64 of each slot-sized block since `place`, the last one partial; 8 bytes each, little endian.

@@ -41,8 +41,6 @@ def test_what_belongs_to_another_engine(engine: Engine, tmp_path: Path) -> None:
                 lambda: engine.flush(theirs),
                 lambda: engine.run([Request(Phase.FLUSH, theirs)]),
                 lambda: stream.eject(theirs),
-                lambda: stream.carry(foreign),
-                lambda: stream.carry(stream),
             ]
             for call in calls:
                 with pytest.raises(InterfaceError):

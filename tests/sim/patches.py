@@ -24,7 +24,7 @@ import fanout.scribe
 import fanout.store
 import fanout.volume
 from fanout.catalog import Catalog
-from fanout.engine import Fault
+from fanout.engine import Engine, Fault
 from fanout.making import create_volume
 from fanout.pool import Pool
 from fanout.pools import PoolSet
@@ -34,11 +34,13 @@ from tests.sim import threads
 from tests.sim.ground import DIRECTORY_BYTES, new_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from fanout.engine import Target
+    from fanout.engine import Stream, Target
     from tests.sim import plan as plans
     from tests.sim.world import World
+
+A_WHILE = 0.001  # seconds from one look for admission to the next
 
 
 def fault_of(fault: plans.Fault, target: Target | None) -> Fault:
@@ -61,6 +63,33 @@ def fault_of(fault: plans.Fault, target: Target | None) -> Fault:
             return Fault.short(fault.value if fault.action == "short" else 0, **where)
 
 
+def _patient(open_stream: Callable[..., Stream]) -> Callable[..., Stream]:
+    """`Engine.stream`: in C it would wait for admission with the turn in its hand."""
+
+    def stream(engine: Engine, targets: Any, *, at_once: bool = False, **more: Any) -> Stream:
+        found: list[Stream | Exception] = []
+
+        def admitted() -> bool:
+            try:
+                if not found:
+                    engine.advance(A_WHILE)
+                    found.append(open_stream(engine, targets, at_once=True, **more))
+            except TimeoutError:
+                return False
+            except Exception as error:  # not in the thread that only looks whose turn it is
+                found.append(error)
+            return True
+
+        if at_once:
+            return open_stream(engine, targets, at_once=True, **more)
+        threads.current().wait(admitted, "admission")
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    return stream
+
+
 def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     """Clock, ids and threads of one world, where the product takes them from."""
     module = threads.Module()
@@ -70,6 +99,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     ):  # fmt: skip
         yield user, "threading", module
     yield fanout.committer, "queue", module
+    yield Engine, "stream", _patient(Engine.stream)
     yield fanout.opening, "ThreadPoolExecutor", threads.Executor
     yield fanout.pools, "Pool", lambda config, kind: Pool(config, kind, growing=threads.Lock())  # type: ignore[arg-type]
     secrets = SimpleNamespace(token_bytes=world.ids.randbytes)
