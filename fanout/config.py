@@ -41,6 +41,8 @@ SIZE_GRANULE = 4096
 MIN_VOLUME_SIZE = 1 << 20
 MIN_SLOT_SIZE, MAX_SLOT_SIZE = 64 << 10, 16 << 20
 MIN_SLOTS = 8
+SLOTS_PER_STREAM = 3  # two are its own; the rest is for reads and for targets that hang
+MAX_STREAMS = 256
 
 
 class Access(enum.Enum):
@@ -95,6 +97,7 @@ class EngineConfig:
 
     memory_bytes: int = 64 << 20
     slot_size_bytes: int = 1 << 20
+    max_streams: int = 8
     backend: str = "auto"
     soft_deadline: float = 30.0
     hard_deadline: float = 120.0
@@ -289,16 +292,21 @@ def _engine(root: Table) -> EngineConfig:
     if "engine" not in root:
         return EngineConfig()
     table = root.table(
-        "engine", ("memory", "slot", "backend", "soft_deadline", "hard_deadline", "patience")
+        "engine",
+        ("memory", "slot", "streams", "backend", "soft_deadline", "hard_deadline", "patience"),
     )
     default = EngineConfig()
     slot = table.size("slot", default.slot_size_bytes) or 0
     if slot & (slot - 1) or not MIN_SLOT_SIZE <= slot <= MAX_SLOT_SIZE:
         allowed = f"{format_size(MIN_SLOT_SIZE)} to {format_size(MAX_SLOT_SIZE)}"
         raise table.error("slot", f"must be a power of two, {allowed}, found {slot} bytes")
-    memory = table.size("memory", max(default.memory_bytes, 64 * slot)) or 0
-    if memory % slot or memory < MIN_SLOTS * slot:
-        allowed = f"a multiple of the slot ({slot} bytes), at least {MIN_SLOTS} of them"
+    streams = table.integer("streams", default.max_streams, low=1, high=MAX_STREAMS)
+    memory = table.size("memory", max(default.memory_bytes, 64 * slot, 4 * streams * slot)) or 0
+    least = max(MIN_SLOTS, SLOTS_PER_STREAM * streams)
+    if memory % slot or memory < least * slot:
+        allowed = (
+            f"a multiple of the slot ({slot} bytes), at least {least} of them for {streams} streams"
+        )
         raise table.error("memory", f"must be {allowed}, found {memory} bytes")
     soft = table.seconds("soft_deadline", default.soft_deadline)
     hard = table.seconds("hard_deadline", max(default.hard_deadline, soft))
@@ -308,6 +316,7 @@ def _engine(root: Table) -> EngineConfig:
     return EngineConfig(
         memory,
         slot,
+        streams,
         table.choice("backend", _Backend, _Backend.AUTO).value,
         soft,
         hard,

@@ -515,6 +515,7 @@ def open_engine(config: Config) -> Engine:
     return Engine(
         memory_bytes=settings.memory_bytes,
         slot_size_bytes=settings.slot_size_bytes,
+        max_streams=settings.max_streams,
         backend=settings.backend,
         soft_deadline=settings.soft_deadline,
         hard_deadline=settings.hard_deadline,

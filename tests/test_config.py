@@ -22,6 +22,7 @@ catalog = "catalog.db"
 [engine]
 memory = "128 MiB"
 slot = "2 MiB"
+streams = 12
 backend = "threads"
 soft_deadline = "1500 ms"
 hard_deadline = "2 min"
@@ -94,7 +95,7 @@ def test_values_arrive_typed_and_in_base_units(tmp_path: Path) -> None:
     config = cfg.load(file)
     assert config.path == file
     assert config.store == cfg.StoreConfig(tmp_path / "catalog.db")
-    assert config.engine == cfg.EngineConfig(128 << 20, 2 << 20, "threads", 1.5, 120.0, 4.0)
+    assert config.engine == cfg.EngineConfig(128 << 20, 2 << 20, 12, "threads", 1.5, 120.0, 4.0)
     assert config.device_classes["seq"] == cfg.DeviceClass(
         "seq", cfg.DeviceType.FILE, tmp_path / "volumes", 1 << 30, 4
     )
@@ -192,6 +193,8 @@ MISTAKES = [
     ('memory = "128 MiB"', 'memory = "-1 MiB"', "engine.memory", "not a number with a unit"),
     ('memory = "128 MiB"', "memory = true", "engine.memory", "found true or false"),
     ('memory = "128 MiB"', 'memory = "9999999999 PiB"', "engine.memory", "8 EiB"),
+    ('memory = "128 MiB"', 'memory = "70 MiB"', "engine.memory", "36 of them for 12 streams"),
+    ("streams = 12", "streams = 0", "engine.streams", "1 to 256"),
     ('slot = "2 MiB"', 'slot = "3 MiB"', "engine.slot", "power of two"),
     ('slot = "2 MiB"', 'slot = "32 KiB"', "engine.slot", "64.0 KiB"),
     ('"threads"', '"iouring"', "engine.backend", 'did you mean "io_uring"'),

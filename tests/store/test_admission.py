@@ -7,6 +7,7 @@ more volumes than there are streams makes durable what it has.
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,3 +114,20 @@ def test_a_repair_onto_more_volumes_than_streams(config: Path) -> None:
         used = [v for v in store.query_volumes() if v.pool == "COPYPOOL1" and v.live]
         assert len(used) > STREAMS
     assert check_store(config).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("streams", "memory"), [(1, "512 KiB"), (2, "512 KiB"), (5, "960 KiB"), (24, "4608 KiB")]
+)
+def test_as_many_at_once_as_are_configured(config: Path, streams: int, memory: str) -> None:
+    """Breaks if the least memory that is allowed does not do, or if one that stalls holds up those that are promised their slots."""
+    engine = f'[engine]\nslot = "64 KiB"\nstreams = {streams}\nmemory = "{memory}"\n'
+    config.write_text(CONFIG + engine, encoding="utf-8")
+    with Store.open(config) as store, ExitStack() as stack:
+        for number in range(streams):
+            session = stack.enter_context(store.session("N1"))
+            transaction = stack.enter_context(session.begin())
+            transaction.put(str(number), data_of(number, PIECE // 2))
+    with Store.open(config, read_only=True) as store:
+        for number in range(streams):
+            assert store.get("N1", str(number)).read() == data_of(number, PIECE // 2)
