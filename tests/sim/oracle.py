@@ -404,7 +404,8 @@ def check_catalog(path: str) -> None:
 def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]) -> None:
     """V16 by another reader: after a clean end each directory names just what the catalog says, at the same places.
 
-    `proved`: spans that were read before, as with `audit`. What is deleted and still keeps its region may be named or not.
+    `proved`: spans that were read before, as with `audit`. What is deleted and still keeps its region may be named or not; of what has
+    left a volume a record without spans may be there.
     """
     due_of: dict[str, dict[str, set[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(set))
     erased = {}
@@ -423,7 +424,7 @@ def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]
             records = {
                 aggregate.hex(): record
                 for aggregate, record in media.records.items()
-                if record["op"] != DELETE and (path, aggregate.hex()) not in dead
+                if record["op"] != DELETE and record["spans"] and (path, aggregate.hex()) not in dead
             }
             found = {
                 aggregate: {(s["number"], s["offset"], s["used"]) for s in record["spans"]}
