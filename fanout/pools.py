@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from fanout.pool import VolumeBook
 
 DEFAULT_ASK = 64 << 20  # client bytes, when nobody knows how many will come
-PIECE_SPAN = 1 << 20  # a known length is cut into pieces no shorter than this
+PIECE_SPAN = (
+    1 << 20
+)  # a known length is cut into pieces no shorter than this, where there is room for such
 MAX_SPANS = 4096  # in one reservation: beyond that the space is too broken up to be of use
 SHARE = 8  # a wish takes at most this part of what is free in the tightest pool
 
@@ -246,20 +248,24 @@ class PoolSet:
         if self._opener.stale:
             raise CatalogStale(self._book.path, f"must not allocate: {self._opener.stale}")
         pools = [self._pool(name) for name in (request.primary, *request.secondaries)]
+        piece = PIECE_SPAN
         while True:
             try:
                 with self._lock:
                     self._settle_orphans()
-                    spans = self._reserve(pools, request)
+                    spans = self._reserve(pools, request, piece)
                     self._grower.order_spares(pools)
                     return spans
             except _NoRoom as refusal:
-                if not self._grower.grow(refusal.pool):
+                if self._grower.grow(refusal.pool):
+                    continue
+                if piece == LEAST_SPAN:
                     why = refusal.pool.growth_refused
                     message = f"{refusal}; no volume could be added: {why}" if why else str(refusal)
                     raise PoolFull(refusal.pool.name, message) from None
+                piece = LEAST_SPAN  # rather in many pieces than not at all
 
-    def _reserve(self, pools: Sequence[Pool], request: ReserveRequest) -> list[Span]:
+    def _reserve(self, pools: Sequence[Pool], request: ReserveRequest, piece: int) -> list[Span]:
         for pool in pools:
             if pool.config.access is not Access.READWRITE or not pool.writable():
                 raise PoolUnavailable(pool.name, pool.reasons())
@@ -270,7 +276,7 @@ class PoolSet:
             while not spans or left > 0:
                 if len(spans) == MAX_SPANS:
                     raise _NoRoom(pools[0], "its free space is in too many small pieces")
-                span = self._reserve_one(pools, left, wish)
+                span = self._reserve_one(pools, left, wish, piece)
                 spans.append(span)
                 capacity = self._capacity(span.length)
                 left, wish = left - capacity, wish - capacity
@@ -280,13 +286,13 @@ class PoolSet:
             raise
         return spans
 
-    def _reserve_one(self, pools: Sequence[Pool], left: int, wish: int) -> Span:
+    def _reserve_one(self, pools: Sequence[Pool], left: int, wish: int, piece: int) -> Span:
         """One span, as long as all can give."""
         unit = max(m.entry.granule for pool in pools for m in pool.writable())
         wanted = self._length_for(max(left, wish, 0), unit)
         # What a caller who knows no length gets must be worth it; a rest of a known length may be anything.
         least = self._length_for(max(left, 0), unit) if left > 0 else LEAST_SPAN
-        least = min(least, fmt.round_up(PIECE_SPAN, unit), wanted)
+        least = min(least, fmt.round_up(piece, unit), wanted)
         chosen = [self._choose(pool, wanted, least) for pool in pools]
         length = min(wanted, *(offer for _, offer in chosen))
         length -= length % unit

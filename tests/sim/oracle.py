@@ -424,7 +424,9 @@ def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]
             records = {
                 aggregate.hex(): record
                 for aggregate, record in media.records.items()
-                if record["op"] != DELETE and record["spans"] and (path, aggregate.hex()) not in dead
+                if record["op"] != DELETE
+                and record["spans"]
+                and (path, aggregate.hex()) not in dead
             }
             found = {
                 aggregate: {(s["number"], s["offset"], s["used"]) for s in record["spans"]}

@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,6 +187,19 @@ def test_all_or_nothing(house: House) -> None:
     assert not bytes_in(house.pools, RegionState.RESERVED)
     assert not any(m.users for pool in house.pools.pools.values() for m in pool.members)
     assert house.pools.reserve(ask(14 << 20, copies=()))
+
+
+def test_room_in_small_pieces_is_room(house: House) -> None:
+    """Every second one of many small spans was given back: half of the pool is free, and no piece of it is long."""
+    held: list[Span] = []
+    with suppress(PoolFull):
+        while True:
+            held += house.pools.reserve(ask(100 << 10))
+    for span in held[::2]:
+        house.pools.release(span, ["DISK", "COPY"])
+    spans = house.pools.reserve(ask(1 << 20))
+    assert len(spans) > 8
+    assert sum(house.pools._capacity(span.length) for span in spans) >= 1 << 20
 
 
 def test_an_unknown_length_gets_a_fair_piece(house: House) -> None:
