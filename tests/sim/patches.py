@@ -31,7 +31,7 @@ from fanout.pools import PoolSet
 from fanout.session import Session
 from fanout.types import Phase
 from tests.sim import threads
-from tests.sim.ground import DIRECTORY_BYTES, new_engine
+from tests.sim.ground import DIRECTORY_BYTES, HARD_DEADLINE, new_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +82,9 @@ def _patient(open_stream: Callable[..., Stream]) -> Callable[..., Stream]:
 
         if at_once:
             return open_stream(engine, targets, at_once=True, **more)
-        threads.current().wait(admitted, "admission")
+        threads.current().wait(
+            admitted, "admission", pass_time=lambda: engine.advance(HARD_DEADLINE)
+        )
         if isinstance(found[0], Exception):
             raise found[0]
         return found[0]

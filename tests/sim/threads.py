@@ -34,12 +34,13 @@ class End(BaseException):
 class _Task:
     """A thread, and what it waits for."""
 
-    __slots__ = ("error", "name", "over", "run", "until", "what")
+    __slots__ = ("error", "name", "over", "pass_time", "run", "until", "what")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.run: Any = getcurrent()
         self.until: Callable[[], bool] | None = None
+        self.pass_time: Callable[[], None] | None = None
         self.what = ""
         self.over = False
         self.error: BaseException | None = None
@@ -79,13 +80,15 @@ class Scheduler:
         # Who goes on when this one returns; one that was not started yet gets the returned value as an argument.
         task.run.parent = self._next().run
 
-    def wait(self, until: Callable[[], bool], what: str) -> None:
-        """The running thread has nothing to do before `until` is true."""
+    def wait(
+        self, until: Callable[[], bool], what: str, *, pass_time: Callable[[], None] | None = None
+    ) -> None:
+        """The running thread has nothing to do before `until` is true; when all wait, `pass_time` may make it so."""
         while not until():
             me = self._running
-            me.until, me.what = until, what
+            me.until, me.what, me.pass_time = until, what, pass_time
             self._yield(me)
-            me.until = None
+            me.until = me.pass_time = None
 
     def breathe(self) -> None:
         """Perhaps it is somebody else's turn."""
@@ -104,7 +107,11 @@ class Scheduler:
 
     def _next(self) -> _Task:
         """Whose turn it is."""
-        ready = [task for task in self._tasks if task.until is None or task.until()]
+        ready = self._ready()
+        if not ready:
+            for pass_time in [task.pass_time for task in self._tasks if task.pass_time]:
+                pass_time()
+            ready = self._ready()
         if ready:
             task = self._rng.choice(ready) if len(ready) > 1 else ready[0]
         else:
@@ -114,6 +121,9 @@ class Scheduler:
         self.switches += 1
         self._running = task
         return task
+
+    def _ready(self) -> list[_Task]:
+        return [task for task in self._tasks if task.until is None or task.until()]
 
     def end(self) -> None:
         """Unwind whatever is left; only the first thread may call it."""
