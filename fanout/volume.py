@@ -86,6 +86,9 @@ class Volume:
         self.target: Target
         self.superblock: Superblock
         self.directory: Directory | None = None
+        self._former: Directory | None = (
+            None  # while it is reopened: what it had promised is taken over at the end
+        )
         self.allocator: Allocator | None = None
         self.state = VolumeState.CLOSED
         self.reason = ""
@@ -358,8 +361,9 @@ class Volume:
     def unpromise(self, offset: int) -> None:
         """The span at `offset` will not be committed. Any thread."""
         with self._books:
-            if self.directory is not None:
-                self.directory.unpromise(offset)
+            for directory in (self.directory, self._former):
+                if directory is not None:
+                    directory.unpromise(offset)
 
     def prepare(self, records: Sequence[DirectoryRecord]) -> list[Request]:
         """The writes that append these records, to be run (with those of other volumes) in one `Engine.run`.
@@ -463,6 +467,7 @@ class Volume:
         self._expect(VolumeState.FAILED)
         block, directory = self.superblock, self.directory
         self.target.close(timeout=CLOSE_TIMEOUT)
+        self._former = directory
         try:
             self._open(
                 block.store,
@@ -483,6 +488,8 @@ class Volume:
             self.superblock, self.directory = block, directory
             self.state, self.reason = VolumeState.FAILED, str(error)
             raise
+        finally:
+            self._former = None
 
     def close(self) -> None:
         """Close without a flush; idempotent. Nothing is lost: what was not flushed is found missing at the next open."""

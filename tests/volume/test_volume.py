@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -453,6 +454,33 @@ def test_promises_survive_a_reopening() -> None:
     span = record(5).spans[0]._replace(offset=1 << 20)
     assert volume.written(engine.run(volume.prepare([replace(record(5), spans=(span,))])))
     assert directory._promised == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_span_that_is_given_back_during_a_reopening(
+    monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    """The room in the directory is not kept for it, in the new one or in the old; else the place can never be used again."""
+    _, _, volume = available()
+    assert volume.promise(1 << 20)
+    volume.fail("test")
+    open_again, claim = Volume._open, Volume.claim
+
+    def opened(self: Volume, *arguments: Any, **more: Any) -> None:
+        open_again(self, *arguments, **more)
+        self.unpromise(1 << 20)
+
+    def claimed(self: Volume, epoch: int) -> None:
+        if fails:
+            raise VolumeError(self.path, "broken on purpose")
+        claim(self, epoch)
+
+    monkeypatch.setattr(Volume, "_open", opened)
+    monkeypatch.setattr(Volume, "claim", claimed)
+    with suppress(VolumeError):
+        volume.reopen(catalog_epoch=2)
+    assert volume.directory is not None
+    assert volume.directory._promised == 0
 
 
 def test_confirm_needs_a_claim(made: tuple[Any, fmt.Superblock]) -> None:
