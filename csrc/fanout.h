@@ -33,7 +33,7 @@ extern "C" {
 #define FO_MAX_TARGETS 64 /* open targets of one engine */
 #define FO_MAX_LEGS 16    /* targets of one stream */
 #define FO_DIGEST_SIZE 16 /* XXH3-128, canonical (big-endian) form */
-#define FO_UNFINISHED_SIZE 1216
+#define FO_UNFINISHED_SIZE 1216 /* the state of a hash */
 #define FO_FOREVER UINT64_MAX
 
 typedef struct fo_engine fo_engine;

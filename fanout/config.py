@@ -41,7 +41,7 @@ SIZE_GRANULE = 4096
 MIN_VOLUME_SIZE = 1 << 20
 MIN_SLOT_SIZE, MAX_SLOT_SIZE = 64 << 10, 16 << 20
 MIN_SLOTS = 8
-SLOTS_PER_STREAM = 3  # two are its own; the rest is for reads and for targets that hang
+LEAST_SLOTS_PER_STREAM = 3  # two are its own; the rest is for reads and for targets that hang
 MAX_STREAMS = 256
 
 
@@ -302,7 +302,7 @@ def _engine(root: Table) -> EngineConfig:
         raise table.error("slot", f"must be a power of two, {allowed}, found {slot} bytes")
     streams = table.integer("streams", default.max_streams, low=1, high=MAX_STREAMS)
     memory = table.size("memory", max(default.memory_bytes, 64 * slot, 4 * streams * slot)) or 0
-    least = max(MIN_SLOTS, SLOTS_PER_STREAM * streams)
+    least = max(MIN_SLOTS, LEAST_SLOTS_PER_STREAM * streams)
     if memory % slot or memory < least * slot:
         allowed = (
             f"a multiple of the slot ({slot} bytes), at least {least} of them for {streams} streams"

@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     from fanout.pool import VolumeBook
 
 DEFAULT_ASK = 64 << 20  # client bytes, when nobody knows how many will come
-PIECE_SPAN = (
-    1 << 20
-)  # a known length is cut into pieces no shorter than this, where there is room for such
+# A known length is cut into pieces no shorter than this, where there is room for such; else no shorter than LEAST_SPAN.
+PIECE_SPAN = 1 << 20
 MAX_SPANS = 4096  # in one reservation: beyond that the space is too broken up to be of use
 SHARE = 8  # a wish takes at most this part of what is free in the tightest pool
 

@@ -27,9 +27,8 @@ SCHEMA_VERSION = 2
 # What a schema of an older version must be, as `_digest` says it: a trigger or a view of somebody else's is refused there, too.
 OLDER = {1: "1ff90abd620b5efbe7c2a4e41c287c0ddbd4a89fc9ed90d6d14327d39aa57af4"}
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
-CACHE_KIB = (
-    32 << 10
-)  # the writer's page cache: the inner pages of an index over some ten million objects
+# The writer's page cache: the inner pages of an index over some ten million objects.
+CACHE_KIB = 32 << 10
 BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
 
 
@@ -59,9 +58,8 @@ def connect_writer(path: str) -> sqlite3.Connection:
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA recursive_triggers = OFF")
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        db.execute(
-            "PRAGMA wal_autocheckpoint = 0"
-        )  # not in anybody's commit: see `Catalog.checkpoint`
+        # Not in anybody's commit: see `Catalog.checkpoint`.
+        db.execute("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
         db.close()
         raise

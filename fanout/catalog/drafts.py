@@ -34,9 +34,8 @@ def write_draft(
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(draft, flags, 0o600)
     try:
-        os.fchmod(
-            fd, 0o600
-        )  # whatever the umask takes away; SQLite gives its other files the same mode
+        # Whatever the umask takes away; SQLite gives its other files the same mode.
+        os.fchmod(fd, 0o600)
     finally:
         os.close(fd)
     with translated(draft):

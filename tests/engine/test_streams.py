@@ -96,6 +96,25 @@ def test_a_buffer_with_gaps_is_refused(engine: Engine, tmp_path: Path) -> None:
         assert stream.write(b"") == 0
 
 
+def test_an_object_that_goes_on_in_another_stream(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if its digest ends with the first stream, or if what was taken away stays there as well."""
+    first, second = (engine.open(tmp_path / name, create=True) for name in "ab")
+    with engine.stream([first]) as stream:
+        stream.place([0])
+        stream.write(b"begun, ")
+        begun = stream.suspend()
+        assert stream.digest() == xxhash.xxh3_128_digest(b"")
+        assert stream.sync()[first].ok
+    with engine.stream([second]) as stream:
+        stream.place([0])
+        stream.resume(begun)
+        stream.write(b"and ended")
+        assert stream.digest() == xxhash.xxh3_128_digest(b"begun, and ended")
+        assert stream.sync()[second].ok
+        with pytest.raises(TypeError, match="made by"):
+            stream.resume(type(begun)())
+
+
 def test_the_buffer_is_free_after_the_call(engine: Engine, tmp_path: Path) -> None:
     """Breaks if an export outlives the call: the caller could not resize its bytearray."""
     target = engine.open(tmp_path / "t", create=True)
