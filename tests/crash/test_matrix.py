@@ -201,11 +201,11 @@ def ok(case: Case, opened: dict[str, Any], seen: list[Seen]) -> None:
         assert opened["backend"] == "threads"
 
 
-def without(case: Case, seen: Seen, retries: list[tuple[str, list[str]]]) -> None:
+def without(case: Case, seen: Seen, retries: list[Any]) -> None:
     """A transaction that went without the failing pools."""
     pools = sorted(failing(case))
     assert seen.end == "receipt", seen
-    assert [(reason, sorted(removed)) for reason, removed in seen.retries] == retries, seen
+    assert seen.retries == retries, seen
     assert (seen.removed, seen.gaps) == (pools, pools), seen
 
 
@@ -225,18 +225,17 @@ def removed_at_once(case: Case, opened: dict[str, Any], seen: list[Seen]) -> Non
 
 
 def removed_and_retried(case: Case, opened: dict[str, Any], seen: list[Seen]) -> None:
-    """RX. With a primary that fails in the same attempt, the attempt is its retry, too; or it has one of its own, before."""
-    together = case.row.made_by == "with_primary"
-    if together and len(seen[0].retries) == 2:
-        assert seen[0].retries.pop(0) == ["primary", []]
-        together = False
-    reason = "primary" if together else "secondary"
-    if len(seen[0].retries) <= len(failing(case)):
-        # A pool that fails a moment after another is judged in the next attempt. None leaves twice.
-        reasons = {why for why, _ in seen[0].retries}
-        gone = [pool for _, pools in seen[0].retries for pool in pools]
-        seen[0].retries[:] = [[*reasons, gone]]
-    without(case, seen[0], [(reason, sorted(failing(case)))])
+    """RX. A pool that fails a moment after another is judged in the next attempt. None leaves twice."""
+    retries = seen[0].retries
+    if case.row.made_by == "with_primary":
+        # Together, or whichever came first; a primary that fails in an attempt that is over is not heard of.
+        (pool,) = failing(case)
+        alone, after = ["secondary", [pool]], ["primary", []]
+        assert retries in ([["primary", [pool]]], [after, alone], [alone, after], [alone]), seen[0]
+    else:
+        assert {why for why, _ in retries} == {"secondary"}, seen[0]
+        assert sorted(pool for _, pools in retries for pool in pools) == sorted(failing(case))
+    without(case, seen[0], retries)
     without(case, seen[1], [])
     if case.row.key != "W9":
         healthy(seen[2])
