@@ -65,16 +65,16 @@ test-faults: build ## what fails on purpose: simulation, loops, crash states, pl
 	$(MAKE) --jobs=2 --output-sync=target faults-kills faults-devices
 
 faults-kills: # beside faults-devices: both wait for devices most of the time
-	$(LONG) tests/crash/test_kill_points.py tests/crash/test_random_kills.py
+	FANOUT_EVIDENCE=tests/crash/results/kills $(LONG) tests/crash/test_kill_points.py tests/crash/test_random_kills.py
 
 faults-devices:
-	$(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py
-	FANOUT_DISASTERS=100:130 $(BIN)/python -P -m pytest tests/store/test_disasters.py $(PYTEST_ARGS)
+	FANOUT_EVIDENCE=tests/crash/results/devices $(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py
+	FANOUT_EVIDENCE=tests/crash/results/disasters FANOUT_DISASTERS=100:130 $(BIN)/python -P -m pytest tests/store/test_disasters.py $(PYTEST_ARGS)
 
 nightly: build ## the same with the large numbers: hours. KILLS=100000 random kills, all of the matrix, the full oracle at every kill point
 	@scripts/setup.sh faults
 	$(BIN)/python -m tests.sim.suite nightly
-	FANOUT_CRASH_KILLS=$(KILLS) FANOUT_CRASH_FULL=1 FANOUT_MATRIX=all $(LONG) tests/crash
+	FANOUT_EVIDENCE=tests/crash/results/nightly FANOUT_CRASH_KILLS=$(KILLS) FANOUT_CRASH_FULL=1 FANOUT_MATRIX=all $(LONG) tests/crash
 
 coverage: build ## branches of the policy modules (must be all), lines and branches of the C core
 	$(BIN)/coverage run -m pytest -q tests/policy tests/session

@@ -5,10 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import random
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +23,14 @@ SEED = int(os.environ.get("FANOUT_SEED", str(random.SystemRandom().getrandbits(3
 def pytest_report_header() -> str:
     """Name the seed that makes the run repeatable."""
     return f"FANOUT_SEED={SEED}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what a long run found, when it is told where."""
+    if kept := os.environ.get("FANOUT_EVIDENCE"):
+        command = " ".join(["python -m pytest", *sys.argv[1:]])
+        head = {**evidence.origin(command), "FANOUT_SEED": SEED}
+        config.pluginmanager.register(evidence.Recorder(Path(kept).resolve(), head))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

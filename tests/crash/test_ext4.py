@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
 
+    from tests.evidence import Record
     from tests.faults.devices import Ext4
 
 pytestmark = pytest.mark.loop
@@ -127,9 +128,10 @@ def test_some_power_cuts(rng: random.Random, backend: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("backend", ["io_uring", "threads"])
-def test_many_power_cuts(rng: random.Random, backend: str) -> None:
+def test_many_power_cuts(rng: random.Random, backend: str, record_property: Record) -> None:
     """As above."""
     cut_often(backend, rng, MANY)
+    record_property("power cuts", MANY)
 
 
 def test_creation_is_durable(rng: random.Random) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.crash.harness import Workload
+    from tests.evidence import Record
 
 SOME = 2  # steps of each kind, by default
 FULL = os.environ.get("FANOUT_CRASH_FULL") == "1"
@@ -117,13 +118,21 @@ def test_at_some_requests(
 
 
 @pytest.mark.long
-def test_at_every_system_call(harness: Harness, workload: Workload, rng: random.Random) -> None:
+def test_at_every_system_call(
+    harness: Harness,
+    workload: Workload,
+    rng: random.Random,
+    record_property: Record,
+) -> None:
     """From the first call of the opening to the last of the closing, until one run survives."""
+    kills = 0
     for number in steps(harness, rng):
         what = at_call(harness, workload, number, rng)
         if not what:
             break
         judge(harness, what, number)
+        kills += 1
+    record_property("kills", kills)
     assert number > 100
 
 
@@ -131,12 +140,20 @@ def test_at_every_system_call(harness: Harness, workload: Workload, rng: random.
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("op", ["write", "fsync"])
 def test_at_every_request(
-    harness: Harness, workload: Workload, op: str, moment: str, rng: random.Random
+    harness: Harness,
+    workload: Workload,
+    op: str,
+    moment: str,
+    rng: random.Random,
+    record_property: Record,
 ) -> None:
     """Until one run survives."""
+    kills = 0
     for number in steps(harness, rng):
         what = at_request(harness, workload, op, number, moment, rng)
         if not what:
             break
         judge(harness, what, number)
+        kills += 1
+    record_property("kills", kills)
     assert number > 10

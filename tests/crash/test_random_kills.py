@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
 
+    from tests.evidence import Record
+
 SOME, MANY = 16, 500
 GENERATION = 12  # kills on one store; then it begins anew, for its volumes are small
 LIFE_SECONDS = 0.6  # the longest life after the start; an opening takes about a tenth of it
@@ -75,10 +77,13 @@ def test_some_random_kills(harness: Harness, rng: random.Random) -> None:
 
 
 @pytest.mark.long
-def test_many_random_kills(harness: Harness, rng: random.Random) -> None:
+def test_many_random_kills(harness: Harness, rng: random.Random, record_property: Record) -> None:
     """Half of them with each backend."""
-    kills = int(os.environ.get("FANOUT_CRASH_KILLS", str(MANY)))
-    assert die_often(harness, rng, (kills + 1) // 2) > kills // 10
+    kills = (int(os.environ.get("FANOUT_CRASH_KILLS", str(MANY))) + 1) // 2
+    acknowledged = die_often(harness, rng, kills)
+    record_property("kills", kills)
+    record_property("transactions acknowledged", acknowledged)
+    assert acknowledged > kills // 5
 
 
 # ---- a second power loss during the recovery ---------------------------------------------------------
@@ -103,10 +108,13 @@ def test_two_power_losses_in_a_row(harness: Harness, rng: random.Random) -> None
 
 
 @pytest.mark.long
-def test_many_double_power_losses(harness: Harness, rng: random.Random) -> None:
+def test_many_double_power_losses(
+    harness: Harness, rng: random.Random, record_property: Record
+) -> None:
     """Fifty of each backend."""
     for number in range(50):
         harness.judge(twice(harness, rng), quick=number % 5 > 0, repair=number % 5 == 0)
+    record_property("double power losses", 50)
 
 
 # ---- the predecessor's write is still in flight ------------------------------------------------------

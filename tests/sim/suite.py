@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tests import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,18 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = f"{options.tier}-{options.only}" if options.only else options.tier
     parts = [part for part in TIERS[options.tier] if options.only in ("", part[0])]
     began = time.monotonic()
-    report: dict[str, Any] = {
-        "command": " ".join(["python -m tests.sim.suite", *(arguments or sys.argv[1:])]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "fanout": version("fanout"),
-        "processors": os.cpu_count(),
-        "load_at_begin": os.getloadavg()[0],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    kept = RESULTS / f"{report['date']}-{name}.json"
+    head = evidence.origin(" ".join(["python -m tests.sim.suite", *(arguments or sys.argv[1:])]))
+    kept = evidence.path_of(RESULTS, name, head)
     results: list[dict[str, Any]] = []
     with ThreadPoolExecutor(PROCESSES) as pool:
         for result in pool.map(run, parts):
@@ -111,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "seconds": round(time.monotonic() - began),
             }
             # After each part: also a run that is broken off has said something.
-            kept.write_text(
-                json.dumps({**report, **done, "parts": results}, indent=1) + "\n", encoding="utf-8"
-            )
+            evidence.keep(kept, {**head, **done, "parts": results})
     failed = [part["command"] for part in results if not part["passed"]]
     for command in failed:
         print(f"FAILED: {command}", file=sys.stderr)
