@@ -8,6 +8,7 @@ file system, then loses what it had not flushed, whole, in part or torn. So unsy
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import time
@@ -81,14 +82,23 @@ class Machine:
         return f"power cut {mode!r}, seed {seed}: {loss}"
 
     def _unmount(self) -> None:
-        """A ring of the dead lets go of its files a moment after their process is gone."""
+        """A ring of the dead lets go of its files a moment after their process is gone.
 
-        def unmounted() -> bool:
+        The file system is gone when nothing holds its device: mounted before that it would be the old one, without power.
+        """
+
+        def gone() -> bool:
             with contextlib.suppress(OSError):
                 kernel.unmount(self.mounted.path)
-            return kernel.device_of_mount(self.mounted.path) is None
+            try:
+                os.close(os.open(self.mounted.device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                return False
+            return True
 
-        kernel.wait_until(unmounted, "nobody uses the file system", timeout=20.0)
+        kernel.wait_until(gone, "nobody uses the file system", timeout=20.0)
 
     def check_file_system(self) -> None:
         """The file system itself is whole; else it is no fault of the store."""
