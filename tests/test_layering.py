@@ -21,6 +21,7 @@ LAYERS = {
     "store": {
         "config",
         "format",
+        "ahead",
         "allocator",
         "directory",
         "medium",

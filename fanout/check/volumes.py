@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fanout import format as fmt
+from fanout.ahead import ReadAhead
 from fanout.check.findings import APPEND, REBUILD, REPLACE, REWRITE, Problem, without_path
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeForeign, VolumeTorn
 from fanout.format import Op
@@ -41,6 +42,7 @@ class VolumeCheck:
 
     def __init__(self, catalog: CatalogReader, engine: Engine, findings: Findings) -> None:
         self._catalog, self._engine, self._findings = catalog, engine, findings
+        self._ahead = ReadAhead()
 
     def check(self, entry: VolumeEntry, lock_wait: float) -> Volume | None:
         """Look at a volume; returns it, open and locked, or None: it cannot be opened.
@@ -51,6 +53,7 @@ class VolumeCheck:
         volume = self._open(entry, lock_wait)
         if volume is None:
             return None
+        volume.ahead = self._ahead
         self._check_superblocks(volume, entry)
         self._check_directory_blocks(volume)
         self._check_regions(volume)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from glob import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from fanout.ahead import ReadAhead
 from fanout.config import Config, DeviceType
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError
 from fanout.making import entry_of, probe
@@ -33,6 +34,7 @@ class Media:
         self.config, self._catalog = config, catalog
         self.store = b""
         self.volumes: list[Volume] = []
+        self._ahead = ReadAhead()
         self.skipped: list[SkippedVolume] = []
 
     def open(self, engine: Engine, lock_wait: float) -> None:
@@ -111,6 +113,7 @@ class Media:
             opened.close()
             self._skip(pool, path, f"its directory contradicts itself: {error}")
             return
+        opened.ahead = self._ahead
         self.volumes.append(opened)
         # As the lost catalog had them: in the order in which they were made.
         self.volumes.sort(key=lambda volume: volume.superblock.created_ns)
