@@ -117,7 +117,9 @@ class Scribe:
         held = catalog.held_csns(volume.uuid)
         known = {record.aggregate: record.csn for record in directory.holds()}
         dead = {entry.aggregate: entry for entry in catalog.dead(volume.uuid)}
-        strange = [aggregate for aggregate in known if aggregate not in held.keys() | dead.keys()]
+        strange = [
+            aggregate for aggregate in known if aggregate not in held and aggregate not in dead
+        ]
         if strange:
             raise CatalogStale(
                 catalog.path,
