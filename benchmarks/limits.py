@@ -23,15 +23,18 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 import fanout
-from fanout.bench.measures.small import NODE, POOLS, busy_neighbour, put_many, store
+from fanout.bench.measures.small import NODE, POOLS, busy_neighbour, put_many, site, store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
 SMALL_BYTES = 4096
 STALL_SECONDS = 3.0
 SESSIONS, STALLED = 8, 2
+LINEAR = (
+    2.0  # what four times the work may take, in units of four times as long: machines are noisy
+)
 
 
 def peak_rss() -> int:
@@ -156,6 +159,70 @@ def tiny_objects(opened: fanout.Store, count: int) -> dict[str, Any]:
     }
 
 
+def put_singly(config: Path, numbers: range) -> None:
+    """One object to a transaction, eight clients at once."""
+    data = os.urandom(SMALL_BYTES)
+
+    def client(opened: fanout.Store, mine: range) -> None:
+        with opened.session(NODE) as session:
+            for number in mine:
+                for attempt in session.attempts():
+                    with attempt as transaction:
+                        transaction.put(f"single/{number}", data)
+
+    with fanout.Store.open(config) as opened:
+        shares = [numbers[first::SESSIONS] for first in range(SESSIONS)]
+        threads = [threading.Thread(target=client, args=(opened, share)) for share in shares]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def open_and_close(config: Path) -> None:
+    """As a daemon that starts."""
+    fanout.Store.open(config).close()
+
+
+def lose_and_repair(config: Path) -> int:
+    """The last pool loses its volume and is filled again; returns how many objects it then holds."""
+    volume = config.with_name(f"{POOLS[-1].lower()}.vol")
+    fanout.retire_volume(config, volume, force=True)
+    volume.unlink()
+    fanout.Store.extend(config)
+    with fanout.Store.open(config) as opened:
+        return fanout.backup_stgpool(opened, POOLS[0], POOLS[-1]).copied_objects
+
+
+def many_transactions(directory: Path, count: int) -> dict[str, Any]:
+    """Transactions of one object each: what they take later, and that it grows no faster than their number."""
+    steps: dict[str, Callable[[Path], object]] = {
+        "open": open_and_close,
+        "check": fanout.check_store,
+        "rebuild": lambda config: fanout.rebuild_catalog(config, into=config.with_name("again.db")),
+        "repair": lose_and_repair,
+    }
+    seconds: dict[str, list[float]] = {step: [] for step in steps}
+    there = 0
+    with site(directory, max(64, count // 16)) as config:
+        for number in (count // 4, count):
+            put_singly(config, range(there, number))
+            there = number
+            for step, take in steps.items():
+                began = time.monotonic()
+                take(config)
+                seconds[step].append(time.monotonic() - began)
+            config.with_name("again.db").unlink()
+        with fanout.Store.open(config) as opened:
+            complete = held(opened) == {count}
+    return {
+        "holds": complete and all(most < 4 * LINEAR * least for least, most in seconds.values()),
+        "transactions": count,
+        "seconds": {step: round(most, 2) for step, (_, most) in seconds.items()},
+        "seconds_with_a_quarter": {step: round(least, 2) for step, (least, _) in seconds.items()},
+    }
+
+
 def main() -> int:
     """Run all, print JSON; 1 when something that must hold does not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -170,6 +237,7 @@ def main() -> int:
             "stalled_clients": stalled_clients(opened, 64 * MIB // (8 if options.quick else 1)),
             "small_objects": small_objects(opened, 100_000 // scale),
             "tiny_objects": tiny_objects(opened, 1_000_000 // scale),
+            "many_transactions": many_transactions(options.directory, 40_000 // scale),
         }
         machine = {
             "python": platform.python_version(),

@@ -192,6 +192,11 @@ class Directory:
         """The records of aggregates that are on the volume."""
         return (record for record in self._records.values() if record.spans)
 
+    def names(self, aggregate: bytes) -> bool:
+        """Whether anything of an aggregate is on the volume."""
+        record = self._records.get(aggregate)
+        return record is not None and bool(record.spans)
+
     def missing(self, records: Iterable[DirectoryRecord]) -> list[DirectoryRecord]:
         """Of the catalog's records those that the directory does not have: a crash lost them, append them again."""
         return [

@@ -159,9 +159,8 @@ class Scribe:
             for volume in volumes:
                 if volume.state is not VolumeState.AVAILABLE or volume.directory is None:
                     continue
-                held = {record.aggregate for record in volume.directory.holds()}
                 dead = [entry.aggregate for entry in catalog.dead(volume.uuid)]
-                mine = [aggregate for aggregate in dead if aggregate not in held]
+                mine = [aggregate for aggregate in dead if not volume.directory.names(aggregate)]
                 if mine:
                     written[volume.uuid] = volume, mine
             self._touched |= written.keys()

@@ -384,9 +384,10 @@ class Catalog(CatalogReader):
             "SELECT g.id, p.id FROM aggregate AS g, pool AS p WHERE g.uuid = ? AND p.name = ?",
             (copy.aggregate.hex(), copy.pool),
         ).fetchone()
+        # The plus keeps SQLite from looking through all that the volume holds.
         self._writes.execute(
             """DELETE FROM placement WHERE aggregate = ? AND pool = ?
-               AND volume = (SELECT id FROM volume WHERE uuid = ?)""",
+               AND +volume = (SELECT id FROM volume WHERE uuid = ?)""",
             (aggregate, pool, volume.hex()),
         )
         self._writes.execute(

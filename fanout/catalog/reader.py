@@ -281,8 +281,8 @@ class CatalogReader:
         """
         where = "true"
         if volume is not None:
-            where = """EXISTS (SELECT 1 FROM dead_region AS d WHERE d.aggregate = g.id
-                       AND d.volume = (SELECT id FROM volume WHERE uuid = ?))"""
+            where = """x.aggregate IN (SELECT d.aggregate FROM dead_region AS d
+                       WHERE d.volume = (SELECT id FROM volume WHERE uuid = ?))"""
         rows = self._packed(
             "uuid, tx, attempt, csn, node, kind, at",
             f"""SELECT g.uuid AS uuid, g.tx AS tx, g.attempt AS attempt, x.csn AS csn, n.name AS node, g.kind AS kind,

@@ -61,8 +61,8 @@ domain = "D"
 
 
 @contextlib.contextmanager
-def store(directory: Path, size_mib: int, *, backend: str = "auto") -> Iterator[Store]:
-    """A new store in a directory of its own, removed afterwards.
+def site(directory: Path, size_mib: int, *, backend: str = "auto") -> Iterator[Path]:
+    """A new store in a directory of its own, removed afterwards; yields the path of its configuration.
 
     Args:
         directory: where.
@@ -73,8 +73,14 @@ def store(directory: Path, size_mib: int, *, backend: str = "auto") -> Iterator[
         config = Path(made, "fanout.toml")
         config.write_text(CONFIG.format(size=size_mib, backend=backend), encoding="utf-8")
         Store.create(config, write_once=True)
-        with Store.open(config) as opened:
-            yield opened
+        yield config
+
+
+@contextlib.contextmanager
+def store(directory: Path, size_mib: int, *, backend: str = "auto") -> Iterator[Store]:
+    """The same, open."""
+    with site(directory, size_mib, backend=backend) as config, Store.open(config) as opened:
+        yield opened
 
 
 def put_many(opened: Store, count: int, group: int, size: int, label: str) -> float:
