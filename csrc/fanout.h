@@ -248,6 +248,7 @@ enum {
     FO_OPEN_LOCK = 1u << 3,     /* flock(LOCK_EX) on the very description that does the I/O, O_EXCL on block devices */
     FO_OPEN_BUFFERED = 1u << 4, /* do not ask for O_DIRECT */
     FO_OPEN_NOFOLLOW = 1u << 5, /* O_NOFOLLOW: refuse a symbolic link in the last component */
+    FO_OPEN_NAMED = 1u << 6,    /* a file that is there may have a name that is not durable yet: a DIRSYNC makes it so */
 };
 
 /* What becomes of a target that holds up its peers. */

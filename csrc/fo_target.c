@@ -77,7 +77,7 @@ static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, ui
 
 static int check_options(const char *path, fo_open *o) {
     const uint32_t known = FO_OPEN_CREATE | FO_OPEN_REPLACE | FO_OPEN_READONLY | FO_OPEN_LOCK | FO_OPEN_BUFFERED |
-                           FO_OPEN_NOFOLLOW;
+                           FO_OPEN_NOFOLLOW | FO_OPEN_NAMED;
     bool writes = (o->flags & (FO_OPEN_CREATE | FO_OPEN_REPLACE | FO_OPEN_LOCK)) != 0;
     o->depth = o->depth == 0 ? DEPTH_DEFAULT : o->depth;
     if (path == NULL || path[0] == '\0' || (o->flags & ~known) != 0 || o->depth > FO_MAX_DEPTH ||

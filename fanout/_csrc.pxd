@@ -13,6 +13,7 @@ cdef extern from "fanout.h" nogil:
         FO_OPEN_LOCK
         FO_OPEN_BUFFERED
         FO_OPEN_NOFOLLOW
+        FO_OPEN_NAMED
         FO_SLOW_WAIT
         FO_SLOW_EJECT
         FO_WRITE_RAW

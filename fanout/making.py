@@ -122,7 +122,7 @@ def create_volume(
         if not made and not force:
             _refuse_what_is_there(engine, target)
         with translated(name, "cannot be made"):
-            _lay_out(engine, target, superblock, made=made)
+            _lay_out(engine, target, superblock)
             if write_once:
                 _write_zeros(engine, target, superblock, on_progress)
     except BaseException:
@@ -309,7 +309,11 @@ def _open_for_creation(
         raise VolumeForeign(path, "there is a file already; --force takes it and all that is in it")
     with translated(path, "cannot be opened"):
         preallocated = (size or 0) if stat.S_ISREG(mode) else 0
-        return open_target(engine, path, lock=True, size=preallocated, timeout=OPEN_TIMEOUT), False
+        # Who made the file may have been killed before its name was durable.
+        target = open_target(
+            engine, path, lock=True, named=True, size=preallocated, timeout=OPEN_TIMEOUT
+        )
+        return target, False
 
 
 def _new_superblock(
@@ -367,7 +371,7 @@ def _refuse_what_is_there(engine: Engine, target: Target) -> None:
     raise VolumeForeign(target.path, f"there is {what} on it; --force destroys it")
 
 
-def _lay_out(engine: Engine, target: Target, block: Superblock, *, made: bool) -> None:
+def _lay_out(engine: Engine, target: Target, block: Superblock) -> None:
     """Write an empty volume. Cut short at any point, it is no volume, or this one."""
     nothing = bytes(block.granule)
     engine.write(target, block.copy_offset(0), nothing)
@@ -380,10 +384,9 @@ def _lay_out(engine: Engine, target: Target, block: Superblock, *, made: bool) -
         newer = replace(block, sequence=2 - copy)
         engine.write(target, block.copy_offset(copy), fmt.encode_superblock(newer, copy))
         engine.flush(target)
-    if made:
-        for outcome in engine.run([Request(Phase.DIRSYNC, target)]):
-            if not outcome.ok:
-                raise TargetError(target.path, outcome)
+    for outcome in engine.run([Request(Phase.DIRSYNC, target)]):
+        if not outcome.ok:
+            raise TargetError(target.path, outcome)
 
 
 def _write_zeros(

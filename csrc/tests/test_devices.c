@@ -110,6 +110,7 @@ static void locks(void) {
 
 static void open_flags(void) {
     fo_engine *e = open_engine();
+    fo_request q;
     uint16_t id;
     fo_outcome why;
     fo_geometry g;
@@ -135,6 +136,11 @@ static void open_flags(void) {
     REQUIRE(symlink(test_path("new"), test_path("link")) == 0);
     CHECK_EQ(try_open(e, test_path("link"), (fo_open){.flags = FO_OPEN_NOFOLLOW}, &id, &why), -ELOOP);
     CHECK_EQ(try_open(e, test_path("link"), (fo_open){0}, &id, &why), 0);
+    CHECK_EQ(fo_target_close(e, id, SECOND), 0);
+    CHECK_EQ(try_open(e, test_path("link"), (fo_open){.flags = FO_OPEN_NAMED | FO_OPEN_LOCK}, &id, &why), 0);
+    q = (fo_request){.target = id, .kind = FO_OP_DIRSYNC};
+    CHECK_EQ(fo_run(e, &q, 1, SECOND), 0);
+    CHECK_EQ(q.outcome.code, FO_OUTCOME_OK);
     CHECK_EQ(fo_target_close(e, id, SECOND), 0);
     CHECK_EQ(try_open(e, test_dir, (fo_open){0}, &id, &why), -EISDIR);
     CHECK_EQ(try_open(e, test_path("new"), (fo_open){.granule = 3000}, &id, &why), -EINVAL);

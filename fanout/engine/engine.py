@@ -232,6 +232,7 @@ class Engine:
         granule: int = 0,
         direct: bool = True,
         follow_links: bool = True,
+        named: bool = False,
         depth: int = 0,
         timeout: float = 60.0,
         soft_deadline: float = 0.0,
@@ -252,6 +253,8 @@ class Engine:
             granule: alignment to use instead of the discovered one.
             direct: False: go through the page cache.
             follow_links: False: refuse a symbolic link in the last component of the path (ELOOP).
+            named: the name of a file that is there may not be durable yet: a request DIRSYNC makes it so, as it does for one that is
+                made here.
             depth: writes in flight at once; 0: the default.
             timeout: seconds for the whole of it. Signals are looked at when it is over.
             soft_deadline: seconds, instead of the engine's.
@@ -277,6 +280,7 @@ class Engine:
             | (_core.OPEN_LOCK if lock else 0)
             | (0 if direct else _core.OPEN_BUFFERED)
             | (0 if follow_links else _core.OPEN_NOFOLLOW)
+            | (_core.OPEN_NAMED if named else 0)
         )
         status, core, why = self._core.target_open(
             name,

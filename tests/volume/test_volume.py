@@ -313,7 +313,7 @@ def _patched_create(engine: Any) -> None:
         target, PATH, store=STORE, pool="DISKPOOL", pool_uuid=POOL, size=SIZE,
         directory_bytes=64 << 10, created_ns=1,
     )  # fmt: skip
-    module._lay_out(engine, target, block, made=False)
+    module._lay_out(engine, target, block)
 
 
 def test_opening_may_be_cut_anywhere(rng: random.Random) -> None:

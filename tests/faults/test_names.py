@@ -1,0 +1,37 @@
+"""A volume's name is as durable as the volume, whoever made the file.
+
+What could break: a creation that was killed leaves a file whose name a loss of power would take back; the next one makes a volume of
+it, the catalog hears of it, and after the loss of power there is nothing at its path.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from fanout.engine import Engine
+from fanout.making import create_volume, probe
+
+from .faultfs import FaultFS
+from .needs import require
+
+SIZE = 2 << 20
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_volume_keeps_its_name(there: bool) -> None:
+    require("fuse", "engine")
+    with FaultFS() as fs, Engine(memory_bytes=32 << 20) as engine:
+        path = fs.path("a.vol")
+        if there:
+            with open(path, "wb") as file:
+                os.ftruncate(file.fileno(), SIZE)
+        made = create_volume(
+            engine, path, store=b"S" * 16, pool="P", pool_uuid=b"P" * 16, size=SIZE, force=there
+        )
+        fs.crash()
+        assert os.listdir(fs.mount) == ["a.vol"]
+        found = probe(engine, path)
+        assert found is not None
+        assert found.volume == made.volume
