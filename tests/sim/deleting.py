@@ -39,7 +39,7 @@ def versions(books: Books) -> list[Version]:
             aggregate["tx"], (aggregate["uuid"], member),
         )
         for number, aggregate in books.aggregates.items()
-        for member, row in books.objects[number].items()
+        for member, row in books.members(number).items()
     )  # fmt: skip
 
 

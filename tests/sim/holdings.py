@@ -28,7 +28,7 @@ def numbers_of(text: str) -> set[int]:
 
 def members_of(text: str | None, books: Books, aggregate: int) -> set[int]:
     """Members that a copy row or a gap row names, of those that are there."""
-    there = set(books.objects[aggregate])
+    there = set(books.members(aggregate))
     return there if text is None else there & numbers_of(text)
 
 
@@ -94,7 +94,7 @@ def damaged(books: Books, copy: dict[str, Any], rot: Rot) -> tuple[set[int], set
             rot, path, foot, begin + place["used"]
         )
 
-    places = books.places[copy["aggregate"], copy["pool_name"]]
+    places = books.spans(copy)
     wrong: set[int] = set()
     frail: set[int] = set()
     for member in _held(books, copy):
@@ -109,7 +109,7 @@ def damaged(books: Books, copy: dict[str, Any], rot: Rot) -> tuple[set[int], set
 
 def served_by(books: Books, copy: dict[str, Any], path: str) -> tuple[set[int], set[int]]:
     """Members that a copy gives from a volume, all of them or a part; and objects without bytes that may be there."""
-    places = books.places[copy["aggregate"], copy["pool_name"]]
+    places = books.spans(copy)
     lost: set[int] = set()
     empty: set[int] = set()
     for member in _held(books, copy):

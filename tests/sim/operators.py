@@ -242,7 +242,7 @@ class Operators:
                 demand(not gone, "audit", f"{key} holds less")
                 continue
             wrong, frail = holdings.damaged(before, copy, self.world.known.rot)
-            rows = before.objects[key[0]]
+            rows = before.members(key[0])
             elsewhere = set().union(
                 *(held for other, held in was.items() if other[0] == key[0] and other[1] != pool)
             )
@@ -331,7 +331,7 @@ class Operators:
             for key, places in before.places.items()
         }
         left = {key: places for key, places in due.items() if places}
-        demand(dict(after.places) == left, "retire", "spans have gone elsewhere")
+        demand(after.places == left, "retire", "spans have gone elsewhere")
         count = 0
         for copy in before.copies:
             key = copy["aggregate"], copy["pool_name"]

@@ -141,7 +141,7 @@ def connect(path: str) -> sqlite3.Connection:
 
 @dataclass(slots=True)
 class Books:
-    """What the catalog says, read with plain SQL. Objects are numbered as members of their aggregates.
+    """What the catalog says, read with plain SQL; nobody changes it. Objects are numbered as members of their aggregates.
 
     `dead`: the regions of aggregates of which nothing is left.
     """
@@ -195,7 +195,7 @@ class Books:
             )
             return cls(
                 {row["id"]: row for row in aggregates},
-                objects,
+                dict(objects),
                 {
                     row["aggregate"]: numbers_of(row["members"])
                     for row in rows("SELECT * FROM erased")
@@ -207,13 +207,21 @@ class Books:
                 rows(
                     "SELECT c.*, p.name AS pool_name FROM copy AS c JOIN pool AS p ON p.id = c.pool"
                 ),
-                places,
+                dict(places),
                 {(gap["aggregate"], gap["pool_name"]): gap for gap in gaps},
                 rows("SELECT * FROM volume"),
                 db.execute("SELECT csn FROM store").fetchone()[0],
             )
         finally:
             db.execute("COMMIT")
+
+    def members(self, aggregate: int) -> dict[int, dict[str, Any]]:
+        """Those of an aggregate that are there."""
+        return self.objects.get(aggregate, {})
+
+    def spans(self, copy: dict[str, Any]) -> list[dict[str, Any]]:
+        """Where a copy lies."""
+        return self.places.get((copy["aggregate"], copy["pool_name"]), [])
 
     def live(self) -> dict[str, list[tuple[int, int]]]:
         """Regions that committed spans keep, and those that deleted ones still do, by volume, sorted."""
@@ -265,7 +273,7 @@ def check_visible(books: Books, known: Known, *, decided: bool) -> None:
         assert sent is not None
         who = (aggregate["node_name"], KINDS[aggregate["kind"]])
         demand(who == (sent.node, sent.kind), "V3", f"{aggregate['tx']} belongs to {who}")
-        rows, erased = books.objects[number], books.erased.get(number, set())
+        rows, erased = books.members(number), books.erased.get(number, set())
         whole = rows.keys() | erased == set(range(aggregate["objects"]))
         demand(whole and not rows.keys() & erased, "V3", "members are missing")
         for member, row in rows.items():
@@ -331,7 +339,7 @@ def check_gaps(site: Site, books: Books, hurt: Collection[str] = ()) -> None:
     holders = books.holders()
     for number, aggregate in books.aggregates.items():
         primary = aggregate["primary_pool"]
-        everything = set(books.objects[number])
+        everything = set(books.members(number))
         rules = required(site, aggregate["node_name"], KINDS[aggregate["kind"]])
         for pool in site.pools:
             here = holders[number].get(pool, set())
@@ -345,7 +353,7 @@ def check_gaps(site: Site, books: Books, hurt: Collection[str] = ()) -> None:
             if pool[0] == "A":  # superseded versions need not be there
                 active = {
                     member
-                    for member, row in books.objects[number].items()
+                    for member, row in books.members(number).items()
                     if newest[row["node"], row["kind"], row["name"]] == row["id"]
                 }
                 due, noted = due & active, noted & active
@@ -368,7 +376,7 @@ def check_bytes(books: Books, rot: Rot, proved: set[Any]) -> None:
     try:
         for copy in books.copies:
             number, pool = copy["aggregate"], copy["pool_name"]
-            places = books.places[number, pool]
+            places = books.spans(copy)
             where = tuple(
                 (p["path"], p["offset"], p["data_start"], p["data_length"]) for p in places
             )
@@ -453,7 +461,7 @@ def comparable(books: Books, *, without: Collection[str] = ()) -> list[Any]:
         [
             (member, row["name"], row["start"], row["length"], row["digest"])
             for number in books.aggregates
-            for member, row in books.objects[number].items()
+            for member, row in books.members(number).items()
         ],
         [sorted(books.erased.get(number, ())) for number in books.aggregates],
         sorted(

@@ -94,6 +94,7 @@ class World:
         self.ids = random.Random(f"ids {plan.seed}")
         self._hash, self._base = xxhash.xxh3_128(), f"{ground.base}/"
         self._eye: sqlite3.Connection | None = None
+        self._read: tuple[int, Books] | None = None
         self.proved: set[Any] = set()
         self.live: dict[str, list[tuple[int, int]]] = {}
         self._wrong: list[BaseException] = []
@@ -452,11 +453,15 @@ class World:
         self.counts["audits"] += 1
 
     def books(self) -> Books:
+        """What the catalog says; not read again if nobody has committed since."""
         self._below.asleep = True
         try:
             if self._eye is None:
                 self._eye = connect(str(self.ground.catalog))
-            return Books.read(self._eye)
+            (version,) = self._eye.execute("PRAGMA data_version").fetchone()
+            if self._read is None or self._read[0] != version:
+                self._read = version, Books.read(self._eye)
+            return self._read[1]
         finally:
             self._below.asleep = False
 
@@ -464,4 +469,4 @@ class World:
         """Nobody but the store has the catalog open: the last one to close it folds its log."""
         if self._eye is not None:
             self._eye.close()
-            self._eye = None
+            self._eye = self._read = None
