@@ -11,6 +11,9 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+BLOCK = struct.Struct("<8s4sHHQQ16s")  # how every block begins
+# How a record begins; from version 2 on two more numbers follow.
+RECORD = struct.Struct("<4xBBBBQ16s16sIHHQII")
 MAGIC = bytes.fromhex("89464E4F55540D0A")
 
 
@@ -26,9 +29,10 @@ def check(data: bytes, kind: bytes, length: int, own: int, store: bytes | None) 
     """What every block has in common."""
     if len(data) < length or data[:8] != MAGIC or data[8:12] != kind:
         raise Bad(f"no {kind.decode()}")
-    if u(data, 14, 2) > 2 or u(data, 16, 8) != length or u(data, 24, 8) != own:
+    _, _, _, version, size, place, whose = BLOCK.unpack_from(data)
+    if version > 2 or size != length or place != own:
         raise Bad("version, length or place")
-    if store is not None and data[32:48] != store:
+    if store is not None and whose != store:
         raise Bad("another store")
     if xxhash.xxh3_64_intdigest(data[: length - 8]) != u(data, length - 8, 8):
         raise Bad("sum")
@@ -81,9 +85,11 @@ class Volume:
         best = 0
         for half in (0, 1):
             blocks = {}
+            begin = granule + half * half_bytes
+            whole = self.read(begin, half_bytes)
             for index in range(half_bytes // granule):
-                at = granule + half * half_bytes + index * granule
-                data = self.read(at, granule)
+                at = begin + index * granule
+                data = whole[index * granule : (index + 1) * granule]
                 try:
                     check(data, b"DIRB", granule, at, self.info["store"])
                 except Bad:
@@ -122,12 +128,12 @@ class Volume:
     def record(self, data: bytes, version: int) -> dict[str, Any]:
         if xxhash.xxh3_64_intdigest(data[:-8]) != u(data, len(data) - 8, 8):
             raise Bad("record sum")
-        node, spans, ranges = data[7], u(data, 64, 4), u(data, 68, 4)
+        op, kind, everything, node, *numbers, spans, ranges = RECORD.unpack_from(data)
         at = (head := 72 if version == 1 else 88) + node
-        made: dict[str, Any] = {"op": data[4], "kind": data[5], "all": data[6] == 1}
-        made |= {"csn": u(data, 8, 8), "aggregate": data[16:32], "transaction": data[32:48]}
-        made |= {"attempt": u(data, 48, 4), "part": u(data, 52, 2), "parts": u(data, 54, 2)}
-        made |= {"time": u(data, 56, 8), "node": data[head:at].decode()}
+        fixed = ("csn", "aggregate", "transaction", "attempt", "part", "parts", "time")
+        made: dict[str, Any] = {"op": op, "kind": kind, "all": everything == 1}
+        made |= zip(fixed, numbers, strict=True)
+        made |= {"node": data[head:at].decode()}
         made |= {"committed": u(data[:head], 72, 8), "version": u(data[:head], 80, 8)}
         names = ("number", "offset", "length", "used", "data_start", "data_length")
         fields = [struct.unpack_from("<I4xQQQQQ", data, at + 48 * n) for n in range(spans)]

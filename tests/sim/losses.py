@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 def lose_disk(disk: Disk) -> Blocks:
     """It is blank from now on. Returns what was durable on it."""
-    numbers = range(len(disk.template) // BLOCK)
-    kept = {number: disk.block(number) for number in numbers if any(disk.block(number))}
+    blank = bytes(BLOCK)
+    blocks = ((number, disk.block(number)) for number in range(len(disk.template) // BLOCK))
+    kept = {number: block for number, block in blocks if block != blank}
     _become(disk, dict.fromkeys(kept.keys() | disk.touched, bytes(BLOCK)))
     return kept
 

@@ -220,6 +220,8 @@ class Log(File):
         if change.data is None:
             del self.durable[change.offset :]
             self.put(change.offset, b"")
+        elif sectors is None:
+            self.put(change.offset, change.data)
         else:
             super().apply(change, sectors)
 

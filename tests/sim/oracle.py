@@ -11,7 +11,7 @@ import itertools
 import os
 import sqlite3
 from collections import defaultdict
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -372,8 +372,8 @@ def check_regions(books: Books) -> None:
 
 def check_bytes(books: Books, rot: Rot, proved: set[Any]) -> None:
     """V1 and V9: every object, from every pool that the catalog says holds it; but for what has rotted."""
-    descriptors = {volume["path"]: os.open(volume["path"], os.O_RDONLY) for volume in books.volumes}
-    try:
+    with ExitStack() as opened:
+        descriptors: dict[str, int] = {}
         for copy in books.copies:
             number, pool = copy["aggregate"], copy["pool_name"]
             places = books.spans(copy)
@@ -385,8 +385,11 @@ def check_bytes(books: Books, rot: Rot, proved: set[Any]) -> None:
                 continue
             data = bytearray(books.aggregates[number]["bytes"])
             for place in sorted(places, key=lambda place: place["span"]):
-                at, length = place["data_start"], place["data_length"]
-                piece = os.pread(descriptors[place["path"]], length, place["offset"] + HEAD)
+                at, length, path = place["data_start"], place["data_length"], place["path"]
+                if path not in descriptors:
+                    descriptors[path] = os.open(path, os.O_RDONLY)
+                    opened.callback(os.close, descriptors[path])
+                piece = os.pread(descriptors[path], length, place["offset"] + HEAD)
                 data[at : at + length] = piece
             ill, _ = holdings.damaged(books, copy, rot) if rot else (set(), set())
             for member in sorted(members_of(copy["present"], books, number)):
@@ -397,9 +400,6 @@ def check_bytes(books: Books, rot: Rot, proved: set[Any]) -> None:
                     good, "V1", f"{pool} holds other bytes of {row['name']!r}, version {row['id']}"
                 )
             proved.add(key)
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
 
 
 def check_catalog(path: str) -> None:
@@ -427,7 +427,7 @@ def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]
         path = volume["path"]
         if path not in paths:
             continue
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             media = independent_reader.Volume(file)
             records = {
                 aggregate.hex(): record

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import sys
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seed is None:
         logging.disable()  # what fails here fails on purpose
+    gc.freeze()  # what is there now stays: nobody need look at it between runs
     with Grounds() as grounds:
         if options.seed is not None:
             gone = {int(part) for part in options.drop.split(",") if part}

@@ -126,7 +126,10 @@ class World:
 
     def note(self, line: str) -> None:
         """Into the trace."""
-        line = line.replace(self._base, "")
+        self._note(line.replace(self._base, ""))
+
+    def _note(self, line: str) -> None:
+        """A line that names no path."""
         self._hash.update(line.encode())
         if self.lines is not None:
             self.lines.append(line)
@@ -271,10 +274,11 @@ class World:
         self.engine.cut_power()
 
     def _catalog_script(self, operation: str, path: str) -> tuple[str, bool] | None:
-        if not self.powered():
+        self.medium.take()
+        if self.medium.dark:
             return f"EIO {operation}", False
         if operation != "read":  # there are many
-            self.note(f"catalog {operation} {path[-4:]}")
+            self._note(f"catalog {operation} {path[-4:]}")
         if self._cut_catalog and self._cut_place in ("catalog", operation):
             self._cut_catalog -= 1
             if not self._cut_catalog:
