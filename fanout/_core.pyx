@@ -537,6 +537,16 @@ cdef class Target:
             return status
         return geometry
 
+    def state(self):
+        """Of the geometry only the state, which is asked for at every span; or a negative errno."""
+        cdef c.fo_geometry geometry
+        cdef int status = self.enter()
+        if status < 0:
+            return status
+        status = c.fo_target_geometry(self._engine._engine, self._number, &geometry)
+        self._engine.leave(0)
+        return status if status < 0 else <int>geometry.state
+
     def finish(self, int64_t length, uint64_t timeout_ns):
         """(status, outcome). Closed in the end, except after -EBUSY."""
         cdef c.fo_outcome why

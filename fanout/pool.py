@@ -81,11 +81,7 @@ class Pool:
 
     def free_bytes(self) -> int:
         """Bytes that may be handed out, on all volumes that can be written."""
-        return sum(
-            member.volume.allocator.bytes_in(RegionState.FREE)
-            for member in self.writable()
-            if member.volume and member.volume.allocator
-        )
+        return free_bytes(self.writable())
 
     def reasons(self) -> str:
         """Why nothing of it can be written, in words."""
@@ -139,6 +135,15 @@ class VolumeStatus:
     draining: int
     quarantined: int
     live: int
+
+
+def free_bytes(members: Iterable[Member]) -> int:
+    """Bytes that may be handed out on these volumes."""
+    return sum(
+        member.volume.allocator.bytes_in(RegionState.FREE)
+        for member in members
+        if member.volume and member.volume.allocator
+    )
 
 
 def status_of(pool: Pool, member: Member) -> VolumeStatus:

@@ -30,7 +30,15 @@ from fanout.growing import Grower
 from fanout.host import Placement, Span
 from fanout.making import sequence_number
 from fanout.opening import Opener, side_by_side
-from fanout.pool import LEAST_SPAN, Member, Pool, VolumeStatus, directory_full, status_of
+from fanout.pool import (
+    LEAST_SPAN,
+    Member,
+    Pool,
+    VolumeStatus,
+    directory_full,
+    free_bytes,
+    status_of,
+)
 from fanout.volume import Volume, VolumeState
 
 if TYPE_CHECKING:
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
     from fanout.engine import Engine, Target
     from fanout.host import ReserveRequest, WrittenSpan
     from fanout.pool import VolumeBook
+
+    Choice = tuple[Pool, list[Member]]  # with the members that can be written
 
 DEFAULT_ASK = 64 << 20  # client bytes, when nobody knows how many will come
 # A known length is cut into pieces no shorter than this, where there is room for such; else no shorter than LEAST_SPAN.
@@ -265,17 +275,19 @@ class PoolSet:
                 piece = LEAST_SPAN  # rather in many pieces than not at all
 
     def _reserve(self, pools: Sequence[Pool], request: ReserveRequest, piece: int) -> list[Span]:
-        for pool in pools:
-            if pool.config.access is not Access.READWRITE or not pool.writable():
+        # Asked once for all spans: a member whose target fails meanwhile is found out by who writes there.
+        choices = [(pool, pool.writable()) for pool in pools]
+        for pool, members in choices:
+            if pool.config.access is not Access.READWRITE or not members:
                 raise PoolUnavailable(pool.name, pool.reasons())
         left = _payload(request)
-        wish = self._wish(pools, request)
+        wish = self._wish(choices, request)
         spans: list[Span] = []
         try:
             while not spans or left > 0:
                 if len(spans) == MAX_SPANS:
                     raise _NoRoom(pools[0], "its free space is in too many small pieces")
-                span = self._reserve_one(pools, left, wish, piece)
+                span = self._reserve_one(choices, left, wish, piece)
                 spans.append(span)
                 capacity = self._capacity(span.length)
                 left, wish = left - capacity, wish - capacity
@@ -285,26 +297,28 @@ class PoolSet:
             raise
         return spans
 
-    def _reserve_one(self, pools: Sequence[Pool], left: int, wish: int, piece: int) -> Span:
+    def _reserve_one(self, choices: Sequence[Choice], left: int, wish: int, piece: int) -> Span:
         """One span, as long as all can give."""
-        unit = max(m.entry.granule for pool in pools for m in pool.writable())
+        unit = max(member.entry.granule for _, members in choices for member in members)
         wanted = self._length_for(max(left, wish, 0), unit)
         # What a caller who knows no length gets must be worth it; a rest of a known length may be anything.
         least = self._length_for(max(left, 0), unit) if left > 0 else LEAST_SPAN
         least = min(least, fmt.round_up(piece, unit), wanted)
-        chosen = [self._choose(pool, wanted, least) for pool in pools]
+        chosen = [self._choose(pool, members, wanted, least) for pool, members in choices]
         length = min(wanted, *(offer for _, offer in chosen))
         length -= length % unit
         if length < least:
-            tightest = min(zip(chosen, pools, strict=True), key=lambda pair: pair[0][1])[1]
+            tightest = min(zip(chosen, choices, strict=True), key=lambda pair: pair[0][1])[1][0]
             raise _NoRoom(tightest, f"no room for a span of {least} bytes")
-        return self._take(pools, [member for member, _ in chosen], length)
+        return self._take([pool for pool, _ in choices], [member for member, _ in chosen], length)
 
-    def _choose(self, pool: Pool, wanted: int, least: int) -> tuple[Member, int]:
+    def _choose(
+        self, pool: Pool, members: Sequence[Member], wanted: int, least: int
+    ) -> tuple[Member, int]:
         """The volume of a pool to use, and how much it offers."""
         offers = [
             (member, member.volume.allocator.offer(wanted))
-            for member in pool.writable()
+            for member in members
             if member.volume and member.volume.allocator and not directory_full(member.volume)
         ]
         offers = [(member, offer) for member, offer in offers if offer >= least]
@@ -342,12 +356,12 @@ class PoolSet:
             entry.volume.allocator.cancel(entry.offset)
             self._settled(held, pool)
 
-    def _wish(self, pools: Sequence[Pool], request: ReserveRequest) -> int:
+    def _wish(self, choices: Sequence[Choice], request: ReserveRequest) -> int:
         """Client bytes to ask for beyond the need: a guess at what comes, bounded by what others may want, too."""
         asked = max(request.wish, request.length or 0)
         if request.length is None:
             asked = max(asked, DEFAULT_ASK << min(request.first_span, 4))
-        return min(asked, min(pool.free_bytes() for pool in pools) // SHARE)
+        return min(asked, min(free_bytes(members) for _, members in choices) // SHARE)
 
     def _capacity(self, length: int) -> int:
         """Client bytes and framing of members that a span of `length` holds."""

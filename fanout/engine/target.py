@@ -67,10 +67,10 @@ class Target:
         """``active``, ``failed``, ``detached`` …; ``closed`` after closing."""
         if not self._core.open or self.engine.closed:
             return "closed"
-        found = self._core.geometry()  # at every span: of the whole snapshot only this is made
-        if isinstance(found, int):
+        found = self._core.state()
+        if found < 0:
             fail(found, self.path)
-        return _TARGET_STATES[found["state"]]
+        return _TARGET_STATES[found]
 
     def finish(self, length: int | None = None, *, timeout: float | None = 60.0) -> Outcome:
         """End a bare file in the safe order: drain, truncate to `length`, flush, parent directory if it is new, close.
