@@ -76,7 +76,8 @@ class Scribe:
     ) -> None:
         self._engine, self._volumes, self._idle = engine, volumes, idle
         self._waiting: deque[Entry] = deque()
-        self._touched: set[bytes] = set()  # volumes with records that no flush has covered
+        # Volumes with records that no flush has covered, in the order in which they got them: a set of ids has another in each process.
+        self._touched: dict[bytes, None] = {}
         self._wake = threading.Condition()
         self._writing = threading.Lock()  # one thread at a time at the directories
         self._closed = self._written = False
@@ -163,7 +164,7 @@ class Scribe:
                 mine = [aggregate for aggregate in dead if not volume.directory.names(aggregate)]
                 if mine:
                     written[volume.uuid] = volume, mine
-            self._touched |= written.keys()
+            self._touched |= dict.fromkeys(written)
             durable = self._flush()
         return {uuid: entry for uuid, entry in written.items() if entry[0] in durable}
 
@@ -266,7 +267,7 @@ class Scribe:
             mine, outcomes = outcomes[:count], outcomes[count:]
             with suppress(InterfaceError):  # failed meanwhile, by somebody else
                 if volume.written(mine):
-                    self._touched.add(volume.uuid)
+                    self._touched[volume.uuid] = None
                 else:
                     _log.warning("%s: directory not written: %s", volume.path, volume.reason)
 

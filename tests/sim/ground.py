@@ -13,13 +13,16 @@ from unittest import mock
 import fanout.making
 from fanout import config as configuration
 from fanout.catalog import Catalog, PoolEntry, VolumeEntry
-from fanout.engine import Engine
+from fanout.engine import Engine, Target
 from fanout.making import create_volume
 from tests.sim.medium import Medium
 from tests.sim.plan import NODES, SLOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fanout.config import Config
+    from fanout.engine import Geometry
     from tests.sim.plan import Site
 
 SLOTS = 24
@@ -39,8 +42,20 @@ class Ground:
         self.config: Config = _as_made(configuration.load(self.base / "fanout.toml"), site)
         self.catalog = self.config.store.catalog
         self.pool_of: dict[str, str] = {}
+        self._inodes: dict[int, int] = {}
         self._make()
         self.medium = Medium([Path(path) for path in self.pool_of], self.catalog)
+
+    def geometry(self) -> property:
+        """`Target.geometry` without the host's numbers: a run on other files writes the same bytes."""
+        true: Callable[[Target], Geometry] = Target.geometry.__get__
+
+        def told(target: Target) -> Geometry:
+            found = true(target)
+            number = self._inodes.setdefault(found.ino, len(self._inodes) + 1)
+            return replace(found, dev=1, ino=number)
+
+        return property(told)
 
     def _make(self) -> None:
         """As `Store.create`, with volumes that may run full and directories so small that they do."""
@@ -51,7 +66,7 @@ class Ground:
             p.name: PoolEntry(rng.randbytes(16), p.name, p.kind) for p in self.config.pools.values()
         }
         entries = []
-        with new_engine(0) as engine:
+        with mock.patch.object(Target, "geometry", self.geometry()), new_engine(0) as engine:
             for pool in self.config.pools.values():
                 for spec, size in zip(pool.volumes, sizes[pool.name], strict=True):
                     self.pool_of[str(spec.path)] = pool.name

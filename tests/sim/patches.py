@@ -24,7 +24,7 @@ import fanout.scribe
 import fanout.store
 import fanout.volume
 from fanout.catalog import Catalog
-from fanout.engine import Engine, Fault
+from fanout.engine import Engine, Fault, Target
 from fanout.making import create_volume
 from fanout.pool import Pool
 from fanout.pools import PoolSet
@@ -36,7 +36,7 @@ from tests.sim.ground import DIRECTORY_BYTES, HARD_DEADLINE, new_engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fanout.engine import Stream, Target
+    from fanout.engine import Stream
     from tests.sim import plan as plans
     from tests.sim.world import World
 
@@ -102,6 +102,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
         yield user, "threading", module
     yield fanout.committer, "queue", module
     yield Engine, "stream", _patient(Engine.stream)
+    yield Target, "geometry", world.ground.geometry()
     yield fanout.opening, "ThreadPoolExecutor", threads.Executor
     yield fanout.pools, "Pool", lambda config, kind: Pool(config, kind, growing=threads.Lock())  # type: ignore[arg-type]
     secrets = SimpleNamespace(token_bytes=world.ids.randbytes)

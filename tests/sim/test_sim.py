@@ -6,8 +6,11 @@ Long runs: ``make test-faults``, ``make nightly``. Whether it finds what is wron
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,7 @@ from tests.sim.ground import Grounds, new_engine
 from tests.sim.medium import Medium
 from tests.sim.plan import draw
 from tests.sim.run import command, run_plan, run_seeds, shrunk, what
+from tests.sim.suite import ROOT
 from tests.sim.vfs import Below, below_sqlite
 
 if TYPE_CHECKING:
@@ -82,6 +86,24 @@ def test_new_seeds(grounds: Grounds) -> None:
 def test_one_seed_is_one_run(grounds: Grounds) -> None:
     """Two runs of a seed differ: a clock, an id, a set or a thread has got in, and a finding could not be repeated."""
     run_seeds(range(1000, 1020), grounds, twice=True)
+
+
+def test_one_seed_is_one_run_in_any_process() -> None:
+    """The order of a set, or an inode, has got into a run: a finding of one process could not be seen again in the next."""
+    program = (
+        "from tests.sim.run import *\n"
+        "logging.disable()\n"
+        "with Grounds() as grounds: print([run_plan(draw(seed), grounds)[1] for seed in range(5)])"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": hashes},
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout
+        for hashes in ("1", "2")
+    ]  # fmt: skip
+    assert runs[0] == runs[1]
 
 
 def test_a_finding_is_made_smaller(grounds: Grounds, monkeypatch: pytest.MonkeyPatch) -> None:
