@@ -2,12 +2,22 @@
 
 Who waits for a stream holds none. A transaction that goes on on other volumes gives its stream up first, and a repair that needs
 more volumes than there are streams makes durable what it has.
+
+What waits for ever here cannot be ended from within: not even the store can be closed. So each case runs in a child process with a bound,
+and fails with the stacks of its threads.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import json
+import os
+import subprocess
+import sys
 import threading
+import traceback
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +26,10 @@ from fanout import backup_stgpool, check_store, spooled
 from fanout.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
+ROOT = Path(__file__).parents[2]
+BOUND = 60.0  # seconds for a case that takes some six: then it is taken for a deadlock
 MIB = 1 << 20
 STREAMS = 8  # that an engine admits
 PIECE = 64 << 10
@@ -59,9 +70,52 @@ def data_of(number: int, size: int) -> bytes:
     return bytes([number]) * size
 
 
+def in_a_child(
+    work: Callable[..., None], config: Path, *args: object, bound: float = BOUND
+) -> None:
+    """Run a case in a process of its own, which ends itself when the bound is over, and says where its threads were."""
+    said = json.dumps([bound, str(config), *args])
+    command = [sys.executable, "-m", "tests.store.test_admission", work.__name__, said]
+    # The interpreter has to start, too; `run` ends by its id whom it has waited for in vain.
+    child = subprocess.run(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=bound + 30, check=False
+    )
+    if "Timeout (" in child.stderr:
+        message = f"all wait for each other: not done after {bound:.0f} s\n{child.stderr}"
+        pytest.fail(message, pytrace=False)
+    assert child.returncode == 0, child.stderr
+
+
+def run_case(name: str, said: str) -> None:
+    """What the child does."""
+    bound, config, *args = json.loads(said)
+    faulthandler.dump_traceback_later(bound, exit=True)
+    try:
+        globals()[name](Path(config), *args)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # threads that still wait would keep the process
+    faulthandler.cancel_dump_traceback_later()
+
+
+def test_a_case_that_hangs_fails_soon_and_shows_where(config: Path) -> None:
+    """Breaks if a deadlock is waited for until the whole run is given up, or if nobody can see where it was."""
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)wait for each other.*in hang\b"):
+        in_a_child(hang, config, bound=1)
+
+
+def hang(_: Path) -> None:
+    threading.Event().wait()
+
+
 @pytest.mark.parametrize("clients", [STREAMS, 5 * STREAMS])
 def test_all_go_on_on_the_next_volume_at_once(config: Path, clients: int) -> None:
     """Breaks if a transaction keeps one stream while it waits for another: then all wait for each other."""
+    in_a_child(go_on_together, config, clients)
+
+
+def go_on_together(config: Path, clients: int) -> None:
     together = threading.Barrier(clients)
     size = 3 * MIB // 2
     errors: list[BaseException] = []
@@ -89,8 +143,7 @@ def test_all_go_on_on_the_next_volume_at_once(config: Path, clients: int) -> Non
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in threads)
+            thread.join()
         assert errors == []
         for number in range(clients):
             assert store.get("N1", str(number)).read() == data_of(number, size)
@@ -99,6 +152,10 @@ def test_all_go_on_on_the_next_volume_at_once(config: Path, clients: int) -> Non
 
 def test_a_repair_onto_more_volumes_than_streams(config: Path) -> None:
     """Breaks if a batch keeps a stream for every volume that it has written to."""
+    in_a_child(repair_onto_many, config)
+
+
+def repair_onto_many(config: Path) -> None:
     size = 3 * STREAMS * MIB // 2 * 4
     config.write_text(CONFIG.replace("readwrite", "unavailable"), encoding="utf-8")
     with Store.open(config) as store, store.session("N1") as session:
@@ -121,6 +178,10 @@ def test_a_repair_onto_more_volumes_than_streams(config: Path) -> None:
 )
 def test_as_many_at_once_as_are_configured(config: Path, streams: int, memory: str) -> None:
     """Breaks if the least memory that is allowed does not do, or if one that stalls holds up those that are promised their slots."""
+    in_a_child(begin_as_many, config, streams, memory)
+
+
+def begin_as_many(config: Path, streams: int, memory: str) -> None:
     engine = f'[engine]\nslot = "64 KiB"\nstreams = {streams}\nmemory = "{memory}"\n'
     config.write_text(CONFIG + engine, encoding="utf-8")
     with Store.open(config) as store, ExitStack() as stack:
@@ -131,3 +192,7 @@ def test_as_many_at_once_as_are_configured(config: Path, streams: int, memory: s
     with Store.open(config, read_only=True) as store:
         for number in range(streams):
             assert store.get("N1", str(number)).read() == data_of(number, PIECE // 2)
+
+
+if __name__ == "__main__":
+    run_case(*sys.argv[1:])
