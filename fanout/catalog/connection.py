@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What a schema of an older version must be, as `_digest` says it: a trigger or a view of somebody else's is refused there, too.
-OLDER = {1: "1ff90abd620b5efbe7c2a4e41c287c0ddbd4a89fc9ed90d6d14327d39aa57af4"}
+OLDER = {
+    1: "1ff90abd620b5efbe7c2a4e41c287c0ddbd4a89fc9ed90d6d14327d39aa57af4",
+    2: "503a92ea7df59fdbf14e9642e7c25a3430819f5a20e84568dde30eed60c77ef0",
+}
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 # The writer's page cache: the inner pages of an index over some ten million objects.
 CACHE_KIB = 32 << 10
@@ -97,12 +100,12 @@ def check_identity(db: sqlite3.Connection, path: str) -> int:
     return SCHEMA_VERSION
 
 
-def imitate(db: sqlite3.Connection) -> None:
+def imitate(db: sqlite3.Connection, version: int) -> None:
     """Let a catalog of an older version be read: what it has not is there, empty, and of this connection alone."""
     db.execute("PRAGMA query_only = OFF")
     db.execute("PRAGMA temp_store = MEMORY")
     for name, statement in _statements():
-        if name in NEWER:
+        if NEWER.get(name, 0) > version:
             db.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
     db.execute("PRAGMA query_only = ON")
 
@@ -115,19 +118,22 @@ def upgrade(path: str) -> None:
         CatalogError: it cannot be written.
     """
     with translated(path), closing(connect(path, read_only=False)) as db:
-        if check_identity(db, path) == SCHEMA_VERSION:
+        version = check_identity(db, path)
+        if version == SCHEMA_VERSION:
             return
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
-        db.execute("DROP VIEW intake")  # and its trigger with it
-        db.execute("ALTER TABLE placement RENAME TO placement_1")  # its key knew no volume
-        db.execute("DROP INDEX placement_place")
+        if version == 1:
+            db.execute("DROP VIEW intake")  # and its trigger with it
+            db.execute("ALTER TABLE placement RENAME TO placement_1")  # its key knew no volume
+            db.execute("DROP INDEX placement_place")
         known = {name for _, name, _, _ in _schema_of(db)}
         for name, statement in _statements():
             if name not in known:
                 db.execute(statement)
-        db.execute("INSERT INTO placement SELECT * FROM placement_1")
-        db.execute("DROP TABLE placement_1")
+        if version == 1:
+            db.execute("INSERT INTO placement SELECT * FROM placement_1")
+            db.execute("DROP TABLE placement_1")
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
 
@@ -148,7 +154,8 @@ def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
 
 
 _COMMENT = re.compile(r"--[^\n]*")
-NEWER = ("erased", "deletion", "dead_region")  # tables that version 1 had not
+# Tables that older versions had not, and the version that had them first.
+NEWER = {"erased": 2, "deletion": 2, "dead_region": 2, "retired": 3}
 
 
 def _digest(schema: set[tuple[Any, ...]]) -> str:

@@ -350,6 +350,8 @@ class Catalog(CatalogReader):
     def retire(self, volume: bytes, shrunk: Sequence[Shrunk]) -> int:
         """Forget a volume and all places on it, durably and in one transaction; the copies that it served shrink.
 
+        What is kept is that it was given up: see `retired`.
+
         Args:
             volume: id.
             shrunk: every copy that has a place there.
@@ -373,6 +375,11 @@ class Catalog(CatalogReader):
             self._writes.execute("UPDATE store SET csn = ?", (csn,))
             for copy in shrunk:
                 self._shrink(copy, volume, csn, now)
+            self._writes.execute(
+                """INSERT OR REPLACE INTO retired (uuid, csn, at, epoch, pool, path, device)
+                   SELECT uuid, ?, ?, epoch, pool, path, device FROM volume WHERE uuid = ?""",
+                (csn, now, volume.hex()),
+            )
             self._writes.execute(
                 "DELETE FROM dead_region WHERE volume = (SELECT id FROM volume WHERE uuid = ?)",
                 (volume.hex(),),

@@ -41,6 +41,7 @@ from fanout.catalog.rows import (
     Place,
     PoolEntry,
     Region,
+    RetiredVolume,
     SpaceEntry,
     SpentCopy,
     StoreEntry,
@@ -111,7 +112,7 @@ class CatalogReader:
             try:
                 self.schema = check_identity(self._reads, self.path)
                 if self.schema != SCHEMA_VERSION:
-                    imitate(self._reads)
+                    imitate(self._reads, self.schema)
                 self._load_identity()
             except BaseException:
                 self._reads.close()
@@ -192,6 +193,14 @@ class CatalogReader:
                FROM volume AS v JOIN pool AS p ON p.id = v.pool ORDER BY v.id"""
         )
         return self._made(values.volume_entry, rows)
+
+    def retired(self) -> list[RetiredVolume]:
+        """Volumes that were given up, in that order."""
+        rows = self._rows(
+            """SELECT r.uuid, r.csn, r.at, r.epoch, p.name, r.path, r.device
+               FROM retired AS r LEFT JOIN pool AS p ON p.id = r.pool ORDER BY r.csn, r.uuid"""
+        )
+        return self._made(values.retired_volume, rows)
 
     def usage(self) -> list[UsageEntry]:
         """What lies on every volume that holds anything."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from fanout.catalog.members import MemberSet
-    from fanout.catalog.rows import NewGap, Place, PoolEntry, VolumeEntry
+    from fanout.catalog.rows import NewGap, Place, PoolEntry, RetiredVolume, VolumeEntry
     from fanout.types import Member, ObjectKind
 
 MAX_ORDINAL = 1 << 16  # what comes from the media must not use the numbers up
@@ -141,6 +141,7 @@ def restore(
     volumes: Iterable[VolumeEntry],
     transactions: Iterable[RestoredTransaction],
     deletions: Iterable[RestoredDeletion] = (),
+    retired: Iterable[RetiredVolume] = (),
     force: bool = False,
     now: int | None = None,
 ) -> str | None:
@@ -155,6 +156,7 @@ def restore(
         volumes: in their order.
         transactions: in the order of their commits; taken one by one.
         deletions: of aggregates that are not among those of the transactions.
+        retired: volumes that were given up.
         force: keep a catalog that stands at `path` under another name, and take its place.
         now: nanoseconds since 1970; None: by the clock.
 
@@ -175,6 +177,7 @@ def restore(
                 db.execute("BEGIN IMMEDIATE")
                 writer = _Writer(db, time.time_ns() if now is None else now)
                 writer.write(transactions, deletions, csn)
+                writer.write_retired(retired)
                 db.execute("COMMIT")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
@@ -257,6 +260,14 @@ class _Writer:
             "UPDATE store SET csn = ?, next_aggregate = ?, next_object = ?",
             (csn, self._aggregate, self._object),
         )
+
+    def write_retired(self, retired: Iterable[RetiredVolume]) -> None:
+        for volume in retired:
+            pool = None if volume.pool is None else self._pools.get(volume.pool)
+            self._db.execute(
+                "INSERT INTO retired VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (volume.volume.hex(), *volume[1:4], pool, *volume[5:]),
+            )
 
     def _node(self, name: str) -> int:
         if name not in self._nodes:

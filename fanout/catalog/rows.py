@@ -164,6 +164,28 @@ class VolumeEntry:
     is_block: bool
 
 
+class RetiredVolume(NamedTuple):
+    """A volume that was given up: the epoch of its last opening, and what else is known of it.
+
+    Pool, path and device are None when only the directories of other volumes told of it.
+    """
+
+    volume: bytes
+    csn: int
+    at: int
+    epoch: int
+    pool: str | None = None
+    path: str | None = None
+    device: int | None = None
+
+    def names(self, volume: bytes, epoch: int, *, confirmed: bool) -> bool:
+        """Whether a volume that was found is the one, and nobody has taken it back since.
+
+        Every opening confirms a higher epoch. One that was cut short may have left a provisional one.
+        """
+        return volume == self.volume and epoch <= self.epoch + (not confirmed)
+
+
 class Region(NamedTuple):
     """Live bytes on a volume."""
 

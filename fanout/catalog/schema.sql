@@ -1,11 +1,11 @@
--- The catalog of a store, version 2.  This file is the whole schema; fanout/catalog is the only code that reads it.
+-- The catalog of a store, version 3.  This file is the whole schema; fanout/catalog is the only code that reads it.
 --
 -- What it promises.  One row per object and one per (aggregate, pool), never one per object and pool.  Nothing is updated when
 -- a new version of an object arrives: which version is active is derived.  Nothing is removed by a crash: what is not in a
 -- committed row does not exist, and its space is free.
 --
 -- Version 1 had neither erased nor deletion nor dead_region, and no deletions in the intake: what a catalog of version 1 gets when it is
--- opened for writing is these (`connection.py`).
+-- opened for writing is these (`connection.py`).  Version 2 had no retired.
 --
 -- Conventions.  Times are nanoseconds since 1970 (UTC) and come from the catalog's clock.  Ids that leave the catalog are the
 -- 32 hexadecimal digits of 16 random bytes, or an object's version.  Sizes and offsets are bytes.  Sets of members are JSON
@@ -47,6 +47,18 @@ CREATE TABLE volume (
 ) STRICT;
 
 CREATE INDEX volume_pool ON volume (pool);
+
+-- Volumes that were given up.  Every other volume's directory has to name them: a rebuild leaves aside what comes back.  Of those that
+-- only the directories name, because the catalog was made anew, no pool, path or device is known.
+CREATE TABLE retired (
+    uuid   TEXT    NOT NULL PRIMARY KEY CHECK (length(uuid) = 32),
+    csn    INTEGER NOT NULL CHECK (csn > 0),                   -- of the commit that gave it up
+    at     INTEGER NOT NULL,
+    epoch  INTEGER NOT NULL CHECK (epoch >= 0),                -- of its last opening: a later one means that it was taken back
+    pool   INTEGER REFERENCES pool (id),
+    path   TEXT,
+    device INTEGER                                             -- as in volume
+) STRICT, WITHOUT ROWID;
 
 -- Every attempt that reached the catalog.  The key settles a commit whose outcome is unknown: whoever inserts it first is right.
 CREATE TABLE attempt (

@@ -19,6 +19,7 @@ from fanout.catalog.rows import (
     ObjectEntry,
     Place,
     PoolEntry,
+    RetiredVolume,
     SpentCopy,
     VolumeEntry,
 )
@@ -82,6 +83,15 @@ def volume_entry(uuid: str, pool: str, path: str, *rest: int) -> VolumeEntry:
     size, granule, epoch, device, inode, block = numbers(*rest)
     texts(pool, path)
     return VolumeEntry(id_of(uuid), pool, path, size, granule, epoch, device, inode, bool(block))
+
+
+def retired_volume(
+    uuid: str, csn: int, at: int, epoch: int, pool: str | None, path: str | None, device: int | None
+) -> RetiredVolume:
+    """A volume that was given up."""
+    numbers(csn, at, epoch, *([] if device is None else [device]))
+    texts(*(text for text in (pool, path) if text is not None))
+    return RetiredVolume(id_of(uuid), csn, at, epoch, pool, path, device)
 
 
 def pool_and_place(pool: str, span: int, volume: str, *rest: int) -> tuple[str, Place]:

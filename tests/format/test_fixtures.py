@@ -135,7 +135,7 @@ def test_a_catalog_of_version_1_learns_to_delete(tmp_path: Path) -> None:
         assert (catalog.schema, catalog.waiting_bytes()) == (1, 0)
         assert told(catalog) == said
     with Store.open(tmp_path / "fanout.toml") as store:
-        assert store.catalog.schema == 2
+        assert store.catalog.schema == 3
         assert told(store.catalog)["objects"] == said["objects"]
         store.delete("N2", None, keep=1)
         store.delete("N1", [b"a", b"empty"])
