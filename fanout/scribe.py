@@ -11,6 +11,7 @@ What it promises:
 4. After `close` every directory that could be written is durable.
 5. A volume is said to have taken a delete only when a flush has made its record durable.
 6. A volume names the deleted members of an aggregate that lives on until every other one that holds some of it does, durably.
+7. After an opening every volume that has room names all volumes that were given up: a rebuild leaves aside what comes back.
 
 With `flush_before_acknowledge` the committer waits here instead, and what a crash can leave in doubt is nothing.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         HeldSpans,
         MemberSet,
         Place,
+        RetiredVolume,
         SpentCopy,
     )
     from fanout.engine import Engine
@@ -131,20 +133,28 @@ class Scribe:
         missing = [a for a, csn in held.items() if known.get(a, 0) < csn]
         missing.sort(key=lambda aggregate: held[aggregate])
         gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
+        retired = catalog.retired()
         with self._writing:
             wanted = {entry.aggregate for entry in catalog.dead()}
+            wanted |= {entry.volume for entry in retired}
             directory.forget_deletes(a for a in directory.deletes() if a not in wanted)
             for start in range(0, len(missing), CATCH_UP_BATCH):
                 batch = missing[start : start + CATCH_UP_BATCH]
                 records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
                 requests = volume.prepare(records)
                 volume.written(self._engine.run(requests))
-            for start in range(0, len(gone), CATCH_UP_BATCH):
-                requests = volume.prepare(gone[start : start + CATCH_UP_BATCH])
-                volume.written(self._engine.run(requests))
+            self._append(volume, gone)
+            untold = _untold(volume, retired)  # into the room that all else has left
+            self._append(volume, untold)
+            gone += untold
             if (missing or gone) and volume.state is VolumeState.AVAILABLE:
                 volume.flush()
         return len(missing) + len(gone)
+
+    def _append(self, volume: Volume, records: Sequence[DirectoryRecord]) -> None:
+        for start in range(0, len(records), CATCH_UP_BATCH):
+            requests = volume.prepare(records[start : start + CATCH_UP_BATCH])
+            volume.written(self._engine.run(requests))
 
     def take_deletes(
         self, volumes: Iterable[Volume], catalog: CatalogReader
@@ -337,6 +347,32 @@ def delete_of(entry: DeadAggregate) -> DirectoryRecord:
         kind=entry.kind,
         time_ns=entry.at,
     )
+
+
+def retirement_of(entry: RetiredVolume) -> DirectoryRecord:
+    """What a directory should say of a volume that was given up."""
+    return DirectoryRecord.retirement(
+        entry.volume, csn=entry.csn, epoch=entry.epoch, time_ns=entry.at
+    )
+
+
+def _untold(volume: Volume, retired: Iterable[RetiredVolume]) -> list[DirectoryRecord]:
+    """The retirements that a directory does not name, as many as it has room for: the others name them, too."""
+    directory = volume.directory
+    assert directory is not None
+    told = {record.aggregate: record.csn for record in directory.records.values() if record.retires}
+    untold = [retirement_of(v) for v in retired if told.get(v.volume, 0) < v.csn]
+    room = directory.spare_bytes
+    for count, record in enumerate(untold):
+        room -= directory.growth(record)
+        if room < 0:
+            _log.warning(
+                "%s: its directory has no room to name %d volumes that were given up",
+                volume.path,
+                len(untold) - count,
+            )
+            return untold[:count]
+    return untold
 
 
 def stored_span(place: Place) -> StoredSpan:

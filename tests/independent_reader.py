@@ -54,6 +54,7 @@ class Volume:
             raise Bad("no superblock")
         self.info = best
         self.records = self.directory()
+        self.retired = {n: r["version"] for n, r in self.records.items() if n == r["transaction"]}
 
     def read(self, at: int, length: int) -> bytes:
         self.file.seek(at)
@@ -75,8 +76,7 @@ class Volume:
         block |= {"size": u(data, 96, 8), "granule": u(data, 104, 4)}
         block |= {"store": data[32:48], "volume": data[48:64], "pool_uuid": data[64:80]}
         block |= {"directory": u(data, 120, 8), "state": u(data, 144, 4)}
-        block["pool"] = data[192 : 192 + u(data, 184, 2)].decode()
-        return block
+        return block | {"pool": data[192 : 192 + u(data, 184, 2)].decode()}
 
     def directory(self) -> dict[bytes, dict[str, Any]]:
         """The newest record of each aggregate, from the live half."""

@@ -115,7 +115,8 @@ def retire_volume_command(
     """Give a lost volume up: what it held becomes gaps, and the catalog forgets it.
 
     The store must be closed. If PATH stays in fanout.toml, 'fanout init --add'
-    makes a new volume there; then close the gaps.
+    makes a new volume there; then close the gaps. The other volumes note at the
+    next opening that it was given up: 'fanout rebuild catalog' leaves it aside.
 
     Exit codes: 0 it held nothing; 7 what it held is a gap now; 9 some objects
     were nowhere else.

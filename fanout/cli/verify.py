@@ -115,16 +115,27 @@ def rebuild() -> None:
 
 @rebuild.command(short_help="Make the catalog anew from the volumes")
 @force_option("Keep a catalog that is there under another name, and take its place.")
+@click.option(
+    "--take-retired",
+    is_flag=True,
+    help="Also take in volumes that were given up with 'fanout retire volume'.",
+)
 @config_option
 @json_option
 @click.pass_context
-def catalog(ctx: click.Context, *, force: bool, config: Path, as_json: bool) -> None:
+def catalog(
+    ctx: click.Context, *, force: bool, take_retired: bool, config: Path, as_json: bool
+) -> None:
     """Make the catalog anew, from what the volumes say of themselves.
 
     Reads every volume that fanout.toml names and writes to none of them. What no
     volume's directory names is listed as in doubt, and does not come back.
     A catalog that is there is never overwritten: with --force it is kept beside
     the new one. Needs the store for itself.
+
+    A volume that was given up ('fanout retire volume') and is there again is left
+    aside: it was not told what was deleted since. --take-retired takes it in, and
+    such objects with it.
 
     Exit codes: 0 complete; 7 gaps, or spans in doubt; 9 objects are lost;
     12 a volume could not take part.
@@ -135,7 +146,9 @@ def catalog(ctx: click.Context, *, force: bool, config: Path, as_json: bool) -> 
         screen.confirm(f"{path} would be kept under another name and replaced", force=force)
         force = True
     with screen.progress("reading volumes", None, quiet=as_json) as bar:
-        report = rebuild_catalog(settings, force=force, on_progress=bar.reach)
+        report = rebuild_catalog(
+            settings, force=force, take_retired=take_retired, on_progress=bar.reach
+        )
     if as_json:
         screen.emit(_rebuild_values(report))
     else:
@@ -161,6 +174,9 @@ def _rebuild_values(report: RebuildReport) -> dict[str, Any]:
         "volumes": list(report.volumes),
         "skipped": [
             {"pool": one.pool, "path": one.path, "reason": one.reason} for one in report.skipped
+        ],
+        "retired": [
+            {"pool": one.pool, "path": one.path, "reason": one.reason} for one in report.retired
         ],
         "transactions": report.transactions,
         "objects": report.objects,
@@ -205,6 +221,7 @@ def _show_rebuild(report: RebuildReport) -> None:
     if report.kept:
         screen.say(f"The one before is kept as {screen.plain(report.kept)}", whole=True)
     _list("took no part", [f"{one.pool}: {one.path}: {one.reason}" for one in report.skipped])
+    _list("left aside", [f"{one.pool}: {one.path}: {one.reason}" for one in report.retired])
     _list("lost", [f"{one.node}, {one.aggregate.hex()}: {one.reason}" for one in report.lost])
     _list("in doubt", [_doubt(one.names, one.path, one.offset) for one in report.in_doubt])
     _list("note", report.notes)

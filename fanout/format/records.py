@@ -137,6 +137,24 @@ class DirectoryRecord:
     committed: int = 0
     version: int = 0
 
+    @classmethod
+    def retirement(cls, volume: bytes, *, csn: int, epoch: int, time_ns: int) -> DirectoryRecord:
+        """That a volume was given up: a delete of an aggregate that nobody has, for readers that know no better."""
+        return cls(
+            csn=csn,
+            op=Op.DELETE,
+            aggregate=volume,
+            transaction=volume,
+            attempt=1,
+            time_ns=time_ns,
+            version=epoch,
+        )
+
+    @property
+    def retires(self) -> bool:
+        """Whether it names no aggregate but a volume that was given up; then `version` is the epoch of its last opening."""
+        return self.op is Op.DELETE and self.aggregate == self.transaction
+
 
 class RecordPart(NamedTuple):
     """A piece of a record: its head, and the spans and ranges that this part carries."""

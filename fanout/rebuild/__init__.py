@@ -14,7 +14,9 @@ What it promises:
 1. Nothing is written to a volume, and nothing to the catalog's place before everything was read.
 2. Nobody writes meanwhile: it needs the lock of every volume that can be opened.
 3. A volume that is missing, damaged or foreign is named, and does not stop the rest. What only it held is named as lost, or as a gap.
-4. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
+4. A volume that had been given up is left aside, named, or taken in where the caller says so. The next opening of a taken one ends
+   its retirement.
+5. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def rebuild_catalog(
     *,
     into: str | os.PathLike[str] | None = None,
     force: bool = False,
+    take_retired: bool = True,
     lock_wait: float = LOCK_WAIT,
     on_progress: Progress | None = None,
 ) -> RebuildReport:
@@ -56,6 +59,8 @@ def rebuild_catalog(
         config: a configuration, or the path of one: which pools and volumes there are.
         into: path of the new catalog; None: where the configuration says.
         force: keep a catalog that stands there under a new name, and take its place.
+        take_retired: take volumes in that had been given up, too, with what they were not told of: objects that were deleted since may come
+            back. False: they are left aside, as `fanout rebuild catalog` does unless it is told otherwise.
         lock_wait: seconds to wait for each volume's lock.
         on_progress: called with bytes done and bytes in all.
 
@@ -76,7 +81,7 @@ def rebuild_catalog(
         raise CatalogError(path, "there is a catalog already; nothing is overwritten")
     with ExitStack() as closing:
         engine = closing.enter_context(open_engine(config))
-        media = Media(config, path)
+        media = Media(config, path, take_retired=take_retired)
         closing.callback(media.close)
         media.open(engine, lock_wait)
         survey = Survey(media)
@@ -89,6 +94,7 @@ def rebuild_catalog(
             volumes=[entry_now(volume) for volume in media.volumes],
             transactions=survey.transactions(),
             deletions=survey.deletions(),
+            retired=media.retirements,
             csn=survey.csn,
             force=force,
         )
@@ -101,6 +107,7 @@ def rebuild_catalog(
             csn=survey.csn,
             volumes=tuple(volume.path for volume in media.volumes),
             skipped=tuple(media.skipped),
+            retired=tuple(media.retired),
             transactions=survey.count,
             objects=survey.objects,
             bytes=survey.bytes,

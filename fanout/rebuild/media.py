@@ -8,8 +8,10 @@ from glob import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.ahead import ReadAhead
+from fanout.catalog import RetiredVolume
 from fanout.config import Config, DeviceType
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError
+from fanout.format import SuperblockState
 from fanout.making import entry_of, probe
 from fanout.rebuild.report import SkippedVolume
 from fanout.volume import Volume
@@ -28,14 +30,20 @@ class Media:
         store: UUID of the store that they are of.
         volumes: open and locked, in the order in which they were made.
         skipped: the others.
+        retired: those that had been given up, and were left aside.
+        retirements: of all volumes that were given up and not taken back.
+        notes: what an operator should know.
     """
 
-    def __init__(self, config: Config, catalog: str) -> None:
-        self.config, self._catalog = config, catalog
+    def __init__(self, config: Config, catalog: str, *, take_retired: bool) -> None:
+        self.config, self._catalog, self._take_retired = config, catalog, take_retired
         self.store = b""
         self.volumes: list[Volume] = []
         self._ahead = ReadAhead()
         self.skipped: list[SkippedVolume] = []
+        self.retired: list[SkippedVolume] = []
+        self.retirements: list[RetiredVolume] = []
+        self.notes: list[str] = []
 
     def open(self, engine: Engine, lock_wait: float) -> None:
         """Open all that can be.
@@ -66,8 +74,9 @@ class Media:
                 self._skip(pool, path, "is a copy of another volume that is here too")
             else:
                 self._open_one(engine, pool, path, block.volume, block.epoch, lock_wait)
+        self._set_retired_aside()
         if not self.volumes:
-            reasons = "; ".join(skipped.reason for skipped in self.skipped)
+            reasons = "; ".join(skipped.reason for skipped in (*self.skipped, *self.retired))
             raise CatalogError(self._catalog, f"no volume can be used: {reasons}")
 
     def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
@@ -118,6 +127,34 @@ class Media:
         # As the lost catalog had them: in the order in which they were made.
         self.volumes.sort(key=lambda volume: volume.superblock.created_ns)
 
+    def _set_retired_aside(self) -> None:
+        """What was given up knows nothing of what was deleted since: it takes no part, unless the operator wants it to."""
+        told: dict[bytes, RetiredVolume] = {}
+        for volume in self.volumes:
+            assert volume.directory is not None
+            for record in volume.directory.records.values():
+                known = told.get(record.aggregate)
+                if record.retires and (known is None or known.csn < record.csn):
+                    told[record.aggregate] = RetiredVolume(
+                        record.aggregate, record.csn, record.time_ns, record.version
+                    )
+        for volume in list(self.volumes):
+            entry = told.pop(volume.uuid, None)
+            if entry is None or not _is_retired(volume, entry):
+                continue  # it is in use, or was taken back: what the others say of it is out of date
+            if self._take_retired:
+                self.notes.append(
+                    f"{volume.path} had been given up, and was taken in; what was deleted since may be back with it"
+                )
+                continue
+            self.volumes.remove(volume)
+            volume.close()
+            why = "was given up by 'fanout retire volume', and is left aside; --take-retired takes it in"
+            self.retired.append(SkippedVolume(volume.pool, volume.path, why))
+            device = volume.superblock.device
+            told[volume.uuid] = entry._replace(pool=volume.pool, path=volume.path, device=device)
+        self.retirements = sorted(told.values(), key=lambda entry: entry.csn)
+
     def _skip(self, pool: str, path: str, reason: str) -> None:
         self.skipped.append(SkippedVolume(pool, path, reason))
 
@@ -125,6 +162,11 @@ class Media:
         """Close all."""
         for volume in self.volumes:
             volume.close()
+
+
+def _is_retired(volume: Volume, entry: RetiredVolume) -> bool:
+    confirmed = volume.superblock.state is SuperblockState.CONFIRMED
+    return entry.names(volume.uuid, volume.superblock.epoch, confirmed=confirmed)
 
 
 class _Superblock(NamedTuple):

@@ -69,6 +69,7 @@ class RebuildReport:
         csn: of the last commit.
         volumes: paths of those that took part.
         skipped: those that did not.
+        retired: those that were left aside because they had been given up; nothing waits for them.
         transactions: that have committed.
         objects: versions of objects that are visible.
         bytes: of these.
@@ -86,6 +87,7 @@ class RebuildReport:
     csn: int
     volumes: tuple[str, ...]
     skipped: tuple[SkippedVolume, ...]
+    retired: tuple[SkippedVolume, ...]
     transactions: int
     objects: int
     bytes: int
@@ -98,5 +100,5 @@ class RebuildReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every volume took part and nothing is lost or in doubt."""
+        """Whether every volume of the store took part and nothing is lost or in doubt."""
         return not (self.skipped or self.lost or self.in_doubt)

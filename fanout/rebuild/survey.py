@@ -44,7 +44,7 @@ class Survey:
         self._config = media.config
         self.count = self.objects = self.bytes = self.deduced = 0
         self.lost: list[Lost] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = list(media.notes)
         self._deleted: dict[bytes, list[Evidence]] = {}
         self._aggregates: dict[bytes, Pieces] = {}
         self._read_directories()
@@ -59,6 +59,8 @@ class Survey:
             assert volume.directory is not None
             self.csn = max(self.csn, volume.directory.last_csn)
             for record in volume.directory.records.values():
+                if record.retires:
+                    continue  # of a volume, not of an aggregate
                 found.setdefault(record.aggregate, []).append(Evidence(volume, record))
         for aggregate, evidence in found.items():
             if any(said.record.op is Op.DELETE for said in evidence):
@@ -218,7 +220,7 @@ class Survey:
 
     def _note_lost(self, aggregate: bytes, pieces: Pieces) -> None:
         why = list(dict.fromkeys(pieces.faults))
-        skipped = [entry.path for entry in self._media.skipped]
+        skipped = [entry.path for entry in (*self._media.skipped, *self._media.retired)]
         if not why:
             why.append(f"its spans are on volumes that took no part ({', '.join(skipped) or '?'})")
         node = pieces.first.record.node

@@ -70,6 +70,22 @@ def test_rebuild(shell: Shell, stored: Path) -> None:
     assert "is kept as" in shell("rebuild", "catalog", "--force").out
 
 
+def test_rebuild_beside_a_volume_that_was_given_up(shell: Shell, stored: Path) -> None:
+    """It is named and left aside, and taken in only on request."""
+    path = volume(shell, "COPYPOOL2")
+    shell("retire", "volume", path, "--force", code=Exit.GAPS)
+    shell("put", "N1", stored, code=Exit.DEGRADED)  # opens the store: the other volumes are told
+    said = shell("rebuild", "catalog", "--force", "--json", code=Exit.GAPS).json
+    (aside,) = said["retired"]
+    assert (aside["pool"], aside["path"], said["skipped"]) == ("COPYPOOL2", str(path), [])
+    shown = shell("rebuild", "catalog", "--force", code=Exit.GAPS)
+    assert f"left aside: COPYPOOL2: {path}" in shown.err
+    assert "--take-retired" in shown.err
+    said = shell("rebuild", "catalog", "--force", "--take-retired", "--json", code=Exit.GAPS).json
+    assert said["retired"] == []
+    assert str(path) in said["volumes"]
+
+
 def test_rebuild_without_a_volume(shell: Shell, stored: Path) -> None:
     """Exit code 12, the volume by name, the gap."""
     path = volume(shell, "COPYPOOL2")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
-from fanout import check_store, rebuild_catalog
+from fanout import check_store, rebuild_catalog, retire_volume
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
 from fanout.engine import Engine
@@ -153,6 +153,32 @@ def test_a_catalog_of_version_1_learns_to_delete(tmp_path: Path) -> None:
         ]
     for path in volumes(tmp_path):
         path.unlink()
+
+
+def test_a_catalog_of_version_2_learns_what_was_given_up(tmp_path: Path) -> None:
+    """Likewise; the volumes are of this version."""
+    said = unpack("v2", tmp_path)
+    settle(tmp_path)
+    path = tmp_path / "catalog.db"
+    with CatalogReader(path) as catalog:
+        assert (catalog.schema, catalog.retired()) == (2, [])
+        assert told(catalog) == said
+    (active,) = tmp_path.glob("active.vol")
+    retire_volume(tmp_path / "fanout.toml", active, force=True)
+    Store.open(tmp_path / "fanout.toml").close()
+    with CatalogReader(path) as catalog:
+        assert catalog.schema == 3
+        (entry,) = catalog.retired()
+    left = [volume for volume in volumes(tmp_path) if volume != active]
+    for volume in left:
+        with volume.open("rb") as file:
+            assert independent_reader.Volume(file).retired == {entry.volume: entry.epoch}
+    report = rebuild_catalog(
+        tmp_path / "fanout.toml", into=tmp_path / "second.db", take_retired=False
+    )
+    assert [aside.path for aside in report.retired] == [str(active)]
+    for volume in volumes(tmp_path):
+        volume.unlink()
 
 
 def test_a_schema_that_only_calls_itself_version_1(tmp_path: Path) -> None:

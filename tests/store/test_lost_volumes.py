@@ -133,6 +133,22 @@ def test_volumes_that_were_given_up_are_found_again_when_the_catalog_is_lost(hou
     house.only_the_copies_are_left()
 
 
+def test_volumes_that_were_given_up_are_left_aside(house: House) -> None:
+    """Under other names, too: what the repairs wrote is all that counts."""
+    away: list[Path] = []
+    for number in range(2):
+        volume = house.volume_of_the_last_span()
+        away.append(volume.rename(volume.with_suffix(f".away{number}")))
+        retire_volume(house.config, volume)
+        house.repair()
+    for number, volume in enumerate(away):
+        volume.rename(volume.with_name(f"COPYPOOL1.9000{number}.fanout"))
+    report = rebuild_catalog(house.config, force=True, take_retired=False)
+    assert len(report.retired) == 2
+    assert (report.lost, report.skipped, report.gaps) == ((), (), 0)
+    house.all_is_well()
+
+
 def contents(paths: list[Path]) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
