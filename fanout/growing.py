@@ -121,16 +121,31 @@ class Grower:
         self._book.add(volumes=[entry])
         return Member(entry)
 
-    @staticmethod
-    def _check_mounted(pool: Pool, directory: Path) -> None:
+    def _check_mounted(self, pool: Pool, directory: Path) -> None:
         """A directory whose file system is not mounted must not fill the disk below it."""
-        here = directory.stat().st_dev
+        try:
+            here = directory.stat().st_dev
+        except OSError as error:
+            message = f"cannot be looked at: {error.strerror}"
+            raise ConfigError(message, path=str(directory)) from error
+        if not pool.members:
+            self._check_known(pool, directory, here)
         for member in pool.members:
             if member.volume is not None and member.volume.superblock.device != here:
                 raise ConfigError(
                     f"is on another device than {member.entry.path}: is it mounted?",
                     path=str(directory),
                 )
+
+    def _check_known(self, pool: Pool, directory: Path, here: int) -> None:
+        """No volume is left that could show the device; the last one that was given up was on it."""
+        devices = [entry.device for entry in self._book.retired() if entry.pool == pool.name]
+        if not devices or devices[-1] != here:
+            raise ConfigError(
+                "nothing shows that this is the device on which its volumes were: mount it, or, if it is the right one, "
+                "make the next volume with 'fanout init --add'",
+                path=str(directory),
+            )
 
     def _next_path(self, pool: Pool, directory: Path) -> tuple[Path, bool]:
         """Where the next sequential volume goes, and whether a creation that was cut short lies there."""

@@ -13,7 +13,7 @@ from fanout.volume import VolumeState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from fanout.catalog.rows import VolumeEntry
+    from fanout.catalog.rows import RetiredVolume, VolumeEntry
     from fanout.config import DeviceClass
     from fanout.config import Pool as PoolConfig
     from fanout.volume import Volume
@@ -44,6 +44,9 @@ class VolumeBook(Protocol):
 
     def add(self, *, volumes: Iterable[VolumeEntry]) -> None:
         """Add volumes that were made."""
+
+    def retired(self) -> Sequence[RetiredVolume]:
+        """Volumes that were given up, in that order."""
 
 
 @dataclass(eq=False, slots=True)
@@ -88,7 +91,7 @@ class Pool:
         if self.config.access is not Access.READWRITE:
             return f"its access is {self.config.access.value}"
         if not self.members:
-            return "it has no volume; make one"
+            return "it has no volume; 'fanout init --add' makes one"
         told = [
             f"{member.entry.path}: {member.volume.reason if member.volume else member.reason}"
             for member in self.members

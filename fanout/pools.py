@@ -268,6 +268,11 @@ class PoolSet:
             except _NoRoom as refusal:
                 if self._grower.grow(refusal.pool):
                     continue
+                if not refusal.pool.members:
+                    why = f"its next one cannot be made: {refusal.pool.growth_refused}"
+                    raise PoolUnavailable(
+                        refusal.pool.name, f"it has no volume, and {why}"
+                    ) from None
                 if piece == LEAST_SPAN:
                     why = refusal.pool.growth_refused
                     message = f"{refusal}; no volume could be added: {why}" if why else str(refusal)
@@ -278,6 +283,8 @@ class PoolSet:
         # Asked once for all spans: a member whose target fails meanwhile is found out by who writes there.
         choices = [(pool, pool.writable()) for pool in pools]
         for pool, members in choices:
+            if pool.config.access is Access.READWRITE and not pool.members and pool.may_grow:
+                raise _NoRoom(pool, "it has no volume")  # its last one was given up
             if pool.config.access is not Access.READWRITE or not members:
                 raise PoolUnavailable(pool.name, pool.reasons())
         left = _payload(request)

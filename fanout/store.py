@@ -558,11 +558,13 @@ def _pool_uuids(
 
 def _warn_of_unmade(config: Config, catalog: CatalogReader) -> None:
     made = {entry.path for entry in catalog.volumes()}
+    retired = {entry.path for entry in catalog.retired()}
     for pool in config.pools.values():
-        for spec in pool.volumes:
-            if str(spec.path) not in made:
+        for path in (str(spec.path) for spec in pool.volumes):
+            if path not in made:
                 _log.warning(
-                    "%s of pool %s was never made, and is not used; 'fanout init --add' makes it",
-                    spec.path,
+                    "%s of pool %s was %s, and is not used; 'fanout init --add' makes a volume there",
+                    path,
                     pool.name,
+                    "given up" if path in retired else "never made",
                 )

@@ -7,6 +7,8 @@ one that was given up, or is not made because of it.
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -220,3 +222,56 @@ def test_a_volume_without_superblocks_is_not_taken_for_one_that_was_never_used(
     house.repair()
     assert contents([last]) == before
     house.all_is_well()
+
+
+def give_all_up(house: House) -> list[Path]:
+    """COPYPOOL1 has no volume left; its files stay where they were."""
+    with Store.open(house.config) as store:
+        given_up = [Path(v.path) for v in store.query_volumes() if v.pool == "COPYPOOL1"]
+    for path in given_up:
+        retire_volume(house.config, path, force=True)
+    return given_up
+
+
+def test_a_pool_whose_last_volume_was_given_up_goes_on_by_itself(house: House) -> None:
+    """Its configuration says how: nobody has to be asked, neither for a repair nor for what is new."""
+    given_up = give_all_up(house)
+    before = contents(given_up)
+    with Store.open(house.config) as store, store.session("N1") as session:
+        for attempt in session.attempts():
+            with attempt as transaction:
+                transaction.put("new", b"new")
+        assert session.receipt is not None
+        assert not session.receipt.degraded
+    house.repair()
+    house.all_is_well()
+    assert contents(given_up) == before
+    assert not new_volumes(house) & {str(path) for path in given_up}
+
+
+@pytest.mark.parametrize("device", [1, None])
+def test_not_where_its_volumes_may_never_have_been(house: House, device: int | None) -> None:
+    """The directory of a file system that is not mounted, or nobody knows: says what mends it, and the mend works."""
+    give_all_up(house)
+    with closing(sqlite3.connect(house.config.with_name("catalog.db"))) as db:
+        db.execute("UPDATE retired SET device = ?", (device,))
+        db.commit()
+    with Store.open(house.config) as store:
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert report.gaps_left
+        why = report.failed[0][1]
+    for said in ("COPYPOOL1", str(house.config.with_name("seq")), "mount it", "init --add"):
+        assert said in why
+    Store.extend(house.config)
+    house.repair()
+    house.all_is_well()
+
+
+def test_not_without_its_directory(house: House) -> None:
+    for path in give_all_up(house):
+        path.unlink()
+    house.config.with_name("seq").rmdir()
+    with Store.open(house.config) as store:
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+    assert "seq: cannot be looked at" in report.failed[0][1]
+    assert not house.config.with_name("seq").exists()

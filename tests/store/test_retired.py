@@ -200,3 +200,9 @@ def test_a_catalog_from_before_is_refused(given: Given) -> None:
     copy.rename(given.site.catalog)
     with pytest.raises(CatalogError, match="older than a volume"):
         given.site.open()
+
+
+def test_an_opening_tells_what_became_of_it(given: Given, caplog: pytest.LogCaptureFixture) -> None:
+    """It stands in the configuration still."""
+    given.site.open().close()
+    assert f"{given.path} of pool COPYPOOL2 was given up, and is not used" in caplog.text

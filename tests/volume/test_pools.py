@@ -14,7 +14,7 @@ import xxhash
 
 from fanout import format as fmt
 from fanout.allocator import RegionState
-from fanout.catalog.rows import VolumeEntry
+from fanout.catalog.rows import RetiredVolume, VolumeEntry
 from fanout.config import Config, parse
 from fanout.errors import (
     CatalogError,
@@ -86,6 +86,9 @@ class Book:
 
     def live_regions(self, volume: bytes) -> Iterable[tuple[int, int]]:
         return list(self.live.get(volume, {}).items())
+
+    def retired(self) -> list[RetiredVolume]:
+        return []
 
     def last_csn(self) -> int:
         return self.csn
