@@ -30,8 +30,16 @@ from fanout import config as configuration
 from fanout.catalog import Catalog, Commit, MemberSet, NewCopy, NewGap, Repair, Shrunk
 from fanout.config import Config
 from fanout.copying import BadMember, bad_members
-from fanout.errors import FanoutError, InterfaceError, VolumeError
+from fanout.errors import (
+    CatalogStale,
+    FanoutError,
+    InterfaceError,
+    VolumeBusy,
+    VolumeError,
+    VolumeStale,
+)
 from fanout.evidence import empty_objects
+from fanout.opening import is_the_hosts
 from fanout.read import Fault
 from fanout.store import LOCK_WAIT, open_engine
 from fanout.types import PoolKind
@@ -224,13 +232,15 @@ def retire_volume(
     Args:
         config: a configuration, or the path of one.
         path: of the volume, as the catalog knows it.
-        force: also a volume that can be opened and is what the catalog says.
+        force: also a volume that can be opened and is what the catalog says, or of which nobody can say now whether it is.
         lock_wait: seconds to wait for a writer that is on its way out.
 
     Raises:
         CatalogBusy: the store is open for writing.
         CatalogError: there is no catalog, or it could not be changed. Try again: if it was changed all the same, it knows no such volume.
-        VolumeError: the catalog knows no volume at that path; or (without `force`) it is well.
+        CatalogStale: (without `force`) the volume is newer than the catalog.
+        VolumeBusy: (without `force`) somebody has the volume open.
+        VolumeError: the catalog knows no volume at that path; or (without `force`) it is well, or this machine is short of something.
     """
     loaded = config if isinstance(config, Config) else configuration.load(config)
     where = os.path.abspath(os.fspath(path))
@@ -240,15 +250,19 @@ def retire_volume(
             there = ", ".join(known) or "none"
             raise VolumeError(where, f"the catalog knows no volume at this path; it knows: {there}")
         entry = known[where]
-        if not force and _is_well(loaded, catalog, entry):
+        if not force and _is_well(loaded, catalog, entry, lock_wait):
             raise VolumeError(where, "it is well; say force to give up what it holds all the same")
         objects, size, lost, shrunk = _losses(catalog, entry)
         catalog.retire(entry.volume, shrunk)
     return RetireReport(entry.pool, objects, size, tuple(lost))
 
 
-def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry) -> bool:
-    """Whether the volume can be opened and is what the catalog knows. Writes nothing."""
+def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: float) -> bool:
+    """Whether the volume can be opened and is what the catalog knows. Writes nothing.
+
+    Raises:
+        VolumeBusy, VolumeError, CatalogStale: it cannot be opened, and for all that is known it is not lost.
+    """
     with open_engine(config) as engine:
         try:
             Volume.open(
@@ -259,9 +273,18 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry) -> bool:
                 volume=entry.volume,
                 catalog_epoch=entry.epoch,
                 size=entry.size,
+                lock_wait=lock_wait,
                 claim=False,
             ).close()
-        except FanoutError:
+        except VolumeBusy:
+            raise
+        except VolumeStale as error:
+            if error.catalog_is_older:
+                raise CatalogStale(catalog.path, f"is no judge of what is lost: {error}") from error
+            return False
+        except FanoutError as error:
+            if is_the_hosts(error):
+                raise
             return False
         return True
 

@@ -96,7 +96,7 @@ class Opener:
             self._postpone(member, _why(error))
         except (FanoutError, OSError) as error:
             self._postpone(member, _why(error))
-            if _is_the_hosts(error):
+            if is_the_hosts(error):
                 message = (
                     f"{_why(error)}: this machine is short of it; raise the limit and open again"
                 )
@@ -122,13 +122,12 @@ class Opener:
                 continue
             self.stale = (
                 f"{volume.path}: its directory goes up to commit {volume.directory.last_csn}, "
-                f"the catalog only to {last}"
+                f"the catalog only to {last}; use the newest catalog, or make it anew with 'fanout rebuild catalog'"
             )
         if self.stale:
             raise CatalogStale(
                 self._book.path,
-                f"is older than a volume and must not allocate: {self.stale}. "
-                "Use the newest catalog, or rebuild it from the volumes",
+                f"is older than a volume and must not allocate: {self.stale}",
             )
 
     def take_over(self, members: Sequence[Member]) -> list[Volume]:
@@ -213,7 +212,7 @@ def _why(error: Exception) -> str:
     return error.message if isinstance(error, VolumeError) else str(error)
 
 
-def _is_the_hosts(error: Exception) -> bool:
+def is_the_hosts(error: Exception) -> bool:
     """Whether this machine was short of something, so that the volume is not to blame."""
     found = error if isinstance(error, TargetError) else error.__cause__
     return isinstance(found, TargetError) and found.outcome.cls is FaultClass.HOST

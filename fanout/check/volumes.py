@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from fanout import format as fmt
 from fanout.ahead import ReadAhead
 from fanout.check.findings import APPEND, REBUILD, REPLACE, REWRITE, Problem, without_path
-from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeForeign, VolumeTorn
+from fanout.errors import (
+    CatalogError,
+    FanoutError,
+    VolumeBusy,
+    VolumeForeign,
+    VolumeStale,
+    VolumeTorn,
+)
 from fanout.format import Op
 from fanout.scribe import record_of
 from fanout.volume import Volume
@@ -81,7 +88,10 @@ class VolumeCheck:
             raise
         except (FanoutError, OSError) as error:
             what = str(error).removeprefix(f"{entry.path}: ")
-            self._findings.note(Problem(what, REPLACE, entry.pool, entry.path))
+            newer = isinstance(error, VolumeStale) and error.catalog_is_older
+            self._findings.note(
+                Problem(what, REBUILD if newer else REPLACE, entry.pool, entry.path)
+            )
             return None
 
     def _check_superblocks(self, volume: Volume, entry: VolumeEntry) -> None:

@@ -6,6 +6,7 @@ repair that is read from the damaged place again, a whole copy that a later chec
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,19 @@ from fanout import (
     retire_volume,
 )
 from fanout.catalog import CopyEntry, MemberSet, Place
-from fanout.errors import CatalogBusy, InterfaceError, UnknownPool, VolumeError
+from fanout.errors import (
+    CatalogBusy,
+    CatalogStale,
+    InterfaceError,
+    TargetError,
+    UnknownPool,
+    VolumeBusy,
+    VolumeError,
+)
+from fanout.medium import translated
 from fanout.store import Store
+from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
+from fanout.volume import Volume
 from tests.store.conftest import MIB
 from tests.store.test_reconcile import put
 
@@ -299,8 +311,42 @@ def test_retiring_is_refused_where_it_would_harm(site: Site) -> None:
         retire_volume(site.path, site.base / "nowhere.vol")
     with site.open(), pytest.raises(CatalogBusy):
         retire_volume(site.path, site.volume("COPYPOOL1"), lock_wait=0)
+    with site.locked("COPYPOOL1"), pytest.raises(VolumeBusy, match="is locked"):
+        retire_volume(site.path, site.volume("COPYPOOL1"), lock_wait=0)
     all_is_well(site)
     assert retire_volume(site.path, site.volume("COPYPOOL1"), force=True).objects == 5
+
+
+def test_an_old_catalog_gives_nothing_up(site: Site) -> None:
+    """The volume is not lost, the catalog is: it must not become the newest one by forgetting the volume."""
+    site.create()
+    with site.open() as store:
+        site.put(store, "N1")
+    old = (site.base / "catalog.db").read_bytes()
+    with site.open() as store:
+        site.put(store, "N2")
+    (site.base / "catalog.db").write_bytes(old)
+    with pytest.raises(CatalogStale, match="fanout rebuild catalog"):
+        retire_volume(site.path, site.volume("COPYPOOL1"))
+    assert rebuild_catalog(site.path, force=True).complete
+    all_is_well(site)
+
+
+def test_who_is_short_of_descriptors_gives_nothing_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(site)
+    monkeypatch.setattr(Volume, "open", _short)
+    with pytest.raises(VolumeError, match="EMFILE"):
+        retire_volume(site.path, site.volume("COPYPOOL1"))
+    monkeypatch.undo()
+    all_is_well(site)
+
+
+def _short(*_: object, **__: object) -> None:
+    outcome = Outcome(OutcomeCode.ERROR, Phase.OPEN, errno=errno.EMFILE, cls=FaultClass.HOST)
+    with translated("/x", "cannot be opened"):
+        raise TargetError("/x", outcome)
 
 
 def test_audit_refuses_what_it_cannot_do(site: Site) -> None:
