@@ -300,7 +300,7 @@ def _open_for_creation(
             message = "does not exist; say how large it should be, or make it first"
             raise VolumeError(path, message) from None
         with translated(path, "cannot be made"):
-            return engine.open(path, create=True, lock=True, size=size, timeout=OPEN_TIMEOUT), True
+            return _made_anew(engine, path, size), True
     except OSError as error:
         raise VolumeError(path, f"cannot be looked at: {error.strerror}") from error
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -314,6 +314,17 @@ def _open_for_creation(
             engine, path, lock=True, named=True, size=preallocated, timeout=OPEN_TIMEOUT
         )
         return target, False
+
+
+def _made_anew(engine: Engine, path: str, size: int) -> Target:
+    """A new file. One that cannot have its space is removed: on a full disk each try would take some of what is left."""
+    try:
+        return engine.open(path, create=True, lock=True, size=size, timeout=OPEN_TIMEOUT)
+    except TargetError as error:
+        if error.outcome.phase is not Phase.OPEN:  # it was made, and by us
+            with suppress(OSError):
+                os.unlink(path)
+        raise
 
 
 def _new_superblock(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from contextlib import suppress
@@ -543,6 +544,23 @@ def test_a_creation_that_fails_leaves_nothing(real: Any, tmp_path: Any) -> None:
     (tmp_path / "dir").mkdir()
     with pytest.raises(VolumeForeign, match="neither"):
         create(real, tmp_path / "dir")
+
+
+def test_a_file_that_gets_no_space_is_removed(real: Any, tmp_path: Any) -> None:
+    """Else each try of a sequential pool to grow on a full disk leaves one, and takes what room is left."""
+    path = tmp_path / "large"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, old[1]))
+    try:
+        with pytest.raises(VolumeError, match="EFBIG"):
+            create_volume(real, path, store=STORE, pool="P", pool_uuid=POOL, size=8 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not path.exists()
+    path.write_bytes(b"somebody's")
+    with pytest.raises(VolumeError):
+        create_volume(real, path, store=STORE, pool="P", pool_uuid=POOL, size=8 << 20)
+    assert path.read_bytes() == b"somebody's"
 
 
 @pytest.mark.loop
