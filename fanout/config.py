@@ -41,6 +41,7 @@ SIZE_GRANULE = 4096
 MIN_VOLUME_SIZE = 1 << 20
 MIN_SLOT_SIZE, MAX_SLOT_SIZE = 64 << 10, 16 << 20
 MIN_SLOTS = 8
+MAX_SLOTS = 4096  # of one engine
 LEAST_SLOTS_PER_STREAM = 3  # two are its own; the rest is for reads and for targets that hang
 MAX_STREAMS = 256
 
@@ -308,6 +309,9 @@ def _engine(root: Table) -> EngineConfig:
             f"a multiple of the slot ({slot} bytes), at least {least} of them for {streams} streams"
         )
         raise table.error("memory", f"must be {allowed}, found {memory} bytes")
+    if memory > MAX_SLOTS * slot:
+        most = format_size(MAX_SLOTS * slot)
+        raise table.error("memory", f"must be at most {most} with slots of {format_size(slot)}")
     soft = table.seconds("soft_deadline", default.soft_deadline)
     hard = table.seconds("hard_deadline", max(default.hard_deadline, soft))
     if soft > hard:

@@ -70,7 +70,7 @@ class Fault(NamedTuple):
         if isinstance(error, TargetError):
             outcome = error.outcome
             damage = outcome.code is OutcomeCode.SHORT or outcome.cls in _DAMAGED
-        return cls(pool, str(error), damage)
+        return cls(pool, str(error).removeprefix(f"{pool}: "), damage)
 
 
 class Unreadable(FanoutError):

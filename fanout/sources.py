@@ -17,6 +17,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 from fanout.errors import SourceError, SourceLengthError, SourceNotRereadable
@@ -194,7 +195,8 @@ class PathSource:
         with open(self.name, "rb", buffering=0) as file:
             if self.rereadable:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            yield from _read_into(file.readinto)
+            with naming(self.name):
+                yield from _read_into(file.readinto)
 
 
 class ReaderSource:
@@ -280,7 +282,7 @@ class SpooledSource:
         self._length = inner.length
         if self._length is not None and self._length > limit_bytes:
             raise SourceError(
-                f"{self.name}: has {self._length} bytes, its spool may keep {limit_bytes}; raise limit_bytes"
+                f"{self.name}: has {self._length} bytes, its spool may keep {limit_bytes}; raise limit_bytes (--spool)"
             )
         self._file = tempfile.TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115
 
@@ -346,7 +348,7 @@ class SpooledSource:
         with memoryview(chunk) as whole, whole.cast("B") as view:
             if self._kept + len(view) > self._limit:
                 raise SourceError(
-                    f"{self.name}: gave more than the {self._limit} bytes that its spool may keep; raise limit_bytes"
+                    f"{self.name}: gave more than the {self._limit} bytes that its spool may keep; raise limit_bytes (--spool)"
                 )
             written = 0
             while written < len(view):
@@ -390,6 +392,17 @@ def _claim(source: Any, name: str) -> None:
     if source._used and not source.rereadable:
         raise SourceNotRereadable(f"{name}: was read already and cannot be read again")
     source._used = True
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """An error of the kernel's says of which file it is; those of reading do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
 
 
 def _read_into(readinto: Callable[[memoryview], int | None]) -> Generator[Buffer, None, None]:

@@ -38,7 +38,7 @@ from fanout.catalog import (
     PoolEntry,
     VolumeEntry,
 )
-from fanout.config import Config
+from fanout.config import Access, Config
 from fanout.deletion import Selection, delete
 from fanout.engine import Engine
 from fanout.errors import (
@@ -286,6 +286,8 @@ class Store(StoreReader):
             )
             closing.callback(pools.close)
             pools.open(lock_wait=lock_wait, read_only=read_only)
+            if not read_only:
+                _warn_of_absent(pools)
             store = cls(
                 config,
                 catalog,
@@ -554,6 +556,15 @@ def _pool_uuids(
                 key=f"pools.{pool.name}.type",
             )
     return {name: entry.pool for name, entry in known.items()}
+
+
+def _warn_of_absent(pools: PoolSet) -> None:
+    """Promise 4: the store goes on without them, but not in silence. What the configuration keeps away is no news."""
+    for pool in pools.pools.values():
+        for member in pool.members:
+            if member.volume is None and pool.config.access is not Access.UNAVAILABLE:
+                path, why = member.entry.path, member.reason
+                _log.warning("%s of pool %s is not used: %s", path, pool.name, why)
 
 
 def _warn_of_unmade(config: Config, catalog: CatalogReader) -> None:

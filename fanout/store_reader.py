@@ -152,7 +152,8 @@ class StoreReader:
             return volume
         for status in self.pools.status():
             if status.volume == identity:
-                raise PoolUnavailable(status.pool, status.reason or "its volume is not open")
+                why = f"{status.path}: {status.reason or 'is not open'}"
+                raise PoolUnavailable(status.pool, why)
         raise PoolUnavailable("?", f"volume {identity.hex()} belongs to no configured pool")
 
     # ---- questions -----------------------------------------------------------------------------------

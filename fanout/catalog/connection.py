@@ -198,7 +198,9 @@ def refuse_links(path: str) -> None:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         raise CatalogError(
-            path, "there is no catalog here; create the store first ('fanout init')"
+            path,
+            "there is no catalog here; 'fanout rebuild catalog' makes one that was lost from its volumes, "
+            "'fanout init' a new store",
         ) from None
     except OSError as error:
         raise CatalogError(path, f"cannot be looked at: {error.strerror}") from error

@@ -5,6 +5,7 @@ The codes are a promise to scripts; docs/cli.md has the same table.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import json
@@ -42,7 +43,16 @@ class Exit(enum.IntEnum):
 
 
 class Refused(errors.FanoutError):
-    """Something would have been destroyed, and nobody has said that this is meant."""
+    """Something would have been destroyed, and nobody has said that this is meant.
+
+    Args:
+        message: what it is.
+        mend: what to do about it; empty: the message says it.
+    """
+
+    def __init__(self, message: str, *, mend: str = "Say --force if that is meant.") -> None:
+        self.mend = mend
+        super().__init__(message)
 
 
 class Unsuitable(errors.FanoutError):
@@ -73,7 +83,8 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
         Exit.TARGET,
         "Add a volume to the pool in fanout.toml, then run 'fanout init --add'.",
     ),
-    (errors.PoolError, Exit.TARGET, "'fanout query volume' says why."),
+    (errors.PoolUnavailable, Exit.TARGET, "'fanout query volume' says why."),
+    (errors.PoolError, Exit.TARGET, ""),
     (
         errors.VolumeBusy,
         Exit.TARGET,
@@ -84,6 +95,11 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
         errors.CatalogBusy,
         Exit.CATALOG,
         "Another process writes to this store. Queries and 'get' work beside it; wait for the rest.",
+    ),
+    (
+        errors.CatalogVersion,
+        Exit.CATALOG,
+        "If it is damaged, 'fanout rebuild catalog' makes a new one from the volumes, and keeps this one.",
     ),
     (errors.CatalogError, Exit.CATALOG, ""),
     (
@@ -104,7 +120,7 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
         "Do not trust that copy; read it from another pool with --pool.",
     ),
     (errors.TargetError, Exit.TARGET, "'fanout doctor TARGET' says what it can do."),
-    (Refused, Exit.REFUSED, "Say --force if that is meant."),
+    (Refused, Exit.REFUSED, ""),
     (Unsuitable, Exit.UNSUITABLE, ""),
     (errors.InterfaceError, Exit.USAGE, ""),
     (errors.FanoutError, Exit.FAILED, ""),
@@ -120,14 +136,25 @@ def judge(error: BaseException) -> Verdict:
     if isinstance(error, errors.TransactionFailed) and error.reason == "budget":
         # Every retry failed, but nothing says that a later one must.
         return Verdict(Exit.RETRY, _line(error), "Nothing of it is stored. Run the command again.")
+    if isinstance(error, MemoryError) or _is_no_thread(error):
+        line = f"this machine is short of memory or threads{f': {error}' if str(error) else ''}"
+        return Verdict(
+            Exit.UNSUITABLE, line, "Raise the limit (ulimit -v, ulimit -u), or end something."
+        )
     for kind, code, mend in _CLASSES:
         if isinstance(error, kind):
-            return Verdict(code, _line(error), mend)
+            own = error.mend if isinstance(error, Refused) else mend
+            return Verdict(code, _line(error), own)
     return Verdict(
         Exit.UNEXPECTED,
         f"unexpected {type(error).__name__}: {error}",
         "This is a mistake in fanout. FANOUT_DEBUG=1 shows where it happened.",
     )
+
+
+def _is_no_thread(error: BaseException) -> bool:
+    """What Python says when the kernel gives it no thread has no class of its own."""
+    return type(error) is RuntimeError and "start new thread" in str(error)
 
 
 def _line(error: BaseException) -> str:
@@ -162,7 +189,8 @@ def leave(ctx: click.Context, error: BaseException) -> NoReturn:
             "mend": verdict.mend,
             "exit_code": int(verdict.code),
         }
-        click.echo(json.dumps({"ok": False, "error": said}, indent=2))
+        with contextlib.suppress(OSError):  # it may be standard output that failed
+            click.echo(json.dumps({"ok": False, "error": said}, indent=2))
     complain(verdict.line, verdict.mend)
     ctx.exit(int(verdict.code))
 

@@ -113,7 +113,8 @@ def plan(wanted: Sequence[ObjectEntry], *, to: Path, output: str | None) -> list
         other = seen.setdefault(goal.parts, goal)
         if other is not goal:
             names = " and ".join(repr(os.fsdecode(one.entry.name)) for one in (other, goal))
-            raise Refused(f"{names} would become one file; read them one by one, with --output")
+            message = f"{names} would become one file; read them one by one, with --output"
+            raise Refused(message, mend="")
     return goals
 
 
@@ -121,7 +122,7 @@ def inside(name: bytes) -> tuple[str, ...]:
     """An object's name as the parts of a relative path that cannot leave its directory."""
     parts = tuple(part for part in os.fsdecode(name).split("/") if part not in {"", "."})
     if not parts or ".." in parts or "\0" in os.fsdecode(name):
-        raise Refused(f"{os.fsdecode(name)!r} is no name of a file; use --output FILE")
+        raise Refused(f"{os.fsdecode(name)!r} is no name of a file; use --output FILE", mend="")
     return parts
 
 
@@ -157,6 +158,10 @@ def run(
         try:
             _write(store, goal, pool, on_bytes, force=force)
         except (FanoutError, OSError) as error:
+            if not isinstance(
+                error, FanoutError
+            ):  # of a neighbour with another name, or without any
+                error.filename, error.filename2 = str(path), None
             verdict = judge(error)
             done.failed.append(Failed(name, verdict.line, verdict.code))
         else:
@@ -210,7 +215,7 @@ def _directory(goal: Goal) -> Iterator[int]:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                     raise
                 message = f"{goal.path}: {part!r} on its way is a link or no directory"
-                raise Refused(message) from error
+                raise Refused(message, mend="") from error
             os.close(fd)
             fd = inner
         yield fd

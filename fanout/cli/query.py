@@ -65,7 +65,7 @@ def stgpool(*, pool: str | None, config: Path, as_json: bool) -> None:
         for row in rows
     ]
     headings = ("pool", "type", "volumes", "objects", "bytes", "used", "lacks")
-    screen.out().print(screen.table(headings, shown, right=(2, 3, 4, 5, 6)))
+    screen.show(screen.table(headings, shown, right=(2, 3, 4, 5, 6)))
     for row in rows:
         lists = row["copy_pools"] + row["active_data_pools"]
         if lists:
@@ -132,7 +132,7 @@ def volume(*, pool: str | None, config: Path, as_json: bool) -> None:
         for one in found
     ]
     headings = ("pool", "size", "used", "state", "volume")
-    screen.out().print(screen.table(headings, shown, right=(1, 2)))
+    screen.show(screen.table(headings, shown, right=(1, 2)))
     for one in found:
         if one.reason:
             screen.say(f"{screen.plain(one.path)}: {screen.plain(one.reason)}", whole=True)
@@ -194,7 +194,7 @@ def catalog(*, config: Path, as_json: bool) -> None:
         ("ballast", format_size(space.ballast_bytes) if space.ballast_bytes else "[red]none[/]"),
         ("free", format_size(space.free_bytes)),
     ]
-    screen.out().print(screen.facts(str(path), rows))
+    screen.show(screen.facts(str(path), rows))
     if not space.ballast_bytes:
         screen.warn(
             "There is no ballast beside the catalog: a full disk could not record gaps. The next writer makes it where there is room."
@@ -250,7 +250,7 @@ def objects(
             for one in members
         ]
         title = f"in {pools}"
-        screen.out().print(
+        screen.show(
             screen.table(("bytes", "stored (UTC)", "object"), shown, title=title, right=(0, 1))
         )
     total = sum(one.length for one in chosen)
@@ -319,7 +319,7 @@ def occupancy(*, node: str | None, pool: str | None, config: Path, as_json: bool
         for row in rows
     ]
     headings = ("node", "kind", "pool", "objects", "bytes")
-    screen.out().print(screen.table(headings, shown, right=(3, 4)))
+    screen.show(screen.table(headings, shown, right=(3, 4)))
 
 
 # ---- gap --------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
         for row in rows
     ]
     headings = ("missing in", "of", "node", "objects", "bytes", "since (UTC)")
-    screen.out().print(screen.table(headings, shown, right=(3, 4)))
+    screen.show(screen.table(headings, shown, right=(3, 4)))
     reasons = {(row["pool"], row["reason"]): None for row in rows}
     for pool, reason in reasons:
         screen.say(f"why: {pool}: {screen.plain(reason)}")

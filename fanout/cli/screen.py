@@ -37,6 +37,8 @@ from fanout.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from rich.console import RenderableType
+
 COLUMNS, MOST_COLUMNS = 80, 100
 
 
@@ -60,7 +62,8 @@ def _console(stream: Any) -> Console:
 
 def emit(value: object) -> None:
     """Print one JSON object."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+    with _named():
+        click.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
 def warn(line: str) -> None:
@@ -75,7 +78,25 @@ def say(line: str = "", *, whole: bool = False) -> None:
         line: may hold markup.
         whole: never folded: a command to be copied, a path.
     """
-    out().print(line, soft_wrap=whole)
+    with _named():
+        out().print(line, soft_wrap=whole)
+
+
+def show(shown: RenderableType) -> None:
+    """A table, or anything else that rich can print."""
+    with _named():
+        out().print(shown)
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """An error of standard output says of what it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = "standard output"
+        raise
 
 
 def table(

@@ -60,7 +60,10 @@ def init(*, config: Path, add: bool, write_once: bool, force: bool, as_json: boo
     if in_the_way:
         shown = ", ".join(str(path) for path in in_the_way[:4])
         more = f" and {len(in_the_way) - 4} more" if len(in_the_way) > 4 else ""
-        screen.confirm(f"everything in {shown}{more} will be lost", force=force)
+        lost = f"everything in {shown}{more} will be lost"
+        if loaded.store.catalog not in in_the_way:
+            lost += "; if only the catalog is missing, 'fanout rebuild catalog' makes it anew"
+        screen.confirm(lost, force=force)
     with _writing(loaded, once=write_once) as on_written:
         Store.create(loaded, force=bool(in_the_way), write_once=write_once, on_written=on_written)
     volumes = dict.fromkeys(loaded.pools, 0)
@@ -312,7 +315,7 @@ def _show_put(
                 held[0] += 1
                 held[1] += one.length
     rows = [(pool, f"{count:,}", format_size(size)) for pool, (count, size) in pools.items()]
-    screen.out().print(screen.table(("pool", "objects", "bytes"), rows, right=(1, 2)))
+    screen.show(screen.table(("pool", "objects", "bytes"), rows, right=(1, 2)))
     rate = format_size(int(stored.bytes / seconds)) if seconds else "–"
     retries = f", {stored.retries} sent again" if stored.retries else ""
     screen.say(
@@ -388,6 +391,8 @@ def get(
     """
     if output == "-" and as_json:
         raise click.UsageError("--json and --output - both want standard output")
+    if not all(names):
+        raise click.UsageError("a NAME is empty; the whole of a node is 'fanout query object NODE'")
     with Store.open(config, read_only=True) as store:
         wanted = fetch.find(store, node, [os.fsencode(name) for name in names], version=version)
         if output is not None:

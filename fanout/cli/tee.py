@@ -142,7 +142,7 @@ def _show(result: TeeResult) -> None:
     for path, outcome in result.outcomes.items():
         said = "[green]complete[/]" if outcome.ok else f"[red]{screen.plain(_fault(outcome))}[/]"
         rows.append((screen.plain(os.fsdecode(path)), said))
-    screen.out().print(screen.table(("target", "outcome"), rows))
+    screen.show(screen.table(("target", "outcome"), rows))
     screen.say(
         f"{format_size(result.bytes)} in {format_seconds(result.seconds)}, {speed}/s to each; "
         f"XXH3-128 {result.digest}"

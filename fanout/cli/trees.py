@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fanout.errors import SourceError
-from fanout.sources import Chunks, as_source, once
+from fanout.format import MAX_NAME
+from fanout.sources import Chunks, as_source, naming, once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -100,6 +101,9 @@ def _add(found: Found, name: str, path: str, status: os.stat_result) -> None:
         found.skipped[kind] = found.skipped.get(kind, 0) + 1
     elif not os.access(path, os.R_OK):
         found.left_out.append((path, "may not be read by this user"))
+    elif len(os.fsencode(name)) > MAX_NAME:
+        size = len(os.fsencode(name))
+        found.left_out.append((path, f"its name has {size:,} bytes, at most {MAX_NAME:,} are kept"))
     else:
         found.items.append(Item(os.fsencode(name), _TreeFile(path, status), status.st_size))
 
@@ -110,7 +114,14 @@ def _named(name: str, path: str) -> Item:
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise SourceError(f"{path}: is no file, tree or block device; pipe it into '-' instead")
     with open(path, "rb", buffering=0) as file:  # a device tells its length only like this
-        return Item(os.fsencode(name), path, file.seek(0, os.SEEK_END))
+        try:
+            length = file.seek(0, os.SEEK_END)
+        except OSError as error:
+            message = (
+                f"{path}: does not say how long it is ({error.strerror}); pipe it into '-' instead"
+            )
+            raise SourceError(message) from error
+    return Item(os.fsencode(name), path, length)
 
 
 def groups(items: Iterable[Item], *, objects: int, bytes_: int) -> Iterator[list[Item]]:
@@ -167,7 +178,10 @@ class _TreeFile:
             if (status.st_dev, status.st_ino) != self._identity:
                 raise SourceError(f"{self.name}: was replaced while the tree was stored")
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            with as_source(file, length_hint=self.length, resend=False).open() as chunks:
+            with (
+                naming(self.name),
+                as_source(file, length_hint=self.length, resend=False).open() as chunks,
+            ):
                 yield from chunks
 
 

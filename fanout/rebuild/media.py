@@ -17,7 +17,7 @@ from fanout.rebuild.report import SkippedVolume
 from fanout.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fanout.catalog import VolumeEntry
     from fanout.engine import Engine
@@ -55,7 +55,7 @@ class Media:
         probed = list(self._probe(engine))
         stores = Counter(block.store for _, _, block in probed).most_common(2)
         if not stores:
-            reasons = "; ".join(skipped.reason for skipped in self.skipped) or "none is configured"
+            reasons = _reasons(self.skipped) or "none is configured"
             raise CatalogError(self._catalog, f"no volume can be read: {reasons}")
         if len(stores) == 2 and stores[0][1] == stores[1][1]:
             raise CatalogError(
@@ -76,7 +76,7 @@ class Media:
                 self._open_one(engine, pool, path, block.volume, block.epoch, lock_wait)
         self._set_retired_aside()
         if not self.volumes:
-            reasons = "; ".join(skipped.reason for skipped in (*self.skipped, *self.retired))
+            reasons = _reasons((*self.skipped, *self.retired))
             raise CatalogError(self._catalog, f"no volume can be used: {reasons}")
 
     def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
@@ -156,12 +156,16 @@ class Media:
         self.retirements = sorted(told.values(), key=lambda entry: entry.csn)
 
     def _skip(self, pool: str, path: str, reason: str) -> None:
-        self.skipped.append(SkippedVolume(pool, path, reason))
+        self.skipped.append(SkippedVolume(pool, path, reason.removeprefix(f"{path}: ")))
 
     def close(self) -> None:
         """Close all."""
         for volume in self.volumes:
             volume.close()
+
+
+def _reasons(skipped: Iterable[SkippedVolume]) -> str:
+    return "; ".join(f"{one.path}: {one.reason}" for one in skipped)
 
 
 def _is_retired(volume: Volume, entry: RetiredVolume) -> bool:

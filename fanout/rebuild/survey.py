@@ -248,7 +248,8 @@ class Survey:
                 yield NewGap(pool, self._reason(pool), 0, missing if len(held) else None)
 
     def _reason(self, pool: str) -> str:
-        skipped = [e.reason for e in self._media.skipped if e.pool == pool]
+        absent = (*self._media.skipped, *self._media.retired)
+        skipped = [f"{entry.path}: {entry.reason}" for entry in absent if entry.pool == pool]
         why = f"; {'; '.join(skipped)}" if skipped else ""
         return f"the catalog was rebuilt, and no directory of {pool} names it{why}"
 
