@@ -34,6 +34,7 @@ from fanout.errors import (
     CatalogStale,
     FanoutError,
     InterfaceError,
+    TargetError,
     VolumeBusy,
     VolumeError,
     VolumeStale,
@@ -42,7 +43,7 @@ from fanout.evidence import empty_objects
 from fanout.opening import is_the_hosts
 from fanout.read import Fault
 from fanout.store import LOCK_WAIT, open_engine
-from fanout.types import PoolKind
+from fanout.types import FaultClass, PoolKind
 from fanout.volume import Volume
 
 if TYPE_CHECKING:
@@ -283,10 +284,19 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: fl
                 raise CatalogStale(catalog.path, f"is no judge of what is lost: {error}") from error
             return False
         except FanoutError as error:
-            if is_the_hosts(error):
-                raise
+            if is_the_hosts(error) or _is_forbidden(error):
+                why = error.message if isinstance(error, VolumeError) else str(error)
+                message = f"{why}: that does not make it lost; mend that, or say force"
+                raise VolumeError(entry.path, message) from error
             return False
         return True
+
+
+def _is_forbidden(error: FanoutError) -> bool:
+    """Whether it is there, and this user, or nobody for now, may write to it."""
+    return isinstance(error.__cause__, TargetError) and (
+        error.__cause__.outcome.cls is FaultClass.ACCESS
+    )
 
 
 def _losses(catalog: Catalog, volume: VolumeEntry) -> tuple[int, int, list[bytes], list[Shrunk]]:

@@ -332,21 +332,25 @@ def test_an_old_catalog_gives_nothing_up(site: Site) -> None:
     all_is_well(site)
 
 
-def test_who_is_short_of_descriptors_gives_nothing_up(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "cls"), [(errno.EMFILE, FaultClass.HOST), (errno.EACCES, FaultClass.ACCESS)]
+)
+def test_what_this_process_lacks_gives_nothing_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch, number: int, cls: FaultClass
 ) -> None:
+    """Descriptors, or the right to write: the volume is as it was."""
     stored(site)
-    monkeypatch.setattr(Volume, "open", _short)
-    with pytest.raises(VolumeError, match="EMFILE"):
+
+    def refused(*_: object, **__: object) -> None:
+        outcome = Outcome(OutcomeCode.ERROR, Phase.OPEN, errno=number, cls=cls)
+        with translated("/x", "cannot be opened"):
+            raise TargetError("/x", outcome)
+
+    monkeypatch.setattr(Volume, "open", refused)
+    with pytest.raises(VolumeError, match="does not make it lost"):
         retire_volume(site.path, site.volume("COPYPOOL1"))
     monkeypatch.undo()
     all_is_well(site)
-
-
-def _short(*_: object, **__: object) -> None:
-    outcome = Outcome(OutcomeCode.ERROR, Phase.OPEN, errno=errno.EMFILE, cls=FaultClass.HOST)
-    with translated("/x", "cannot be opened"):
-        raise TargetError("/x", outcome)
 
 
 def test_audit_refuses_what_it_cannot_do(site: Site) -> None:
