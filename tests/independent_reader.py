@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 BLOCK = struct.Struct("<8s4sHHQQ16s")  # how every block begins
-# How a record begins; from version 2 on two more numbers follow.
-RECORD = struct.Struct("<4xBBBBQ16s16sIHHQII")
+RECORD = struct.Struct("<4xBBBBQ16s16sIHHQII")  # and every record; two more numbers since version 2
 MAGIC = bytes.fromhex("89464E4F55540D0A")
 
 
@@ -85,8 +84,7 @@ class Volume:
         best = 0
         for half in (0, 1):
             blocks = {}
-            begin = granule + half * half_bytes
-            whole = self.read(begin, half_bytes)
+            whole = self.read(begin := granule + half * half_bytes, half_bytes)
             for index in range(half_bytes // granule):
                 at = begin + index * granule
                 data = whole[index * granule : (index + 1) * granule]
@@ -132,8 +130,7 @@ class Volume:
         at = (head := 72 if version == 1 else 88) + node
         fixed = ("csn", "aggregate", "transaction", "attempt", "part", "parts", "time")
         made: dict[str, Any] = {"op": op, "kind": kind, "all": everything == 1}
-        made |= zip(fixed, numbers, strict=True)
-        made |= {"node": data[head:at].decode()}
+        made |= {"node": data[head:at].decode(), **dict(zip(fixed, numbers, strict=True))}
         made |= {"committed": u(data[:head], 72, 8), "version": u(data[:head], 80, 8)}
         names = ("number", "offset", "length", "used", "data_start", "data_length")
         fields = [struct.unpack_from("<I4xQQQQQ", data, at + 48 * n) for n in range(spans)]
@@ -148,10 +145,8 @@ class Volume:
         """Header and footer of a span of the directory, all its sums checked; its data under "data"."""
         head = self.read(span["offset"], 4096)
         check(head, b"HEAD", 4096, 0, self.info["store"])
-        places, at = [], 120
-        for _ in range(u(head, 108, 2)):
-            places.append((head[at : at + 16], u(head, at + 16, 8), u(head, at + 24, 2)))
-            at += 32
+        at = 120 + 32 * u(head, 108, 2)
+        places = list(struct.iter_unpack("<16sQH6x", head[120:at]))
         if (self.info["volume"], span["offset"]) not in [place[:2] for place in places]:
             raise Bad("misdirected header")
         pools = []
@@ -165,9 +160,8 @@ class Volume:
             raise Bad("header and footer do not belong together")
         if foot[-24:-16] != b"FNOUTEND" or u(foot, len(foot) - 16, 8) != len(foot):
             raise Bad("trailer")
-        fragments, names, block, sums = (
-            u(foot, n, 8 if n == 120 else 4) for n in (116, 120, 128, 132)
-        )
+        fragments, names = u(foot, 116, 4), u(foot, 120, 8)
+        block, sums = u(foot, 128, 4), u(foot, 132, 4)
         body = head + self.read(span["offset"] + 4096, span["data_length"])
         sums_at = 144 + 40 * fragments
         if sums != -(-len(body) // block):

@@ -49,7 +49,7 @@ def rebuild_catalog(
     *,
     into: str | os.PathLike[str] | None = None,
     force: bool = False,
-    take_retired: bool = True,
+    take_retired: bool = False,
     lock_wait: float = LOCK_WAIT,
     on_progress: Progress | None = None,
 ) -> RebuildReport:
@@ -60,7 +60,7 @@ def rebuild_catalog(
         into: path of the new catalog; None: where the configuration says.
         force: keep a catalog that stands there under a new name, and take its place.
         take_retired: take volumes in that had been given up, too, with what they were not told of: objects that were deleted since may come
-            back. False: they are left aside, as `fanout rebuild catalog` does unless it is told otherwise.
+            back. Else they are left aside, and named.
         lock_wait: seconds to wait for each volume's lock.
         on_progress: called with bytes done and bytes in all.
 

@@ -173,9 +173,7 @@ def test_a_catalog_of_version_2_learns_what_was_given_up(tmp_path: Path) -> None
     for volume in left:
         with volume.open("rb") as file:
             assert independent_reader.Volume(file).retired == {entry.volume: entry.epoch}
-    report = rebuild_catalog(
-        tmp_path / "fanout.toml", into=tmp_path / "second.db", take_retired=False
-    )
+    report = rebuild_catalog(tmp_path / "fanout.toml", into=tmp_path / "second.db")
     assert [aside.path for aside in report.retired] == [str(active)]
     for volume in volumes(tmp_path):
         volume.unlink()

@@ -376,7 +376,7 @@ class Operators:
             losses.find_disk(world.medium.disks[path], away.kept)
             del self.away[path]
         losses.lose_catalog(world.medium)
-        report = rebuild_catalog(world.ground.config, lock_wait=0)
+        report = rebuild_catalog(world.ground.config, take_retired=True, lock_wait=0)
         losses.adopt_catalog(world.medium)
         now = world.books()
         world.note(f"the catalog was lost; {len(found)} volumes have come back")

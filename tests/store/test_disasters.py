@@ -122,7 +122,7 @@ class Disaster(SmallSite):
             volume.rename(found)
         for name in self.base.glob("catalog.db*"):
             name.unlink()
-        report = rebuild_catalog(self.path)
+        report = rebuild_catalog(self.path, take_retired=True)
         self.told.append(f"rebuilt: {len(report.lost)} lost, {len(report.in_doubt)} in doubt")
         assert report.lost == ()
 

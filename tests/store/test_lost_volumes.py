@@ -145,7 +145,7 @@ def test_volumes_that_were_given_up_are_left_aside(house: House) -> None:
         house.repair()
     for number, volume in enumerate(away):
         volume.rename(volume.with_name(f"COPYPOOL1.9000{number}.fanout"))
-    report = rebuild_catalog(house.config, force=True, take_retired=False)
+    report = rebuild_catalog(house.config, force=True)
     assert len(report.retired) == 2
     assert (report.lost, report.skipped, report.gaps) == ((), (), 0)
     house.all_is_well()

@@ -82,7 +82,7 @@ def given(tmp_path: Path, rng: random.Random) -> Iterator[Given]:
 def test_it_is_left_aside_and_named(given: Given) -> None:
     """Nothing comes back, nothing waits for it, and its pool's gaps can be closed on another volume."""
     given.lose_the_catalog()
-    report = rebuild_catalog(given.site.path, take_retired=False)
+    report = rebuild_catalog(given.site.path)
     (aside,) = report.retired
     assert (aside.pool, aside.path) == ("COPYPOOL2", str(given.path))
     assert "given up" in aside.reason
@@ -115,7 +115,7 @@ def test_nobody_forgets_it(given: Given) -> None:
             assert before[disk] != after[disk], "no checkpoint: more transactions are needed"
         assert set(given.told().values()) == {given.epoch}
         given.lose_the_catalog()
-        report = rebuild_catalog(given.site.path, take_retired=False)
+        report = rebuild_catalog(given.site.path)
         assert [aside.path for aside in report.retired] == [str(given.path)]
         with CatalogReader(given.site.catalog) as catalog:
             (entry,) = catalog.retired()
@@ -139,7 +139,7 @@ def test_taken_back_it_is_a_volume_like_any_other(given: Given) -> None:
         put(store, "new")
         assert store.get("N1", "new", pool="COPYPOOL2").read() == DATA
     given.lose_the_catalog()
-    report = rebuild_catalog(given.site.path, take_retired=False)
+    report = rebuild_catalog(given.site.path)
     assert report.retired == ()
     assert str(given.path) in report.volumes
 
@@ -174,7 +174,7 @@ def test_a_volume_that_was_given_up_still_tells_of_others(given: Given) -> None:
     (disk,) = given.site.volumes("DISKPOOL")
     retire_volume(given.site.path, disk, force=True)
     given.lose_the_catalog()
-    report = rebuild_catalog(given.site.path, take_retired=False)
+    report = rebuild_catalog(given.site.path)
     assert [aside.path for aside in report.retired] == [str(given.path)]
     assert report.volumes == (str(disk),)
 
