@@ -302,7 +302,7 @@ typedef struct fo_geometry {
  * 0, or the negative errno with `why` filled in (phase open, allocate, read …). */
 int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t timeout_ns, uint16_t *id, fo_outcome *why);
 int fo_target_geometry(fo_engine *e, uint16_t id, fo_geometry *out);
-/* Bare targets: drain -> truncate (length >= 0, files) -> flush -> parent directory when created -> close.  Closes whatever
+/* Bare targets: drain -> truncate (length >= 0, files) -> flush -> parent directory when created or NAMED -> close.  Closes whatever
  * went wrong before (the first failure is the one reported); when the time runs out it closes itself, as with fo_target_close.
  * -EBUSY: a stream uses it, or another caller is finishing or closing it. */
 int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout_ns, fo_outcome *why);

@@ -318,7 +318,7 @@ static int finish_steps(fo_engine *e, const fo_block *b, int64_t length, uint64_
     if (rc == 0) {
         rc = flush_target(e, id, deadline, why);
     }
-    if (rc == 0 && b->geometry.created) {
+    if (rc == 0 && (b->geometry.created || (b->opt.flags & FO_OPEN_NAMED))) {
         rc = run_life(e, id, FO_OP_DIRSYNC, 0, 0, deadline, why);
     }
     return rc;

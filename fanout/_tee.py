@@ -137,7 +137,7 @@ def _open_all(
     failed: dict[str, Outcome] = {}
     for path in paths:
         try:
-            target = engine.open(path, replace=True, lock=True, size=length or 0)
+            target = engine.open(path, replace=True, named=True, lock=True, size=length or 0)
         except TargetError as error:
             failed[path] = error.outcome
         else:

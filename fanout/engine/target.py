@@ -73,7 +73,7 @@ class Target:
         return _TARGET_STATES[found]
 
     def finish(self, length: int | None = None, *, timeout: float | None = 60.0) -> Outcome:
-        """End a bare file in the safe order: drain, truncate to `length`, flush, parent directory if it is new, close.
+        """End a bare file in the safe order: drain, truncate to `length`, flush, parent directory if it is new or `named`, close.
 
         Args:
             length: logical length in bytes of a file; None: as it is. Ignored for devices.

@@ -1,4 +1,4 @@
-"""A volume's name is as durable as the volume, whoever made the file.
+"""A name is as durable as what stands under it, whoever made the file.
 
 What could break: a creation that was killed leaves a file whose name a loss of power would take back; the next one makes a volume of
 it, the catalog hears of it, and after the loss of power there is nothing at its path.
@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+from fanout import tee
 from fanout.engine import Engine
 from fanout.making import create_volume, probe
 
@@ -35,3 +36,16 @@ def test_a_volume_keeps_its_name(there: bool) -> None:
         found = probe(engine, path)
         assert found is not None
         assert found.volume == made.volume
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_copy_keeps_its_name(there: bool) -> None:
+    require("fuse", "engine")
+    data = os.urandom(100_000)
+    with FaultFS() as fs:
+        path = fs.path("copy")
+        if there:
+            path.write_bytes(b"what a tee that was killed has left")
+        assert tee(data, [path]).outcomes[str(path)].ok
+        fs.crash()
+        assert path.read_bytes() == data
