@@ -13,6 +13,7 @@ What it promises:
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import stat
@@ -23,6 +24,7 @@ from glob import escape
 from typing import TYPE_CHECKING
 
 from fanout import format as fmt
+from fanout.catalog.locks import sync_directory
 from fanout.catalog.rows import VolumeEntry
 from fanout.config import DeviceType
 from fanout.directory import Directory
@@ -36,7 +38,6 @@ from fanout.medium import (
     find_superblock,
     nothing_there,
     open_target,
-    private_directory,
     translated,
 )
 from fanout.types import Phase
@@ -192,7 +193,7 @@ def create_volumes(
     try:
         for pool in config.pools.values():
             kind = config.device_classes[pool.device_class]
-            for path, size in _paths_tocreate_entry(pool, kind, known):
+            for path, size in _paths_to_create(pool, kind, known):
                 made.append(
                     create_entry(
                         engine, path, store=store, pool=pool.name, size=size, force=force,
@@ -270,7 +271,22 @@ def file_numbers(pool: str, directory: Path) -> list[int]:
     return sorted({sequence_number(str(path))[1] for path in files})
 
 
-def _paths_tocreate_entry(
+def private_directory(path: Path) -> None:
+    """Make a directory, and what is missing above it, open to nobody else; durable when this returns. What is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = list(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))
+    for one in reversed(missing):
+        one.mkdir(0o700, exist_ok=True)
+    # One that is there may have been made by somebody who was killed just then; if not by us, we may have no right to look.
+    with suppress(PermissionError):
+        for one in missing or [path]:
+            sync_directory(str(one))
+
+
+def _paths_to_create(
     pool: PoolConfig, kind: DeviceClass, known: Collection[VolumeEntry] | None
 ) -> Iterator[tuple[Path, int | None]]:
     paths = {entry.path for entry in known or ()}

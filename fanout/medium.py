@@ -12,7 +12,6 @@ Nothing is written here.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,8 +21,6 @@ from fanout.errors import TargetError, VolumeBusy, VolumeError, VolumeForeign, V
 from fanout.types import Phase
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fanout.engine import Engine, Target
     from fanout.format import Superblock
 
@@ -62,17 +59,6 @@ def open_target(engine: Engine, path: str, **options: Any) -> Target:
         target.close(timeout=CLOSE_TIMEOUT)
         raise VolumeForeign(path, "is a symbolic link to a file, which is refused: name the file")
     return target
-
-
-def private_directory(path: Path) -> None:
-    """Make a directory, and what is missing above it, open to nobody else. What is there stays as it is.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    missing = list(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))
-    for one in reversed(missing):
-        one.mkdir(0o700, exist_ok=True)
 
 
 # ---- finding superblocks -------------------------------------------------------------------------

@@ -50,8 +50,7 @@ from fanout.errors import (
 )
 from fanout.format import SpanFraming
 from fanout.ledger import Ledger, receipt_of
-from fanout.making import create_volumes
-from fanout.medium import private_directory
+from fanout.making import create_volumes, private_directory
 from fanout.pools import PoolSet
 from fanout.scribe import Scribe
 from fanout.session import Session

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from fanout import tee
+from fanout import Store, tee
 from fanout.engine import Engine
 from fanout.making import create_volume, probe
 
@@ -18,6 +18,30 @@ from .faultfs import FaultFS
 from .needs import require
 
 SIZE = 2 << 20
+CONFIG = """
+[store]
+catalog = "state/fanout/catalog.db"
+[engine]
+memory = "32 MiB"
+[device_classes.disk]
+type = "disk"
+[device_classes.seq]
+type = "file"
+directory = "media/tapes/first"
+volume_size = "4 MiB"
+max_volumes = 2
+[pools.DISK]
+type = "primary"
+device_class = "disk"
+volumes = [{ path = "media/disks/disk.vol", size = "4 MiB" }]
+[pools.TAPE]
+type = "primary"
+device_class = "seq"
+[domains.D]
+destination = "DISK"
+[nodes.N]
+domain = "D"
+"""
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -36,6 +60,19 @@ def test_a_volume_keeps_its_name(there: bool) -> None:
         found = probe(engine, path)
         assert found is not None
         assert found.volume == made.volume
+
+
+def test_a_store_keeps_the_directories_that_it_makes() -> None:
+    require("fuse", "engine")
+    with FaultFS(cached=True) as fs:
+        config = fs.create_file("fanout.toml", 0)
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(CONFIG)
+            file.flush()
+            os.fsync(file.fileno())
+        Store.create(config)
+        fs.crash()
+        Store.open(config).close()
 
 
 @pytest.mark.parametrize("there", [False, True])
