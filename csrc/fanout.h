@@ -30,7 +30,7 @@ extern "C" {
 #endif
 
 #define FO_VERSION 1
-#define FO_MAX_TARGETS 64 /* open targets of one engine */
+#define FO_MAX_TARGETS 256 /* open targets of one engine; a token has eight bits for them */
 #define FO_MAX_LEGS 16    /* targets of one stream */
 #define FO_DIGEST_SIZE 16 /* XXH3-128, canonical (big-endian) form */
 #define FO_UNFINISHED_SIZE 1216 /* the state of a hash */

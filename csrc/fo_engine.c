@@ -148,22 +148,21 @@ unsigned char *fo_engine_memory(const fo_engine *e, const fo_submission *s) {
 /* What a step decided about targets: workers of one that was let go start nothing more, one that is gone is forgotten. */
 void fo_engine_settle(fo_engine *e) {
     fo_machine *m = &e->machine;
-    while ((m->let_go_mask | m->gone_mask) != 0) {
-        uint32_t i = (uint32_t)__builtin_ctzll(m->let_go_mask | m->gone_mask);
-        uint64_t bit = 1ull << i;
+    if (!m->unsettled) {
+        return;
+    }
+    m->unsettled = false;
+    for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
         fo_block *b = e->blocks[i];
-        if (b != NULL && (m->let_go_mask & bit)) {
+        if (b != NULL && m->let_go[i]) {
             fo_pool_cancel(&b->helper);
             fo_pool_cancel(&b->lane);
         }
-        m->let_go_mask &= ~bit;
-        if (m->gone_mask & bit) {
-            m->gone_mask &= ~bit;
+        if (b != NULL && m->gone[i]) {
             e->blocks[i] = NULL;
-            if (b != NULL) {
-                fo_block_retire(b);
-            }
+            fo_block_retire(b);
         }
+        m->let_go[i] = m->gone[i] = false;
     }
 }
 

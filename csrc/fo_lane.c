@@ -15,6 +15,18 @@ static void list_clear(fo_list *list) {
     list->count = 0;
 }
 
+/* Here and nowhere else the list is changed: a step goes over it. */
+static void list_open(fo_machine *m, uint16_t target) {
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < m->open_count; i++) {
+        if (m->targets[m->open[i]].state != FO_TARGET_NONE) {
+            m->open[kept++] = m->open[i];
+        }
+    }
+    m->open[kept] = target;
+    m->open_count = kept + 1;
+}
+
 int fo_machine_target_new(fo_machine *m, uint16_t *id) {
     for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
         uint32_t candidate = (m->next_target + i) % FO_MAX_TARGETS; /* an id is not reused at once: events may be unread */
@@ -22,6 +34,7 @@ int fo_machine_target_new(fo_machine *m, uint16_t *id) {
         if (t->state != FO_TARGET_NONE) {
             continue;
         }
+        list_open(m, (uint16_t)candidate);
         memset(t, 0, sizeof *t);
         t->state = FO_TARGET_OPENING;
         t->check_ns = t->retry_ns = t->watch_ns = FO_FOREVER;
@@ -87,7 +100,7 @@ void fo_machine_target_ready(fo_machine *m, uint16_t target, const fo_geometry *
 void fo_target_gone(fo_machine *m, uint16_t target) {
     m->targets[target].state = FO_TARGET_NONE;
     m->targets_open--;
-    m->gone_mask |= 1ull << target;
+    m->gone[target] = m->unsettled = true;
     m->state_changed = true;
 }
 
@@ -246,7 +259,7 @@ void fo_target_let_go(fo_machine *m, uint16_t target, uint32_t oldest) {
     t->fault = ETIMEDOUT;
     t->check_ns = t->watch_ns = FO_FOREVER;
     t->watch_wanted = false;
-    m->let_go_mask |= 1ull << target;
+    m->let_go[target] = m->unsettled = true;
     fo_event_op(m, FO_EVENT_DETACHED, &m->ops[oldest], &outcome);
     while (op != FO_NIL) {
         fo_op *o = &m->ops[op];

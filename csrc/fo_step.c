@@ -283,7 +283,8 @@ void fo_step(fo_machine *m, uint64_t now, const fo_completion *done, uint32_t co
     for (uint32_t i = 0; i < count; i++) {
         complete(m, &done[i]);
     }
-    for (uint16_t i = 0; i < FO_MAX_TARGETS; i++) {
+    for (uint32_t place = 0; place < m->open_count; place++) {
+        uint16_t i = m->open[place];
         const fo_target *t = &m->targets[i];
         if (t->state == FO_TARGET_NONE) {
             continue;
@@ -306,8 +307,8 @@ void fo_step(fo_machine *m, uint64_t now, const fo_completion *done, uint32_t co
 
 uint64_t fo_machine_deadline(const fo_machine *m) {
     uint64_t next = FO_FOREVER;
-    for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
-        const fo_target *t = &m->targets[i];
+    for (uint32_t i = 0; i < m->open_count; i++) {
+        const fo_target *t = &m->targets[m->open[i]];
         if (t->state != FO_TARGET_NONE) {
             next = t->check_ns < next ? t->check_ns : next;
             next = t->watch_ns < next ? t->watch_ns : next;

@@ -194,6 +194,8 @@ typedef struct fo_machine {
     fo_ticket *tickets;
     fo_flow *flows;
     fo_target targets[FO_MAX_TARGETS];
+    uint16_t open[FO_MAX_TARGETS]; /* targets in the order in which they came; some may be NONE again */
+    uint32_t open_count;
     uint32_t op_count, flow_count;
     uint32_t free_head, in_state[FO_SLOT_STATES];
     uint32_t lag_limit, lag_used;
@@ -207,7 +209,8 @@ typedef struct fo_machine {
     /* notify flags: set by inputs and steps, cleared by whoever acts on them */
     bool slots_changed, state_changed, idle_changed, want_step;
     bool sweep; /* a stream's record may have become free */
-    uint64_t let_go_mask, gone_mask; /* targets: detached since; back to NONE since */
+    bool let_go[FO_MAX_TARGETS], gone[FO_MAX_TARGETS]; /* targets: detached since; back to NONE since */
+    bool unsettled; /* one of these is set */
     uint64_t steps, submissions, completions, retries, late, strays;
 } fo_machine;
 

@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from "fanout.h" nogil:
     enum:
         FO_MAX_LEGS
+        FO_MAX_TARGETS
         FO_DIGEST_SIZE
         FO_OPEN_CREATE
         FO_OPEN_REPLACE

@@ -34,7 +34,7 @@ MAX_NODE_NAME = 64
 STRICT_MAX_SECONDARIES = 3
 MAX_SECONDARIES = 15  # a stream has at most 16 legs, and one is the primary's
 MAX_ACTIVE_DESTINATIONS = 10
-MAX_VOLUMES = 1024
+MAX_VOLUMES = 256  # of a store: its engine holds all of them open
 MAX_LISTED = 40  # names in a message
 # Sizes of volumes are multiples of the largest granule that common devices have.
 SIZE_GRANULE = 4096
@@ -426,6 +426,9 @@ def _check(config: Config, path: str) -> None:
 
     for pool in config.pools.values():
         _check_pool(config, pool, fail)
+    listed = sum(len(pool.volumes) for pool in config.pools.values())
+    if listed > MAX_VOLUMES:
+        raise fail("pools", f"a store has at most {MAX_VOLUMES} volumes, {listed} are listed")
     _check_cycles(config, fail)
     _check_paths(config, fail)
     for domain in config.domains.values():
@@ -473,8 +476,6 @@ def _check_pool(config: Config, pool: Pool, fail: Callable[[str, str], ConfigErr
     if device_class.type is DeviceType.FILE and pool.volumes:
         message = f"volumes of file class {device_class.name} are made in its directory, not listed"
         raise fail(f"{key}.volumes", message)
-    if len(pool.volumes) > MAX_VOLUMES:
-        raise fail(f"{key}.volumes", f"at most {MAX_VOLUMES} volumes, found {len(pool.volumes)}")
     for index, name in enumerate(pool.copy_pools):
         _check_reference(config, f"{key}.copy_pools[{index}]", name, PoolKind.COPY, fail)
     for index, name in enumerate(pool.active_data_pools):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from fanout.config import MAX_VOLUMES
 from fanout.errors import ConfigError, FanoutError, VolumeError
 from fanout.format import SuperblockState
 from fanout.making import (
@@ -89,6 +90,12 @@ class Grower:
             if len(pool.members) > before:
                 return True  # somebody else has just done it
             if not pool.may_grow:
+                return False
+            if len(self._book.volumes()) >= MAX_VOLUMES:
+                pool.growth_refused = (
+                    f"the store has {MAX_VOLUMES} volumes, as many as can be open at once; "
+                    "raise volume_size for those to come, and empty and retire some"
+                )
                 return False
             try:
                 member = self._make_next(pool)

@@ -133,6 +133,21 @@ def test_defaults() -> None:
     assert not config.nodes
 
 
+def test_a_store_has_no_more_volumes_than_its_engine_can_hold() -> None:
+    def text(count: int) -> str:
+        pools = ""
+        for pool in "PQ":
+            volumes = ", ".join(f'{{path = "{pool}{number}.vol"}}' for number in range(count // 2))
+            pools += (
+                f'[pools.{pool}]\ntype = "primary"\ndevice_class = "d"\nvolumes = [{volumes}]\n'
+            )
+        return f'[store]\ncatalog = "c.db"\n[device_classes.d]\ntype = "disk"\n{pools}'
+
+    assert len(parse(text(256)).pools["Q"].volumes) == 128
+    with pytest.raises(ConfigError, match="at most 256 volumes, 258 are listed"):
+        parse(text(258))
+
+
 def test_verify_of_the_store_is_that_of_its_pools_unless_they_say_otherwise() -> None:
     """A default that did not reach the pools, or that a pool could not leave."""
     text = GOOD.replace('catalog = "catalog.db"', 'catalog = "catalog.db"\nverify = "readback"')
@@ -210,7 +225,7 @@ MISTAKES = [
     ('"1 GiB"\nmax_v', '"1000001 B"\nmax_v', "device_classes.seq.volume_size", "multiple of 4096"),
     ('"1 GiB"\nmax_v', '"4 KiB"\nmax_v', "device_classes.seq.volume_size", "at least 1.00 MiB"),
     ('volume_size = "1 GiB"', "", "device_classes.seq.volume_size", "missing"),
-    ("max_volumes = 4", "max_volumes = 0", "device_classes.seq.max_volumes", "1 to 1024"),
+    ("max_volumes = 4", "max_volumes = 0", "device_classes.seq.max_volumes", "1 to 256"),
     ("max_volumes = 4", "max_volumes = 2.5", "device_classes.seq.max_volumes", "whole number"),
     ('type = "disk"', 'type = "disk"\ndirectory = "x"', "device_classes.disk.directory", "unknown"),
     ("[pools.DISKPOOL]", '[pools."A B"]', "pools.A B", "not a name"),

@@ -149,7 +149,7 @@ static void open_flags(void) {
     CHECK_EQ(fo_target_geometry(e, id, &g), 0);
     CHECK_EQ(g.direct, 0);
     CHECK_EQ(fo_target_close(e, id, SECOND), 0);
-    /* 64 targets, and not one more */
+    /* as many targets as it can hold, and not one more */
     for (int i = 0; i < FO_MAX_TARGETS; i++) {
         (void)snprintf(path, sizeof path, "many%d", i);
         CHECK_EQ(try_open(e, test_path(path), (fo_open){.flags = FO_OPEN_REPLACE}, &id, &why), 0);

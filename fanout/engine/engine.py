@@ -298,7 +298,13 @@ class Engine:
         text = os.fsdecode(path)
         if core is None:
             if why is not None and why[0]:
-                raise TargetError(text, outcome_of(why))
+                outcome = outcome_of(why)
+                full = outcome.code is OutcomeCode.NOT_SUBMITTED and status == -errno.EMFILE
+                if full:
+                    raise InterfaceError(
+                        f"{text}: an engine holds at most {_core.MAX_TARGETS} targets; close one first"
+                    )
+                raise TargetError(text, outcome)
             fail(status, text)
         return Target(self, core, text)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
+from fanout import _core
 from fanout.engine import Engine, Request
 from fanout.errors import InterfaceError, TargetError
 from fanout.types import OutcomeCode, Phase
@@ -72,7 +73,9 @@ def test_what_has_ended(engine: Engine, tmp_path: Path) -> None:
     first.close()
     with pytest.raises(InterfaceError):
         engine.stream([second, first])
-    reopened = [engine.open(tmp_path / f"c{number}", create=True) for number in range(63)]
+    reopened = [
+        engine.open(tmp_path / f"c{number}", create=True) for number in range(_core.MAX_TARGETS - 1)
+    ]
     assert first.id in {target.id for target in reopened}
     with pytest.raises(InterfaceError):
         engine.read(first, 0, 1)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
+from fanout import _core
 from fanout import format as fmt
 from fanout.allocator import RegionState
 from fanout.catalog.rows import RetiredVolume, VolumeEntry
-from fanout.config import Config, parse
+from fanout.config import MAX_VOLUMES, Config, parse
 from fanout.errors import (
     CatalogError,
     CatalogStale,
@@ -489,6 +490,18 @@ def test_growth_that_fails_says_why(house: House) -> None:
     house.config.device_classes["seq"].directory.rename(house.directory / "gone")  # type: ignore[union-attr]
     with pytest.raises(PoolFull, match=r"no volume could be added.*No such file"):
         house.pools.reserve(ask(3 << 20, primary="SEQ", copies=()))
+
+
+def test_a_store_has_so_many_volumes_and_no_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fanout.growing.MAX_VOLUMES", len(list(house.pools.volumes())))
+    with pytest.raises(PoolFull, match=r"as many as can be open at once; raise volume_size"):
+        house.pools.reserve(ask(3 << 20, primary="SEQ", copies=()))
+
+
+def test_the_limit_is_the_engine_s() -> None:
+    assert MAX_VOLUMES == _core.MAX_TARGETS
 
 
 # ---- the whole way -----------------------------------------------------------------------------------------------
