@@ -174,7 +174,7 @@ BUGS = (
     _bug("only one volume is told what was deleted of an aggregate", "fanout/ledger.py",
          "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n"),
     _bug("the space of what was deleted is free before the directories say so", "fanout/scribe.py",
-         "mine = [aggregate for aggregate in dead if aggregate not in held]", "mine = dead",
+         "mine = [aggregate for aggregate in dead if not volume.directory.names(aggregate)]", "mine = dead",
          "fanout/scribe.py", "            self._write(self._take(MAX_WAITING))\n            for volume in volumes:", "            for volume in volumes:"),
     _bug("what is active again gets no gap", "fanout/deletion.py",
          "repairs=tuple(plan.promotions())", "repairs=()"),
