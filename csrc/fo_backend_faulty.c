@@ -187,7 +187,7 @@ static int64_t do_faulty(fo_engine *e, const pending *p, int64_t *result) {
         }
         s.length = (uint64_t)p->fault.value;
         *result = (int64_t)s.length;
-        if (s.length != 0 && s.kind == FO_OP_WRITE && memory != NULL) {
+        if (s.length != 0 && s.kind == FO_OP_WRITE) {
             /* A part that is no multiple of the sector cannot be written directly: write what was asked for before it. */
             s.length = s.length / b->geometry.granule * b->geometry.granule;
             medium = s.length != 0 ? fo_device_run(b, &s, memory) : 0;

@@ -85,10 +85,7 @@ static int open_existing(fo_block *b, int flags) {
         return -errno;
     }
     atomic_store(&b->fd, fd);
-    if ((b->opt.flags & FO_OPEN_NAMED) && fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
-        return open_directory(b);
-    }
-    return 0;
+    return (b->opt.flags & FO_OPEN_NAMED) ? open_directory(b) : 0;
 }
 
 static int open_path(fo_block *b) {
