@@ -76,7 +76,7 @@ class Sending:
         demand(
             (receipt is not None) == stored, "V3", "the receipt says something else than the rows"
         )
-        self.sent = before
+        self.sent, known = before, before.objects
         try:
             with self.session.begin(transaction=transaction, attempt=number) as txn:
                 if stored:
@@ -97,6 +97,9 @@ class Sending:
         except FanoutError as error:
             self._told(Fate.STORED if stored else Fate.ABSENT, error)
             demand(not world.powered(), "V6", f"an error that nothing explains: {error!r}")
+        finally:
+            if stored:
+                before.objects = known  # there was perhaps no room to send all of them again
 
     # ---- one attempt -----------------------------------------------------------------------------------
 
