@@ -108,7 +108,7 @@ class Catalog(CatalogReader):
                 upgrade(self.path)
                 super().__init__(path)
             with translated(self.path):
-                self._writes = connect_writer(self.path)
+                self._writes, self._suspect = connect_writer(self.path), False
                 undo.callback(self._writes.close)
                 row = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
                 self._counters = Counters(*row.fetchone())
@@ -266,13 +266,28 @@ class Catalog(CatalogReader):
         overwrites them, as a fence does, or fails, and then the doubt is the same.
         """
         try:
-            return write()
+            return self._with_memory(write)
         except sqlite3.Error as error:
             if not self._ballast.give_up(error):
                 raise
         if self._writes.in_transaction:
             self._writes.execute("ROLLBACK")
-        return write()
+        return self._with_memory(write)
+
+    def _with_memory(self, write: Callable[[], T]) -> T:
+        """Write, with a new connection when SQLite was out of memory in the old one.
+
+        It may have had none to roll back with either, and does not say so: half a transaction would go along with the next one.
+        """
+        if self._suspect:
+            self._writes.close()
+            self._writes = connect_writer(self.path)
+            self._suspect = False
+        try:
+            return write()
+        except MemoryError:
+            self._suspect = True
+            raise
 
     def shortage(self) -> str | None:
         """Why nothing new should be begun: the file system of the catalog is full. None: there is room. Makes the ballast again."""
@@ -443,17 +458,18 @@ class Catalog(CatalogReader):
         """
         dead, spent = burial.pairs(taken), burial.pairs(left)
         with self._write_lock, translated(self.path):
-            # Nothing refers to the rows that go: looking for that, row by row, would read the table of objects each time.
-            self._writes.execute("PRAGMA foreign_keys = OFF")
-            try:
-                return self._with_room(lambda: self._bury(dead, spent))
-            finally:
-                self._writes.execute("PRAGMA foreign_keys = ON")
+            return self._with_room(lambda: self._bury(dead, spent))
 
     def _bury(self, dead: str, spent: str) -> tuple[dict[bytes, list[int]], list[bytes]]:
-        with self._transaction():
-            regions = burial.drop_spent(self._writes, spent) + burial.drop_dead(self._writes, dead)
-            gone = burial.drop_aggregates(self._writes)
+        # Nothing refers to the rows that go: looking for that, row by row, would read the table of objects each time.
+        self._writes.execute("PRAGMA foreign_keys = OFF")
+        try:
+            with self._transaction():
+                regions = burial.drop_spent(self._writes, spent)
+                regions += burial.drop_dead(self._writes, dead)
+                gone = burial.drop_aggregates(self._writes)
+        finally:
+            self._writes.execute("PRAGMA foreign_keys = ON")
         freed: dict[bytes, list[int]] = {}
         for volume, offset in regions:
             freed.setdefault(bytes.fromhex(volume), []).append(offset)
