@@ -5,6 +5,7 @@ Long runs: ``make test-faults``, ``make nightly``. Whether it finds what is wron
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -12,14 +13,24 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout.catalog import Catalog
+from fanout.catalog import (
+    Catalog,
+    CatalogReader,
+    Commit,
+    CommitDoubt,
+    Deletion,
+    PoolEntry,
+    VolumeEntry,
+)
 from fanout.engine import Fault
 from fanout.errors import CatalogError
-from fanout.types import Phase
+from fanout.types import Member, Phase, PoolKind
+from tests.catalog.test_memory import commit_of
 from tests.conftest import SEED
 from tests.sim import threads
 from tests.sim.ground import Grounds, new_engine
@@ -237,3 +248,63 @@ def test_no_memory_for_the_fence(tmp_path: Path) -> None:
         below.script = lambda operation, _: None
         assert catalog.fence([(bytes(16), 1)]) == {(bytes(16), 1): None}
     medium.close()
+
+
+MANY = 300  # members: the database grows, which its first page says
+
+
+def large(commit: Commit) -> Commit:
+    """The same with so many objects."""
+    (aggregate,) = commit.aggregates
+    names = (b"name %d " % n + bytes(60) for n in range(MANY))
+    members = [Member(name, 0, 10, bytes(16)) for name in names]
+    return replace(commit, aggregates=(replace(aggregate, members=members),))
+
+
+def test_no_memory_to_roll_back(tmp_path: Path) -> None:
+    """SQLite had no memory in the middle of a commit, and none to roll back: the fence committed the half of it that was left.
+
+    A deletion was told that had not happened.
+    """
+    path = tmp_path / "catalog.db"
+    volume = VolumeEntry(bytes(16), "P", "/none", 1 << 40, 4096, 1, 0, 0, False)
+    pool = PoolEntry(bytes(16), "P", PoolKind.PRIMARY)
+    Catalog.create(path, store=bytes(16), pools=[pool], volumes=[volume])
+    medium, struck = Medium([], path), 0
+    for nth in itertools.count(step=7):
+        stored = large(commit_of(1 + nth))
+        with below_sqlite(Below(medium)) as below, Catalog.open(path) as catalog:
+            catalog.commit([stored])
+            entry = catalog.aggregate(stored.transaction)
+            assert entry is not None
+            deletion = Deletion(entry, None, entry.bytes, (volume.volume,), ())
+            commit = Commit(b"D" + stored.transaction[1:], 1, deletions=(deletion,))
+            with (
+                closing(sqlite3.connect(path)) as other,
+                other,
+            ):  # the writer has to read its pages again
+                other.execute("UPDATE store SET fences = fences + 1")
+            reads, below.reads = itertools.count(-nth), True
+            below.script = lambda operation, _, reads=reads: (  # type: ignore[misc]
+                ("ENOMEM", False) if operation == "read" and next(reads) in (0, 1) else None
+            )
+            told: list[int] | Exception
+            try:
+                told = catalog.commit([commit])
+            except (CommitDoubt, CatalogError, MemoryError) as error:
+                told = error
+            below.script, below.reads = (lambda operation, _: None), False
+            if isinstance(told, CommitDoubt):
+                settled = catalog.fence([(commit.transaction, 1)])[commit.transaction, 1]
+                told = told if settled is None else [settled]
+        with CatalogReader(path) as read:
+            left = len(read.members(stored.transaction))
+            assert left == (MANY if isinstance(told, Exception) else 0), (
+                f"read {nth}: half a commit"
+            )
+            assert read.verify() == []
+        struck += isinstance(told, Exception)
+        if next(reads) <= 0:
+            break  # it has no such read any more
+    medium.close()
+    assert struck > 3
