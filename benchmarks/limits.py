@@ -32,9 +32,8 @@ MIB = 1 << 20
 SMALL_BYTES = 4096
 STALL_SECONDS = 3.0
 SESSIONS, STALLED = 8, 2
-LINEAR = (
-    2.0  # what four times the work may take, in units of four times as long: machines are noisy
-)
+# What four times the work may take, in units of four times as long: machines are noisy.
+LINEAR = 2.0
 
 
 def peak_rss() -> int:
@@ -184,14 +183,14 @@ def open_and_close(config: Path) -> None:
     fanout.Store.open(config).close()
 
 
-def lose_and_repair(config: Path) -> int:
-    """The last pool loses its volume and is filled again; returns how many objects it then holds."""
+def lose_and_repair(config: Path) -> None:
+    """The last pool loses its volume and is filled again."""
     volume = config.with_name(f"{POOLS[-1].lower()}.vol")
     fanout.retire_volume(config, volume, force=True)
     volume.unlink()
     fanout.Store.extend(config)
     with fanout.Store.open(config) as opened:
-        return fanout.backup_stgpool(opened, POOLS[0], POOLS[-1]).copied_objects
+        fanout.backup_stgpool(opened, POOLS[0], POOLS[-1])
 
 
 def many_transactions(directory: Path, count: int) -> dict[str, Any]:

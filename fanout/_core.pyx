@@ -526,14 +526,17 @@ cdef class Target:
         """What events carry; used again after closing."""
         return self._number
 
+    cdef int look(self, c.fo_geometry *geometry) noexcept:
+        cdef int status = self.enter()
+        if status == 0:
+            status = c.fo_target_geometry(self._engine._engine, self._number, geometry)
+            self._engine.leave(0)
+        return status
+
     def geometry(self):
         """The geometry by name, or a negative errno."""
         cdef c.fo_geometry geometry
-        cdef int status = self.enter()
-        if status < 0:
-            return status
-        status = c.fo_target_geometry(self._engine._engine, self._number, &geometry)
-        self._engine.leave(0)
+        cdef int status = self.look(&geometry)
         if status < 0:
             return status
         return geometry
@@ -541,11 +544,7 @@ cdef class Target:
     def state(self):
         """Of the geometry only the state, which is asked for at every span; or a negative errno."""
         cdef c.fo_geometry geometry
-        cdef int status = self.enter()
-        if status < 0:
-            return status
-        status = c.fo_target_geometry(self._engine._engine, self._number, &geometry)
-        self._engine.leave(0)
+        cdef int status = self.look(&geometry)
         return status if status < 0 else <int>geometry.state
 
     def finish(self, int64_t length, uint64_t timeout_ns):

@@ -426,9 +426,9 @@ def _check(config: Config, path: str) -> None:
 
     for pool in config.pools.values():
         _check_pool(config, pool, fail)
-    listed = sum(len(pool.volumes) for pool in config.pools.values())
-    if listed > MAX_VOLUMES:
-        raise fail("pools", f"a store has at most {MAX_VOLUMES} volumes, {listed} are listed")
+    needed = sum(len(pool.volumes) or 1 for pool in config.pools.values())  # a sequential pool: one
+    if needed > MAX_VOLUMES:
+        raise fail("pools", f"a store has at most {MAX_VOLUMES} volumes, these pools need {needed}")
     _check_cycles(config, fail)
     _check_paths(config, fail)
     for domain in config.domains.values():

@@ -88,9 +88,8 @@ class Volume:
         self.target: Target
         self.superblock: Superblock
         self.directory: Directory | None = None
-        self._former: Directory | None = (
-            None  # while it is reopened: what it had promised is taken over at the end
-        )
+        # While it is reopened: what it had promised is taken over at the end.
+        self._former: Directory | None = None
         self.allocator: Allocator | None = None
         self.ahead: ReadAhead | None = None
         self.state = VolumeState.CLOSED

@@ -143,9 +143,20 @@ def test_a_store_has_no_more_volumes_than_its_engine_can_hold() -> None:
             )
         return f'[store]\ncatalog = "c.db"\n[device_classes.d]\ntype = "disk"\n{pools}'
 
+    sequential = """
+[device_classes.s]
+type = "file"
+directory = "s"
+volume_size = "1 MiB"
+[pools.R]
+type = "primary"
+device_class = "s"
+"""
     assert len(parse(text(256)).pools["Q"].volumes) == 128
-    with pytest.raises(ConfigError, match="at most 256 volumes, 258 are listed"):
+    with pytest.raises(ConfigError, match="at most 256 volumes, these pools need 258"):
         parse(text(258))
+    with pytest.raises(ConfigError, match="at most 256 volumes, these pools need 257"):
+        parse(text(256) + sequential)
 
 
 def test_verify_of_the_store_is_that_of_its_pools_unless_they_say_otherwise() -> None:

@@ -275,9 +275,10 @@ class Catalog(CatalogReader):
         return self._with_memory(write)
 
     def _with_memory(self, write: Callable[[], T]) -> T:
-        """Write, with a new connection when SQLite was out of memory in the old one.
+        """Write, with a new connection when the old one is not to be trusted.
 
-        It may have had none to roll back with either, and does not say so: half a transaction would go along with the next one.
+        Where SQLite was out of memory it may have had none to roll back with either, and does not say so: half a transaction would go
+        along with the next one.
         """
         if self._suspect:
             self._writes.close()
@@ -461,15 +462,16 @@ class Catalog(CatalogReader):
             return self._with_room(lambda: self._bury(dead, spent))
 
     def _bury(self, dead: str, spent: str) -> tuple[dict[bytes, list[int]], list[bytes]]:
-        # Nothing refers to the rows that go: looking for that, row by row, would read the table of objects each time.
+        # Nothing refers to the rows that go: looking for that, row by row, would read the table of objects each time. Should anything
+        # fail before it is looked for again, the connection is done with.
+        self._suspect = True
         self._writes.execute("PRAGMA foreign_keys = OFF")
-        try:
-            with self._transaction():
-                regions = burial.drop_spent(self._writes, spent)
-                regions += burial.drop_dead(self._writes, dead)
-                gone = burial.drop_aggregates(self._writes)
-        finally:
-            self._writes.execute("PRAGMA foreign_keys = ON")
+        with self._transaction():
+            regions = burial.drop_spent(self._writes, spent)
+            regions += burial.drop_dead(self._writes, dead)
+            gone = burial.drop_aggregates(self._writes)
+        self._writes.execute("PRAGMA foreign_keys = ON")
+        self._suspect = False
         freed: dict[bytes, list[int]] = {}
         for volume, offset in regions:
             freed.setdefault(bytes.fromhex(volume), []).append(offset)

@@ -158,9 +158,8 @@ def run(
         try:
             _write(store, goal, pool, on_bytes, force=force)
         except (FanoutError, OSError) as error:
-            if not isinstance(
-                error, FanoutError
-            ):  # of a neighbour with another name, or without any
+            if not isinstance(error, FanoutError):
+                # It is of a neighbour with another name, or without any.
                 error.filename, error.filename2 = str(path), None
             verdict = judge(error)
             done.failed.append(Failed(name, verdict.line, verdict.code))

@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fanout.cli.exits import Refused, visible
+from fanout.sources import naming
 from fanout.units import format_size
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COLUMNS, MOST_COLUMNS = 80, 100
+OUTPUT = "standard output"  # its name in errors
 
 
 def out() -> Console:
@@ -62,7 +64,7 @@ def _console(stream: Any) -> Console:
 
 def emit(value: object) -> None:
     """Print one JSON object."""
-    with _named():
+    with naming(OUTPUT):
         click.echo(json.dumps(value, indent=2, ensure_ascii=True))
 
 
@@ -78,25 +80,14 @@ def say(line: str = "", *, whole: bool = False) -> None:
         line: may hold markup.
         whole: never folded: a command to be copied, a path.
     """
-    with _named():
+    with naming(OUTPUT):
         out().print(line, soft_wrap=whole)
 
 
 def show(shown: RenderableType) -> None:
     """A table, or anything else that rich can print."""
-    with _named():
+    with naming(OUTPUT):
         out().print(shown)
-
-
-@contextlib.contextmanager
-def _named() -> Iterator[None]:
-    """An error of standard output says of what it is."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = "standard output"
-        raise
 
 
 def table(

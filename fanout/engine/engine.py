@@ -254,7 +254,7 @@ class Engine:
             direct: False: go through the page cache.
             follow_links: False: refuse a symbolic link in the last component of the path (ELOOP).
             named: the name of a file that is there may not be durable yet: a request DIRSYNC makes it so, as it does for one that is
-                made here.
+                made here. Its directory must be readable.
             depth: writes in flight at once; 0: the default.
             timeout: seconds for the whole of it. Signals are looked at when it is over.
             soft_deadline: seconds, instead of the engine's.
@@ -299,8 +299,7 @@ class Engine:
         if core is None:
             if why is not None and why[0]:
                 outcome = outcome_of(why)
-                full = outcome.code is OutcomeCode.NOT_SUBMITTED and status == -errno.EMFILE
-                if full:
+                if outcome.code is OutcomeCode.NOT_SUBMITTED and status == -errno.EMFILE:
                     raise InterfaceError(
                         f"{text}: an engine holds at most {_core.MAX_TARGETS} targets; close one first"
                     )

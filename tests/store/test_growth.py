@@ -125,5 +125,4 @@ def test_linear(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             found.append(meter.count)
     few, many = found
     assert few > STEP
-    print(few, many)
     assert many < CONSTANT + 4 * TREES * few, found
