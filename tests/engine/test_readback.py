@@ -47,6 +47,15 @@ def write(engine: Engine, targets: list[Target], data: bytes, **options: Any) ->
     return [outcomes[target] for target in targets]
 
 
+def spoil(target: Target, offset: int) -> None:
+    """Another byte stands there behind the engine's back."""
+    with open(target.path, "r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 0xFF]))
+
+
 LIES: dict[str, Callable[..., Fault]] = {
     "swallowed": lambda **where: Fault.swallowed(kind=Phase.WRITE, **where),
     "flipped": lambda **where: Fault.flipped(100, **where),
@@ -124,9 +133,7 @@ def test_many_places_and_more_bytes_than_memory(
         stream.seal()
         while not all(leg.state == "synced" for leg in stream.legs()):
             stream.drained(timeout=0.01)
-        with open(targets[0].path, "r+b") as file:  # behind its back, after the flush
-            file.seek((SLOTS + 8) * SLOT + 1)
-            file.write(b"!")
+        spoil(targets[0], (SLOTS + 8) * SLOT + 1)
         outcomes = stream.sync()
     assert outcomes[targets[0]].code is OutcomeCode.MISMATCH
     assert outcomes[targets[0]].offset == (SLOTS + 8) * SLOT
@@ -194,8 +201,7 @@ def test_on_an_event_loop(engine: Engine, tmp_path: Path, rng: random.Random) ->
             stream.seal()
             while not all(leg.state == "synced" for leg in stream.legs()):
                 await asyncio.sleep(0.01)
-            with open(targets[1].path, "r+b") as file:
-                file.write(b"!")
+            spoil(targets[1], 0)
             return await aio.sync(stream)
 
     outcomes = asyncio.run(run())
