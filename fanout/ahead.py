@@ -1,12 +1,11 @@
-"""Small reads served from larger ones, for a walk over volumes that nobody writes to meanwhile.
+"""Small reads served from larger ones, for a walk over volumes.
 
-A check, or a rebuild, asks for headers and footers by the thousand, most of them one behind the other. Each would be a request of its
-own to the device: on a disk a turn of the platter, anywhere a way through the engine and back.
+A check, a rebuild or a repair asks for headers and footers by the thousand, most of them one behind the other. Each would be a request
+of its own to the device: on a disk a turn of the platter, anywhere a way through the engine and back.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.errors import FanoutError
@@ -15,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LEAST, MOST = 64 << 10, 1 << 20  # bytes of a window
-WINDOWS = 32  # kept at once, each of another volume
+# Kept at once. What clients wrote side by side lies side by side: a walk in the order of commits goes on at many places in turn.
+WINDOWS = 64
 
 
 class _Window(NamedTuple):
+    volume: bytes
     start: int
     data: bytes
 
@@ -28,13 +29,13 @@ class _Window(NamedTuple):
 
 
 class ReadAhead:
-    """The last window of each of some volumes. It grows while reads go forward, and is small again when they jump.
+    """The windows that were read last. Where reads go forward the next one is twice as long; elsewhere they begin small.
 
     One thread at a time. What is written after it was read ahead is not seen.
     """
 
     def __init__(self) -> None:
-        self._windows: OrderedDict[bytes, _Window] = OrderedDict()
+        self._windows: list[_Window] = []  # the one that was used last first
 
     def read(
         self,
@@ -57,21 +58,27 @@ class ReadAhead:
         Raises:
             Whatever `read` raises for just these bytes: what lies behind them may be damaged.
         """
-        window = self._windows.get(volume)
-        if window is not None and window.start <= offset and offset + length <= window.end:
-            return window.data[offset - window.start : offset - window.start + length]
-        wanted = LEAST
-        if window is not None and window.start <= offset <= window.end + MOST:
-            wanted = min(2 * len(window.data), MOST)
-        wanted = min(wanted, size - offset)
+        before: _Window | None = None
+        for index, window in enumerate(self._windows):
+            if window.volume != volume or window.start > offset:
+                continue
+            if offset + length <= window.end:
+                self._windows.insert(0, self._windows.pop(index))
+                return window.data[offset - window.start : offset - window.start + length]
+            if before is None and offset <= window.end + len(window.data):
+                before = window
+        start, wanted = offset, LEAST
+        if before is not None:
+            wanted = min(2 * len(before.data), MOST)
+            if before.end <= offset and offset + length <= before.end + wanted:
+                start = before.end  # no hole for a step back
+        wanted = min(wanted, size - start)
         if length >= wanted:
             return read(offset, length)
         try:
-            data = read(offset, wanted)
+            data = read(start, wanted)
         except FanoutError:
             return read(offset, length)
-        self._windows[volume] = _Window(offset, data)
-        self._windows.move_to_end(volume)
-        if len(self._windows) > WINDOWS:
-            self._windows.popitem(last=False)
-        return data[:length]
+        self._windows.insert(0, _Window(volume, start, data))
+        del self._windows[WINDOWS:]
+        return data[offset - start : offset - start + length]

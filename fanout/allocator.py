@@ -19,18 +19,24 @@ Invariants, asserted at every change and as a whole by `check`:
 4. A region that is not FREE is handed out to nobody.
 
 Space is used round the volume: the search starts where the last one ended, so what was freed a moment ago (an aborted transaction's
-region) is used last. One thread at a time: the owner holds the lock. Not thread-safe.
+region) is used last. What comes first are tails: who reserves does not know how much will come, gives most of it back unwritten, and
+others have reserved behind it meanwhile. Without that, clients side by side would strew small transactions over the whole volume.
+
+One thread at a time: the owner holds the lock. Not thread-safe.
 """
 
 from __future__ import annotations
 
 import enum
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+TAILS = 64  # remembered: as many as there are writers side by side
+LEAST_TAIL = 64 << 10  # bytes: of shorter ones nobody makes much
 
 
 class RegionState(enum.Enum):
@@ -72,6 +78,7 @@ class Allocator:
         self.granule = granule
         self._free_starts = [offset]
         self._free: dict[int, int] = {offset: length}
+        self._tails: dict[int, None] = {}  # free extents that begin with a tail, the newest last
         self._starts: list[int] = []
         self._taken: dict[int, tuple[int, RegionState]] = {}
         self._bytes = dict.fromkeys(RegionState, 0)
@@ -106,9 +113,14 @@ class Allocator:
         runs = (_aligned(Region(start, length), unit) for start, length in self._free.items())
         return max((run.length for run in runs), default=0)
 
-    def offer(self, wanted: int) -> int:
-        """Bytes that `reserve(wanted, …)` could give: `wanted`, or the longest run. Usually looks at one extent only."""
-        best = 0
+    def offer(self, wanted: int, *, enough: int = 0) -> int:
+        """Bytes that `reserve` should be asked for: `wanted`, what a tail has if that is `enough`, or the longest run.
+
+        Usually looks at tails and one extent only.
+        """
+        best = max((min(self._free[start], wanted) for start in self._tails), default=0)
+        if best >= (enough or wanted):
+            return best
         for _, run in self._round():
             if run.length >= wanted:
                 return wanted
@@ -120,8 +132,8 @@ class Allocator:
     def reserve(self, max_length: int, min_length: int = 0, *, align: int = 0) -> Region | None:
         """Take a free region.
 
-        The first run of `max_length` round the volume, from where the last search ended; if there is none, the longest
-        that has at least `min_length`.
+        The newest tail of `max_length`; else the first run of it round the volume, from where the last search ended; if there is
+        none, the longest that has at least `min_length`.
 
         Args:
             max_length: bytes wanted; a multiple of the granule.
@@ -135,7 +147,7 @@ class Allocator:
         assert max_length > 0
         assert max_length % self.granule == min_length % self.granule == unit % self.granule == 0
         best, best_home = Region(0, 0), 0
-        for home, run in self._round():
+        for home, run in chain(self._newest_tails(), self._round()):
             usable = _aligned(run, unit)
             if usable.length >= max_length:
                 return self._reserve(home, Region(usable.offset, max_length))
@@ -157,27 +169,43 @@ class Allocator:
         for index in chain(range(turn, len(starts)), range(turn)):
             yield starts[index], Region(starts[index], self._free[starts[index]])
 
+    def _newest_tails(self) -> Iterator[tuple[int, Region]]:
+        for start in reversed(self._tails):
+            yield start, Region(start, self._free[start])
+
     def _reserve(self, home: int, region: Region) -> Region:
+        # A tail behind which others have reserved: the search goes on where it was.
+        if home not in self._tails or home <= self._cursor <= home + self._free[home]:
+            self._cursor = region.end
         self._carve(home, region)
         self._take(region, RegionState.RESERVED)
-        self._cursor = region.end
         return region
 
-    def adopt(self, offset: int, length: int) -> None:
-        """A region is LIVE by the catalog; called while loading, before anything is reserved.
+    def adopt(self, regions: Iterable[tuple[int, int]]) -> None:
+        """These (offset, length) are LIVE by the catalog; called once, before anything is reserved.
 
         Raises:
-            ValueError: it overlaps another live region, or leaves the space: catalog and volume contradict each other.
+            ValueError: one overlaps another, or leaves the space: catalog and volume contradict each other. Adopt no more here.
         """
-        index = bisect_right(self._free_starts, offset) - 1
-        home = self._free_starts[index] if index >= 0 else -1
-        fits = home >= 0 and offset + length <= home + self._free[home]
-        if length <= 0 or offset % self.granule or length % self.granule or not fits:
-            raise ValueError(f"region of {length} bytes at {offset} is not free to be live")
-        self._carve(home, Region(offset, length))
-        self._take(Region(offset, length), RegionState.LIVE)
+        assert not self._taken
+        at, free = self.space.offset, dict[int, int]()
+        for offset, length in sorted(regions):
+            if length <= 0 or offset % self.granule or length % self.granule or offset < at:
+                raise ValueError(f"region of {length} bytes at {offset} is not free to be live")
+            if offset > at:
+                free[at] = offset - at
+            self._starts.append(offset)
+            self._taken[offset] = length, RegionState.LIVE
+            at = offset + length
+        if at > self.space.end:
+            raise ValueError(f"region that ends at {at} is not free to be live")
         # Go on where the last opening probably was: behind what is live.
-        self._cursor = max(self._cursor, offset + length)
+        self._cursor = at
+        if at < self.space.end:
+            free[at] = self.space.end - at
+        self._free, self._free_starts = free, list(free)
+        self._bytes[RegionState.FREE] = sum(free.values())
+        self._bytes[RegionState.LIVE] = self.space.length - self._bytes[RegionState.FREE]
 
     # ---- moving on -----------------------------------------------------------------------------
 
@@ -198,14 +226,14 @@ class Allocator:
         state = self._taken[offset][1]
         self._taken[offset] = used, state
         self._bytes[state] -= length - used
-        self._give(Region(offset + used, length - used))
+        self._give(Region(offset + used, length - used), tail=True)
         if self._cursor == offset + length:
             self._cursor = offset + used  # nothing was written there: go on in the tail
 
     def cancel(self, offset: int) -> None:
         """A RESERVED region to which nothing was ever submitted is FREE, as if it had not been taken."""
         length = self._expect(offset, RegionState.RESERVED)
-        self._drop(offset)
+        self._drop(offset, tail=True)
         if self._cursor == offset + length:
             self._cursor = offset
 
@@ -256,15 +284,16 @@ class Allocator:
         self._taken[region.offset] = region.length, state
         self._bytes[state] += region.length
 
-    def _drop(self, offset: int) -> None:
+    def _drop(self, offset: int, *, tail: bool = False) -> None:
         length, state = self._taken.pop(offset)
         del self._starts[bisect_left(self._starts, offset)]
         self._bytes[state] -= length
-        self._give(Region(offset, length))
+        self._give(Region(offset, length), tail=tail)
 
     def _carve(self, home: int, region: Region) -> None:
         """Cut a region out of the free extent that begins at `home`."""
         length = self._free.pop(home)
+        self._tails.pop(home, None)
         index = bisect_left(self._free_starts, home)
         before, after = region.offset - home, home + length - region.end
         assert before >= 0 <= after
@@ -277,8 +306,8 @@ class Allocator:
         self._free_starts[index : index + 1] = kept
         self._bytes[RegionState.FREE] -= region.length
 
-    def _give(self, region: Region) -> None:
-        """Add a free extent, joined with its free neighbours (invariant 3)."""
+    def _give(self, region: Region, *, tail: bool) -> None:
+        """Add a free extent, joined with its free neighbours (invariant 3). A tail makes one of an extent that begins with it, or with one."""
         starts = self._free_starts
         index = bisect_left(starts, region.offset)
         start, end = region.offset, region.end
@@ -289,7 +318,14 @@ class Allocator:
             start, first = left, index - 1
         if index < len(starts) and starts[index] <= end:
             assert starts[index] == end, f"{region} is free already"
+            self._tails.pop(starts[index], None)
             end, last = end + self._free.pop(starts[index]), index + 1
+        tail = start in self._tails or (tail and start == region.offset)
+        self._tails.pop(start, None)
+        if tail and end - start >= LEAST_TAIL:
+            self._tails[start] = None
+            if len(self._tails) > TAILS:
+                del self._tails[next(iter(self._tails))]
         starts[first:last] = [start]
         self._free[start] = end - start
         self._bytes[RegionState.FREE] += region.length
@@ -297,6 +333,7 @@ class Allocator:
     def check(self) -> None:
         """Assert invariants 1 to 3 over everything. Linear in the number of regions."""
         assert self._free_starts == sorted(self._free)
+        assert self._tails.keys() <= self._free.keys()
         assert self._starts == sorted(self._taken)
         spans = sorted(
             [(start, length, RegionState.FREE) for start, length in self._free.items()]

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fanout import config as configuration
+from fanout.ahead import ReadAhead
 from fanout.catalog import Catalog, Commit, MemberSet, NewCopy, NewGap, Repair, Shrunk
 from fanout.config import Config
 from fanout.copying import BadMember, bad_members
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
     from fanout.catalog import (
         AggregateEntry,
         CatalogReader,
+        Contents,
         CopyEntry,
-        GapEntry,
         MemberEntry,
         VolumeEntry,
     )
@@ -63,8 +64,6 @@ if TYPE_CHECKING:
 
     # Bytes done, and bytes in all.
     Progress = Callable[[int, int], None]
-
-PAGE = 64  # aggregates looked up at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +147,18 @@ class _Audit:
     object_bytes: int = 0
     marked: int = 0
     total: int = 0
+    ahead: ReadAhead = field(default_factory=ReadAhead)
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
     unasked: list[tuple[bytes, str]] = field(default_factory=list)
 
     def run(self) -> AuditReport:
         held = self.store.query_occupancy(pool=self.pool)
         self.total = sum(entry.bytes for entry in held)
-        for entry in _aggregates(self.store.catalog):
-            for copy in self.store.catalog.copies(entry.aggregate):
-                if copy.pool == self.pool:
-                    self._read(entry, copy)
+        catalog = self.store.catalog
+        for entry, contents in catalog.contents_of(catalog.all_aggregates()):
+            copy = contents.copy_in(self.pool)
+            if copy is not None:
+                self._read(entry, contents, copy)
         return AuditReport(
             objects=self.objects,
             object_bytes=self.object_bytes,
@@ -167,10 +168,10 @@ class _Audit:
             seconds=time.monotonic() - self.began,
         )
 
-    def _read(self, entry: AggregateEntry, copy: CopyEntry) -> None:
-        members = [m for m in self.store.catalog.members(entry.aggregate) if copy.holds(m.member)]
+    def _read(self, entry: AggregateEntry, contents: Contents, copy: CopyEntry) -> None:
+        members = [m for m in contents.members if copy.holds(m.member)]
         self.objects += len(members)
-        reader = self.store.reader(entry.aggregate, [copy])
+        reader = self.store.reader(entry.aggregate, [copy], ahead=self.ahead)
         bad = list(bad_members(members, reader, on_bytes=self._advance))
         if bad:  # what was deleted while it was read is no damage
             there = {m.member for m in self.store.catalog.members(entry.aggregate)}
@@ -187,6 +188,8 @@ class _Audit:
 
     def _replaceable(self, entry: AggregateEntry, frail: Sequence[BadMember]) -> list[BadMember]:
         """Those that another pool holds as well: nobody gives up the last good bytes for a damaged frame."""
+        if not frail:
+            return []
         others = [c for c in self.store.catalog.copies(entry.aggregate) if c.pool != self.pool]
         return [f for f in frail if any(other.holds(f.member.member) for other in others)]
 
@@ -199,12 +202,15 @@ class _Audit:
         self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]
     ) -> None:
         catalog = self.store.catalog
-        there = {member.member for member in catalog.members(entry.aggregate)}
+        contents = catalog.contents([entry.aggregate])[entry.aggregate]
+        there = {member.member for member in contents.members}
         lost = {found.member.member for found in damaged} & there
         if not lost:
             return  # deleted meanwhile
         left = _held(entry, copy) - MemberSet.of(lost)
-        gap = _gap(catalog, entry, copy.pool, lost, f"audit: {damaged[0].reason}")
+        active = _wants_only_active(catalog, copy.pool)
+        why = f"audit: {damaged[0].reason}"
+        gap = _gap(entry, contents, copy.pool, lost, why, active=active)
         repair = Repair(entry.aggregate, copy.pool, NewCopy(copy.pool, (), left), gap)
         commit = Commit(secrets.token_bytes(16), 1, repairs=(repair,))
         self.store.ledger.commit_repairs(commit, (), copy.pool)
@@ -305,24 +311,21 @@ def _losses(catalog: Catalog, volume: VolumeEntry) -> tuple[int, int, list[bytes
     gone: list[bytes] = []
     shrunk: list[Shrunk] = []
     reason = f"volume {volume.path} was lost"
-    for identity in catalog.held_csns(volume.volume):
-        entry = catalog.aggregate(identity)
-        assert entry is not None, "a placement without its aggregate"
-        copies = catalog.copies(identity)
-        members = catalog.members(identity)
-        for copy in copies:
-            if copy.pool != volume.pool:
-                continue
-            served = _served_by(volume.volume, copy, members)
-            lost = {member.member for member in served}
-            left = _held(entry, copy) - MemberSet.of(lost) if lost else copy.present
-            if all(place.volume == volume.volume for place in copy.places):
-                left = (_held(entry, copy) if left is None else left) - entry.erased
-            gap = _gap(catalog, entry, copy.pool, lost, reason) if lost else None
-            shrunk.append(Shrunk(identity, copy.pool, left, gap))
-            count, size = count + len(served), size + sum(member.length for member in served)
-            others = [other for other in copies if other is not copy]
-            gone += [m.name for m in served if not any(o.holds(m.member) for o in others)]
+    active = _wants_only_active(catalog, volume.pool)
+    for entry, contents in catalog.contents_of(catalog.all_aggregates(volume=volume.volume)):
+        copy = contents.copy_in(volume.pool)
+        if copy is None:
+            continue
+        served = _served_by(volume.volume, copy, contents.members)
+        lost = {member.member for member in served}
+        left = _held(entry, copy) - MemberSet.of(lost) if lost else copy.present
+        if all(place.volume == volume.volume for place in copy.places):
+            left = (_held(entry, copy) if left is None else left) - entry.erased
+        gap = _gap(entry, contents, copy.pool, lost, reason, active=active) if lost else None
+        shrunk.append(Shrunk(entry.aggregate, copy.pool, left, gap))
+        count, size = count + len(served), size + sum(member.length for member in served)
+        others = [other for other in contents.copies if other is not copy]
+        gone += [m.name for m in served if not any(o.holds(m.member) for o in others)]
     return count, size, gone, shrunk
 
 
@@ -337,14 +340,6 @@ def _served_by(volume: bytes, copy: CopyEntry, members: Sequence[MemberEntry]) -
 
 
 # ---- shared ------------------------------------------------------------------------------------------
-
-
-def _aggregates(catalog: CatalogReader) -> Iterator[AggregateEntry]:
-    """All, in order of commit, page by page."""
-    after = 0
-    while page := catalog.aggregates(after=after, limit=PAGE):
-        yield from (entry for _, entry in page)
-        after = page[-1][0]
 
 
 def _frail(
@@ -370,21 +365,29 @@ def _held(entry: AggregateEntry, copy: CopyEntry) -> MemberSet:
     return MemberSet.all_of(entry.objects) if copy.present is None else copy.present
 
 
+def _wants_only_active(catalog: CatalogReader, pool: str) -> bool:
+    return any(p.name == pool and p.kind is PoolKind.ACTIVE_DATA for p in catalog.pools())
+
+
 def _gap(
-    catalog: CatalogReader, entry: AggregateEntry, pool: str, lost: set[int], reason: str
+    entry: AggregateEntry,
+    contents: Contents,
+    pool: str,
+    lost: set[int],
+    reason: str,
+    *,
+    active: bool,
 ) -> NewGap | None:
     """The gap of a pool that lacks `lost`, and what an older gap of it says.
 
     Nobody asks an active-data pool for what a newer version has replaced: of that there is no gap.
     """
-    rows: list[GapEntry] = catalog.gaps(aggregate=entry.aggregate, pool=pool, include_empty=True)
-    kinds = {known.name: known.kind for known in catalog.pools()}
     lacking = set(lost)
-    if kinds[pool] is PoolKind.ACTIVE_DATA:
-        lacking &= {m.member for m in catalog.members(entry.aggregate) if m.active}
-    for row in rows:
-        lacking.update(range(entry.objects) if row.missing is None else row.missing)
+    if active:
+        lacking &= {member.member for member in contents.members if member.active}
+    if pool in contents.gaps:
+        missing = contents.gaps[pool]
+        lacking.update(range(entry.objects) if missing is None else missing)
     if not lacking:
         return None
-    missing = None if len(lacking) == entry.objects else MemberSet.of(lacking)
-    return NewGap(pool, reason, 0, missing)
+    return NewGap(pool, reason, 0, None if len(lacking) == entry.objects else MemberSet.of(lacking))

@@ -413,9 +413,9 @@ class _RunWriter:
         if self._stream.write(foot, raw=True):
             raise self._batch.failed()
         self._stream.pad()
-        self.written.append(
-            WrittenSpan(self._number, self._span, self._stream.position, self._start, length)
-        )
+        written = WrittenSpan(self._number, self._span, self._stream.position, self._start, length)
+        self._batch._store.pools.trim(written, self._batch.pool)
+        self.written.append(written)
         self._number += 1
         self._span = None
 

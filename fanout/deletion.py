@@ -31,7 +31,7 @@ from fanout.types import ObjectKind, PoolKind
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fanout.catalog import AggregateEntry, CatalogReader, CopyEntry, HeldSpans, ObjectEntry
+    from fanout.catalog import AggregateEntry, CatalogReader, Contents, HeldSpans, ObjectEntry
     from fanout.store import Store
     from fanout.volume import Volume
 
@@ -208,13 +208,13 @@ class _Plan:
         by_aggregate: dict[bytes, list[ObjectEntry]] = {}
         for one in batch:
             by_aggregate.setdefault(one.aggregate, []).append(one)
-        for aggregate, mine in by_aggregate.items():
-            entry = self._catalog.aggregate(aggregate)
-            if entry is not None:  # else somebody else has deleted it meanwhile
-                self._plan(entry, mine)
+        entries = map(self._catalog.aggregate, by_aggregate)
+        still_there = (entry for entry in entries if entry is not None)
+        for entry, contents in self._catalog.contents_of(still_there):
+            self._plan(entry, contents, by_aggregate[entry.aggregate])
 
-    def _plan(self, entry: AggregateEntry, mine: Sequence[ObjectEntry]) -> None:
-        there = {member.member: member for member in self._catalog.members(entry.aggregate)}
+    def _plan(self, entry: AggregateEntry, contents: Contents, mine: Sequence[ObjectEntry]) -> None:
+        there = {member.member: member for member in contents.members}
         wanted = [one for one in mine if one.member in there]
         if not wanted:
             return
@@ -222,8 +222,8 @@ class _Plan:
         size = entry.erased_bytes + sum(there[number].length for number in numbers)
         left = len(there) - len(numbers)
         members = entry.erased | MemberSet.of(numbers) if left else None
-        copies = self._catalog.copies(entry.aggregate)
-        volumes = tuple(dict.fromkeys(place.volume for copy in copies for place in copy.places))
+        places = (place for copy in contents.copies for place in copy.places)
+        volumes = tuple(dict.fromkeys(place.volume for place in places))
         held = tuple(
             (volume, spans)
             for volume in (volumes if left else ())
@@ -281,25 +281,22 @@ class _Plan:
         entry = self._catalog.aggregate(aggregate)
         assert entry is not None
         kinds = {pool.name: pool.kind for pool in self._catalog.pools()}
-        copies = {copy.pool: copy for copy in self._catalog.copies(aggregate)}
+        contents = self._catalog.contents([aggregate])[aggregate]
         for pool in entry.required:
             if kinds.get(pool) is not PoolKind.ACTIVE_DATA:
                 continue
-            lacking = {number for number in members if not _holds(copies.get(pool), number)}
-            rows = self._catalog.gaps(aggregate=aggregate, pool=pool, include_empty=True)
-            if any(row.missing is None for row in rows):
+            copy = contents.copy_in(pool)
+            lacking = {number for number in members if not (copy and copy.holds(number))}
+            missing = contents.gaps.get(pool, MemberSet())
+            if missing is None:
                 continue  # all of it is a gap
-            noted = {number for row in rows for number in row.missing or ()}
+            noted = set(missing)
             if lacking - noted:
-                missing = MemberSet.of(lacking | noted)
-                yield Repair(aggregate, pool, None, NewGap(pool, PROMOTED, 0, missing))
+                gap = NewGap(pool, PROMOTED, 0, MemberSet.of(lacking | noted))
+                yield Repair(aggregate, pool, None, gap)
 
 
 def _growth(volume: Volume, held: HeldSpans, members: MemberSet) -> int:
     """Bytes of the volume's directory that the record takes more when it says that these members are deleted."""
     assert volume.directory is not None
     return volume.directory.growth(record_of(replace(held, erased=members)))
-
-
-def _holds(copy: CopyEntry | None, member: int) -> bool:
-    return copy is not None and copy.holds(member)

@@ -262,9 +262,12 @@ class Ledger:
             for aggregate in commit.aggregates:
                 for copy in aggregate.copies:
                     entries += self._records(commit, csn, aggregate, copy)
+            repaired: dict[str, list[bytes]] = {}
             for repair in commit.repairs:
                 if repair.copy is not None:
-                    entries += self._repair_records(repair.aggregate, repair.pool)
+                    repaired.setdefault(repair.pool, []).append(repair.aggregate)
+            for pool, aggregates in repaired.items():
+                entries += self._repair_records(pool, aggregates)
             for deletion in commit.deletions:
                 entries += self._deletion_records(deletion, csn)
         return entries
@@ -313,19 +316,16 @@ class Ledger:
             )
             yield Entry(volume, record)
 
-    def _repair_records(self, aggregate: bytes, pool: str) -> list[Entry]:
+    def _repair_records(self, pool: str, aggregates: Sequence[bytes]) -> Iterator[Entry]:
         """A record replaces older ones of its aggregate, so after a repair it says all that each volume holds."""
-        places = [
-            place
-            for copy in self._catalog.copies(aggregate)
-            if copy.pool == pool
-            for place in copy.places
-        ]
-        return [
-            Entry(volume, record_of(held))
-            for volume in dict.fromkeys(place.volume for place in places)
-            for held in self._catalog.held_spans(volume, [aggregate])
-        ]
+        held_on: dict[bytes, list[bytes]] = {}
+        for aggregate, contents in self._catalog.contents(aggregates).items():
+            copy = contents.copy_in(pool)
+            for volume in {place.volume: None for place in copy.places} if copy else ():
+                held_on.setdefault(volume, []).append(aggregate)
+        for volume, mine in held_on.items():
+            for held in self._catalog.held_spans(volume, mine):
+                yield Entry(volume, record_of(held))
 
 
 # ---- receipts from the catalog ---------------------------------------------------------------------

@@ -57,6 +57,7 @@ DEFAULT_ASK = 64 << 20  # client bytes, when nobody knows how many will come
 # A known length is cut into pieces no shorter than this, where there is room for such; else no shorter than LEAST_SPAN.
 PIECE_SPAN = 1 << 20
 MAX_SPANS = 4096  # in one reservation: beyond that the space is too broken up to be of use
+TAIL_PART = 4  # what was given back unwritten is used next if it has that part of a wish
 SHARE = 8  # a wish takes at most this part of what is free in the tightest pool
 
 
@@ -311,7 +312,8 @@ class PoolSet:
         # What a caller who knows no length gets must be worth it; a rest of a known length may be anything.
         least = self._length_for(max(left, 0), unit) if left > 0 else LEAST_SPAN
         least = min(least, fmt.round_up(piece, unit), wanted)
-        chosen = [self._choose(pool, members, wanted, least) for pool, members in choices]
+        enough = max(least, fmt.round_up(wanted // TAIL_PART, unit))
+        chosen = [self._choose(pool, members, wanted, least, enough) for pool, members in choices]
         length = min(wanted, *(offer for _, offer in chosen))
         length -= length % unit
         if length < least:
@@ -320,11 +322,11 @@ class PoolSet:
         return self._take([pool for pool, _ in choices], [member for member, _ in chosen], length)
 
     def _choose(
-        self, pool: Pool, members: Sequence[Member], wanted: int, least: int
+        self, pool: Pool, members: Sequence[Member], wanted: int, least: int, enough: int
     ) -> tuple[Member, int]:
         """The volume of a pool to use, and how much it offers."""
         offers = [
-            (member, member.volume.allocator.offer(wanted))
+            (member, member.volume.allocator.offer(wanted, enough=enough))
             for member in members
             if member.volume and member.volume.allocator and not directory_full(member.volume)
         ]
@@ -396,6 +398,13 @@ class PoolSet:
                 entry.volume.allocator.commit(entry.offset, written.used)
                 # The directory's promise stays until the record is there.
                 self._settled(held, pool, promise=True)
+
+    def trim(self, written: WrittenSpan, pool: str) -> None:
+        """Nothing more will be written to the span in this pool: its tail is free. What was written waits for `commit` or `release`."""
+        with self._lock:
+            entry = _token(written.span).held[pool]
+            assert entry.volume.allocator is not None
+            entry.volume.allocator.trim(entry.offset, written.used)
 
     def kept_length(self, written: WrittenSpan, pool: str) -> int:
         """Bytes that the span keeps in a pool once it is committed: what it used, rounded to the volume's granule."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from types import TracebackType
 
+    from fanout.ahead import ReadAhead
     from fanout.catalog import CopyEntry, ObjectEntry, Place
     from fanout.format import SpanFooter
     from fanout.volume import Volume
@@ -89,6 +90,7 @@ class CopyReader:
         aggregate: id.
         copies: that may be asked, the best first.
         volumes: gives the open volume of an id.
+        ahead: reads for `stream`. What it had read before it was written is read again: its sums are wrong.
 
     Attributes:
         faults: what went wrong so far without harm.
@@ -101,11 +103,15 @@ class CopyReader:
         copies: Sequence[CopyEntry],
         *,
         volumes: Callable[[bytes], Volume],
+        ahead: ReadAhead | None = None,
     ) -> None:
         self.aggregate, self.copies = aggregate, list(copies)
         self.faults: list[Fault] = []
         self.pool = copies[0].pool if copies else ""
         self._volumes = volumes
+        # Blocks that are read at once, and by whom.
+        direct: list[tuple[int, ReadAhead | None]] = [(BATCH_BLOCKS, None), (1, None)]
+        self._ways = [(BATCH_BLOCKS, ahead), *direct] if ahead else direct
         self._footers: dict[str, tuple[Place, SpanFooter]] = {}  # the current span of each copy
 
     # ---- small: at once, unchecked -------------------------------------------------------------
@@ -132,7 +138,7 @@ class CopyReader:
     def frame(self, copy: CopyEntry, place: Place) -> SpanFooter | Fault:
         """The footer of a span, or what is wrong with it or the header: both must be good, and belong together."""
         try:
-            return self._footer(copy, place, self._volumes(place.volume))
+            return self._footer(copy, place, self._volumes(place.volume), None)
         except (FanoutError, TimeoutError) as error:
             return Fault.of(copy.pool, error)
 
@@ -153,10 +159,10 @@ class CopyReader:
     def _piece(self, start: int, end: int) -> memoryview:
         """The next bytes from the first copy that is good; block by block where whole batches are bad everywhere."""
         faults: list[Fault] = []
-        for blocks in (BATCH_BLOCKS, 1):
+        for blocks, ahead in self._ways:
             for copy in self._in_order():
                 try:
-                    piece = self._blocks(copy, start, end, blocks)
+                    piece = self._blocks(copy, start, end, blocks, ahead)
                 except (FanoutError, TimeoutError) as error:
                     faults.append(Fault.of(copy.pool, error))
                     continue
@@ -169,17 +175,20 @@ class CopyReader:
         """The copy that served last first, the others in order of preference."""
         return sorted(self.copies, key=lambda copy: copy.pool != self.pool)
 
-    def _blocks(self, copy: CopyEntry, start: int, end: int, blocks: int) -> memoryview:
+    def _blocks(
+        self, copy: CopyEntry, start: int, end: int, blocks: int, ahead: ReadAhead | None
+    ) -> memoryview:
         place, turn = _place_at(copy, start)
         volume = self._volumes(place.volume)
-        footer = self._footer(copy, place, volume)
+        footer = self._footer(copy, place, volume, ahead)
         size = footer.block_size
         first = (fmt.HEAD_SIZE + start - place.data_start) // size
         limit = fmt.HEAD_SIZE + min(end, turn) - place.data_start
         # Whole blocks only: the last one of a span ends with its data.
         read_end = min((first + blocks) * size, fmt.HEAD_SIZE + place.data_length)
         read_end = min(read_end, -(-limit // size) * size)
-        data = memoryview(volume.read(place.offset + first * size, read_end - first * size))
+        begin, length = place.offset + first * size, read_end - first * size
+        data = memoryview(volume.read(begin, length, ahead=ahead))
         for at in range(0, len(data), size):
             self._check(footer, first + at // size, data[at : at + size], volume, place)
         skip = fmt.HEAD_SIZE + start - place.data_start - first * size
@@ -195,14 +204,16 @@ class CopyReader:
                 f"{volume.path} at {offset}", expected=f"{expected:016x}", actual=f"{actual:016x}"
             )
 
-    def _footer(self, copy: CopyEntry, place: Place, volume: Volume) -> SpanFooter:
+    def _footer(
+        self, copy: CopyEntry, place: Place, volume: Volume, ahead: ReadAhead | None
+    ) -> SpanFooter:
         known = self._footers.get(copy.pool)
         if known is not None and known[0] == place:
             return known[1]
         span = StoredSpan(
             place.span, place.offset, place.length, place.used, place.data_start, place.data_length
         )
-        _, footer = volume.read_span(span, aggregate=self.aggregate)
+        _, footer = volume.read_span(span, aggregate=self.aggregate, ahead=ahead)
         self._footers[copy.pool] = place, footer
         return footer
 

@@ -21,9 +21,10 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from fanout.ahead import ReadAhead
 from fanout.catalog import Commit, MemberSet, NewCopy, NewGap, Repair
 from fanout.copying import Batch, DestinationFailed, DestinationFull, SourcesBad
 from fanout.errors import CatalogError, CommitUnknown, InterfaceError, PoolError
@@ -32,7 +33,7 @@ from fanout.types import PoolKind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fanout.catalog import AggregateEntry, CopyEntry, GapEntry, MemberEntry
+    from fanout.catalog import AggregateEntry, Contents, CopyEntry, GapEntry, MemberEntry
     from fanout.copying import BadMember, Copied
     from fanout.host import WrittenSpan
     from fanout.store import Store
@@ -176,9 +177,10 @@ def _silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What a pool lacks of one aggregate, and what of that cannot be had."""
+    """What a pool lacks of one aggregate, who may have it, and what of it cannot be had."""
 
     entry: AggregateEntry
+    copies: tuple[CopyEntry, ...]
     missing: tuple[MemberEntry, ...]
     bad: tuple[BadMember, ...] = ()
 
@@ -186,7 +188,7 @@ class _Task:
         """The task with these members left out."""
         gone = {found.member.member for found in bad}
         left = tuple(member for member in self.missing if member.member not in gone)
-        return _Task(self.entry, left, (*self.bad, *bad))
+        return replace(self, missing=left, bad=(*self.bad, *bad))
 
     @property
     def bytes(self) -> int:
@@ -209,6 +211,7 @@ class _Run:
     total: int = 0
     closed: int = 0
     too_large: float = math.inf  # bytes of the smallest aggregate that there was no room for
+    ahead: ReadAhead = field(default_factory=ReadAhead)
     rows: set[bytes] = field(default_factory=set)  # aggregates with a gap row, when the run began
     failed: list[tuple[bytes, str]] = field(default_factory=list)
 
@@ -221,10 +224,11 @@ class _Run:
             page = self.store.catalog.lacking(
                 self.primary, self.pool, active_only=self._active, after=after, limit=PAGE
             )
-            for _, entry in page:
-                missing = self._missing(entry)
+            entries = [entry for _, entry in page if self._is_wanted(entry)]
+            for entry, contents in self.store.catalog.contents_of(entries):
+                missing = self._missing(contents)
                 if missing:
-                    yield _Task(entry, missing)
+                    yield _Task(entry, contents.copies, missing)
             if len(page) < PAGE:
                 return
             after = page[-1][0]
@@ -233,13 +237,14 @@ class _Run:
     def _active(self) -> bool:
         return self.kind is PoolKind.ACTIVE_DATA
 
-    def _missing(self, entry: AggregateEntry) -> tuple[MemberEntry, ...]:
-        if self._active and entry.node not in self._nodes():
-            return ()
-        held = self._held(entry)
+    def _is_wanted(self, entry: AggregateEntry) -> bool:
+        return not self._active or entry.node in self._nodes()
+
+    def _missing(self, contents: Contents) -> tuple[MemberEntry, ...]:
+        held = contents.copy_in(self.pool)
         return tuple(
             member
-            for member in self.store.catalog.members(entry.aggregate)
+            for member in contents.members
             if not (self._active and not member.active)
             and not (held is not None and held.holds(member.member))
         )
@@ -252,10 +257,6 @@ class _Run:
             for node in config.nodes.values()
             if self.pool in config.domains[node.domain].active_destinations
         ]
-
-    def _held(self, entry: AggregateEntry) -> CopyEntry | None:
-        copies = self.store.catalog.copies(entry.aggregate)
-        return next((copy for copy in copies if copy.pool == self.pool), None)
 
     # ---- preview -------------------------------------------------------------------------------------
 
@@ -283,11 +284,12 @@ class _Run:
 
     def work(self) -> ReconcileReport:
         """Copy batch after batch."""
-        sizes = [(len(task.missing), task.bytes) for task in self._tasks()]
+        if self.on_progress is not _silent:
+            self.total = sum(task.bytes for task in self._tasks())
         self.rows = {gap.aggregate for gap in self._gap_rows()}
-        lacked, self.total = sum(n for n, _ in sizes), sum(size for _, size in sizes)
-        refused = 0
+        lacked = refused = 0
         for batch in self._batches():
+            lacked += sum(len(task.missing) for task in batch)
             if refused < MAX_FAILURES:
                 refused = 0 if self._try(batch) else refused + 1
             else:
@@ -365,10 +367,8 @@ class _Run:
         return all(tried)
 
     def _copy(self, batch: Batch, task: _Task) -> None:
-        copies = self.store.catalog.copies(task.entry.aggregate)
-        held = next((copy for copy in copies if copy.pool == self.pool), None)
-        numbers = [place.span for place in held.places] if held else []
-        sources = [copy for copy in copies if copy.pool != self.pool]
+        numbers = [p.span for copy in task.copies if copy.pool == self.pool for p in copy.places]
+        sources = [copy for copy in task.copies if copy.pool != self.pool]
         wanted: dict[tuple[str, ...], list[MemberEntry]] = {}
         for member in task.missing:
             # Copies hold different subsets; members that the same copies hold are read together.
@@ -376,9 +376,8 @@ class _Run:
             wanted.setdefault(pools, []).append(member)
         first = max(numbers, default=-1) + 1
         for pools, members in wanted.items():
-            reader = self.store.reader(
-                task.entry.aggregate, [copy for copy in sources if copy.pool in pools]
-            )
+            mine = [copy for copy in sources if copy.pool in pools]
+            reader = self.store.reader(task.entry.aggregate, mine, ahead=self.ahead)
             copied = batch.copy(task.entry, members, reader, first_span=first)
             first += len(copied.spans)
 
@@ -398,11 +397,13 @@ class _Run:
         spans: list[WrittenSpan] = []
         count = size = 0
         bad: list[BadMember] = []
+        now = self.store.catalog.contents(task.entry.aggregate for task in tasks)
         for task in tasks:
             mine = [part for part in copied if part.entry is task.entry]
-            there = {m.member for m in self.store.catalog.members(task.entry.aggregate)}
+            contents = now[task.entry.aggregate]
+            there = {member.member for member in contents.members}
             bad += [found for found in task.bad if found.member.member in there]
-            repair, present = self._repair(task, mine)
+            repair, present = self._repair(task, contents, mine)
             repairs.append(repair)
             spans += [span for part in mine for span in part.spans] if repair.copy else []
             count += len(present)
@@ -413,13 +414,14 @@ class _Run:
         self.closed += sum(repair.aggregate in self.rows for repair in repairs if not repair.gap)
         self.failed += [(found.member.name, found.reason) for found in bad]
 
-    def _repair(self, task: _Task, parts: Sequence[Copied]) -> tuple[Repair, set[int]]:
+    def _repair(
+        self, task: _Task, contents: Contents, parts: Sequence[Copied]
+    ) -> tuple[Repair, set[int]]:
         """What changes on one aggregate, and which members are new in the pool (promise 3)."""
-        entry, catalog = task.entry, self.store.catalog
-        members = catalog.members(entry.aggregate)
+        entry, members = task.entry, contents.members
         wanted = {m.member for m in members if m.active or not self._active}
         written = {index for part in parts for index in part.members}
-        held = self._held(entry)
+        held = contents.copy_in(self.pool)
         before = {m.member for m in members if held and held.holds(m.member)}
         new = (written & wanted) - before
         lacking = wanted - before - new
@@ -466,8 +468,9 @@ class _Run:
             self._hand_in(list(self._refusals(tasks, error, reason)), (), ())
 
     def _refusals(self, tasks: Sequence[_Task], error: Exception, reason: str) -> Iterator[Repair]:
+        now = self.store.catalog.contents(task.entry.aggregate for task in tasks)
         for task in tasks:
-            there = {m.member for m in self.store.catalog.members(task.entry.aggregate)}
+            there = {member.member for member in now[task.entry.aggregate].members}
             lacking = [*task.missing, *(found.member for found in task.bad)]
             lacking = [member for member in lacking if member.member in there]
             if not lacking:
@@ -485,11 +488,13 @@ class _Run:
     def _close_stale_gaps(self) -> None:
         """Gap rows of which nothing is missing any more: copied by other means, or replaced by newer versions."""
         with self.store.ledger.steady:
-            stale = []
-            for gap in self._gap_rows():
-                entry = self.store.catalog.aggregate(gap.aggregate)
-                if entry is not None and not self._missing(entry):
-                    stale.append(Repair(gap.aggregate, self.pool))
+            found = (self.store.catalog.aggregate(gap.aggregate) for gap in self._gap_rows())
+            entries = (entry for entry in found if entry is not None)
+            stale = [
+                Repair(entry.aggregate, self.pool)
+                for entry, contents in self.store.catalog.contents_of(entries)
+                if not (self._is_wanted(entry) and self._missing(contents))
+            ]
             if stale:
                 self._hand_in(stale, (), ())
                 self.closed += len(stale)

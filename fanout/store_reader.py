@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fanout import config as configuration
+    from fanout.ahead import ReadAhead
     from fanout.catalog import CatalogReader, CopyEntry, GapEntry, ObjectEntry, OccupancyEntry
     from fanout.config import Config
     from fanout.engine import Engine
@@ -130,9 +131,12 @@ class StoreReader:
 
         return ObjectReader(entry, self.reader(entry.aggregate, copies), there=there)
 
-    def reader(self, aggregate: bytes, copies: Sequence[CopyEntry]) -> CopyReader:
+    def reader(
+        self, aggregate: bytes, copies: Sequence[CopyEntry], *, ahead: ReadAhead | None = None
+    ) -> CopyReader:
         """Reads an aggregate's data from these copies, in the order of preference."""
-        return CopyReader(aggregate, sorted(copies, key=self._preference), volumes=self._readable)
+        best_first = sorted(copies, key=self._preference)
+        return CopyReader(aggregate, best_first, volumes=self._readable, ahead=ahead)
 
     def _preference(self, copy: CopyEntry) -> tuple[int, int, int]:
         pool = self.config.pools.get(copy.pool)

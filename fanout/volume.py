@@ -346,11 +346,11 @@ class Volume:
         """
         block = self.superblock
         allocator = Allocator(block.space_offset, block.space_length, granule=block.granule)
-        for offset, length in regions:
-            try:
-                allocator.adopt(offset, fmt.round_up(length, block.granule))
-            except ValueError as error:
-                raise VolumeTorn(self.path, f"{error}: the catalog contradicts itself") from error
+        live = [(offset, fmt.round_up(length, block.granule)) for offset, length in regions]
+        try:
+            allocator.adopt(live)
+        except ValueError as error:
+            raise VolumeTorn(self.path, f"{error}: the catalog contradicts itself") from error
         self.allocator = allocator
 
     # ---- the directory ---------------------------------------------------------------------------
@@ -508,8 +508,13 @@ class Volume:
 
     # ---- reading ---------------------------------------------------------------------------------
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int, *, ahead: ReadAhead | None = None) -> bytes:
         """Bytes of the volume.
+
+        Args:
+            offset: of the first byte.
+            length: in bytes.
+            ahead: reads them, and what follows; None: the volume's own.
 
         Raises:
             TargetError: they cannot be read.
@@ -518,10 +523,11 @@ class Volume:
         """
         if not 0 <= offset <= offset + length <= self.superblock.size:
             raise VolumeTorn(self.path, f"{length} bytes at {offset} are not on the volume")
-        if self.ahead is None:
+        ahead = ahead or self.ahead
+        if ahead is None:
             return self._read(offset, length)
         size = self.superblock.size
-        return self.ahead.read(self.uuid, offset, length, size=size, read=self._read)
+        return ahead.read(self.uuid, offset, length, size=size, read=self._read)
 
     def _read(self, offset: int, length: int) -> bytes:
         try:
@@ -529,7 +535,7 @@ class Volume:
         except InterfaceError as error:
             raise VolumeError(self.path, f"cannot be read: {error}") from error
 
-    def read_header(self, offset: int) -> SpanHeader:
+    def read_header(self, offset: int, *, ahead: ReadAhead | None = None) -> SpanHeader:
         """The header of the span at `offset`.
 
         Raises:
@@ -537,12 +543,14 @@ class Volume:
             VolumeForeign: it is of another store.
             TargetError: it cannot be read.
         """
-        data = self.read(offset, fmt.HEAD_SIZE)
+        data = self.read(offset, fmt.HEAD_SIZE, ahead=ahead)
         return fmt.decode_header(
             data, path=self.path, volume=self.uuid, offset=offset, store=self.superblock.store
         )
 
-    def read_span(self, span: StoredSpan, *, aggregate: bytes) -> tuple[SpanHeader, SpanFooter]:
+    def read_span(
+        self, span: StoredSpan, *, aggregate: bytes, ahead: ReadAhead | None = None
+    ) -> tuple[SpanHeader, SpanFooter]:
         """Header and footer of a span, checked against each other and against what is expected there.
 
         Raises:
@@ -554,8 +562,8 @@ class Volume:
             raise VolumeTorn(self.path, f"span at {span.offset}: no room for a footer")
         if span.data_length < 0 or span.offset % self.superblock.granule:
             raise VolumeTorn(self.path, f"span at {span.offset}: none can be here")
-        header = self.read_header(span.offset)
-        data = self.read(span.foot_offset, span.foot_length)
+        header = self.read_header(span.offset, ahead=ahead)
+        data = self.read(span.foot_offset, span.foot_length, ahead=ahead)
         footer = fmt.decode_footer(
             data, path=self.path, offset=span.foot_offset, store=self.superblock.store
         )

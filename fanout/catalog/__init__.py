@@ -1,7 +1,7 @@
 """The catalog: the database of objects, aggregates, copies and gaps, and the only package that knows SQLite.
 
-`schema.sql` is the layout, `rows.py` what goes in and comes out, `intake.py` packs a commit group, `connection.py` opens, `reader.py`
-asks and `values.py` says what was answered, `door.py` writes, `ballast.py` keeps room for it, `backup.py` copies, `restore.py` makes a whole catalog at once.
+`schema.sql` is the layout, `rows.py` what goes in and comes out, `intake.py` packs a commit group, `connection.py` opens, `asking.py`,
+`contents.py` and `reader.py` ask, `values.py` says what was answered, `door.py` writes, `ballast.py` keeps room for it, `backup.py` copies, `restore.py` makes a whole catalog at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fanout.catalog.rows import (
     AggregateEntry,
     Commit,
     CommittedEntry,
+    Contents,
     CopyEntry,
     DeadAggregate,
     Deletion,
@@ -52,6 +53,7 @@ __all__ = [
     "Commit",
     "CommitDoubt",
     "CommittedEntry",
+    "Contents",
     "CopyEntry",
     "DeadAggregate",
     "Deletion",

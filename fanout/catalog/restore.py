@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fanout.catalog.asking import ACTIVE, IN_SET
 from fanout.catalog.connection import connect_writer, translated
 from fanout.catalog.door import Catalog
 from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.locks import sync_directory, take_lock
 from fanout.catalog.members import to_json
-from fanout.catalog.reader import _ACTIVE, _IN_SET
 from fanout.errors import CatalogError
 
 if TYPE_CHECKING:
@@ -249,12 +249,12 @@ class _Writer:
             self._write_deletion(deletion)
             self._aggregate += 1
         # Of an active-data pool only what is active now can be missing, and that is known only now.
-        held = _IN_SET.format(column="gap.missing")
+        held = IN_SET.format(column="gap.missing")
         self._db.execute(
             f"""DELETE FROM gap WHERE pool IN (SELECT id FROM pool WHERE kind = 'active-data') AND NOT EXISTS (
                 SELECT 1 FROM aggregate AS g
                 JOIN object AS o ON o.id >= g.first_object AND o.id < g.first_object + g.objects
-                WHERE g.id = gap.aggregate AND {held} AND {_ACTIVE})"""
+                WHERE g.id = gap.aggregate AND {held} AND {ACTIVE})"""
         )
         self._db.execute(
             "UPDATE store SET csn = ?, next_aggregate = ?, next_object = ?",

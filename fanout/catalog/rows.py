@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fanout.catalog.members import MemberSet
     from fanout.types import Member, ObjectKind, PoolKind
@@ -309,6 +309,24 @@ class MemberEntry(NamedTuple):
     length: int
     digest: bytes
     active: bool
+
+
+class Contents(NamedTuple):
+    """What there is of an aggregate.
+
+    Attributes:
+        members: that were not deleted, by index.
+        copies: the primary's first, then by the order of pools.
+        gaps: by pool the members that a gap says it lacks; None: all.
+    """
+
+    members: tuple[MemberEntry, ...]
+    copies: tuple[CopyEntry, ...]
+    gaps: Mapping[str, MemberSet | None]
+
+    def copy_in(self, pool: str) -> CopyEntry | None:
+        """A pool's copy, if it has one."""
+        return next((copy for copy in self.copies if copy.pool == pool), None)
 
 
 class ObjectEntry(NamedTuple):

@@ -26,6 +26,8 @@ from fanout.catalog.rows import (
 from fanout.types import PoolKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fanout.catalog.members import MemberSet
     from fanout.types import ObjectKind
 
@@ -94,16 +96,34 @@ def retired_volume(
     return RetiredVolume(id_of(uuid), csn, at, epoch, pool, path, device)
 
 
-def pool_and_place(pool: str, span: int, volume: str, *rest: int) -> tuple[str, Place]:
-    """A pool and the place of a span in it."""
+def copy_head(
+    other: int, number: int, aggregate: str, pool: str, present: str | None
+) -> tuple[int, int, bytes, str, MemberSet | None]:
+    """A copy without its places: its turn among those of its aggregate, the aggregate, the pool, and what it holds."""
+    texts(pool)
+    numbers(other, number)
+    return other, number, id_of(aggregate), pool, from_json(present)
+
+
+def gap_head(aggregate: str, pool: str, missing: str | None) -> tuple[bytes, str, MemberSet | None]:
+    """A gap's aggregate and pool, and what it lacks."""
+    texts(pool)
+    return id_of(aggregate), pool, from_json(missing)
+
+
+def numbered_place(
+    number: int, aggregate: str, pool: str, span: int, volume: str, *rest: int
+) -> tuple[int, bytes, str, Place]:
+    """The number of a volume in the catalog, an aggregate and a pool, and the place of a span there."""
     texts(pool)
     offset, length, used, data_start, data_length = numbers(*rest)
-    (span,) = numbers(span)
-    return pool, Place(span, id_of(volume), offset, length, used, data_start, data_length)
+    numbers(number, span)
+    place = Place(span, id_of(volume), offset, length, used, data_start, data_length)
+    return number, id_of(aggregate), pool, place
 
 
 def held_spans(
-    places: tuple[Place, ...],
+    places: Sequence[Place],
     uuid: str,
     tx: str,
     node: str,
@@ -128,7 +148,7 @@ def held_spans(
         kind_of(kind),
         at,
         from_json(present),
-        places,
+        tuple(places),
         some_of(erased),
         committed,
         version,

@@ -38,12 +38,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from fanout.catalog import AggregateEntry, CopyEntry, GapEntry, MemberEntry
+    from fanout.catalog import AggregateEntry, Contents, CopyEntry, MemberEntry
     from fanout.check.findings import Progress
     from fanout.engine import Engine
     from fanout.volume import Volume
-
-PAGE = 256  # aggregates looked up at once
 
 __all__ = ["CheckReport", "Problem", "check_store"]
 
@@ -140,19 +138,13 @@ class _Check:
     # ---- aggregates --------------------------------------------------------------------------------
 
     def _check_aggregates(self) -> None:
-        after = 0
-        while True:
-            page = self._catalog.aggregates(after=after, limit=PAGE)
-            for _, entry in page:
-                self._check_aggregate(entry)
-            if len(page) < PAGE:
-                break
-            after = page[-1][0]
+        for entry, contents in self._catalog.contents_of(self._catalog.all_aggregates()):
+            self._check_aggregate(entry, contents)
         self._findings.finish()
 
-    def _check_aggregate(self, entry: AggregateEntry) -> None:
+    def _check_aggregate(self, entry: AggregateEntry, contents: Contents) -> None:
         self._aggregates += 1
-        members = self._catalog.members(entry.aggregate)
+        members, copies, _ = contents
         self._objects += len(members)
         objects = entry.objects - len(entry.erased)
         if len(members) != objects:
@@ -160,7 +152,6 @@ class _Check:
                 f"has {len(members)} of the {objects} objects of aggregate "
                 f"{entry.aggregate.hex()}: the others are lost to it"
             )
-        copies = self._catalog.copies(entry.aggregate)
         good: set[int] = set()
         demanded: tuple[str, ...] = ()
         for copy in copies:
@@ -171,7 +162,7 @@ class _Check:
             if member.member not in good:
                 pools = ", ".join(copy.pool for copy in copies if copy.holds(member.member))
                 self._no_good_copy(member, entry, pools)
-        self._check_gaps(entry, members, copies, demanded)
+        self._check_gaps(entry, contents, demanded)
 
     def _no_good_copy(self, member: MemberEntry, entry: AggregateEntry, pools: str) -> None:
         what = f"no pool has a good copy of version {member.version} of {entry.node}"
@@ -179,11 +170,7 @@ class _Check:
         self._findings.note(Problem(what + held, SEND, entry.primary, "", None, member.name))
 
     def _check_gaps(
-        self,
-        entry: AggregateEntry,
-        members: Sequence[MemberEntry],
-        copies: Sequence[CopyEntry],
-        demanded: tuple[str, ...],
+        self, entry: AggregateEntry, contents: Contents, demanded: tuple[str, ...]
     ) -> None:
         """Promise 4: required, less held, is what the rows should say; counted as `query gap` counts."""
         known = (entry.primary, *entry.required)
@@ -192,41 +179,37 @@ class _Check:
                 f"says that aggregate {entry.aggregate.hex()} belongs in {', '.join(known)}; its "
                 f"headers say {', '.join(demanded)}"
             )
-        held = {copy.pool: _held(copy, members) for copy in copies}
-        rows = {
-            gap.pool: gap
-            for gap in self._catalog.gaps(aggregate=entry.aggregate, include_empty=True)
-        }
-        for pool in dict.fromkeys((*(demanded or known), *rows)):
+        held = {copy.pool: _held(copy, contents.members) for copy in contents.copies}
+        for pool in dict.fromkeys((*(demanded or known), *contents.gaps)):
             count = {
                 m.member
-                for m in members
+                for m in contents.members
                 if m.active or self._kinds.get(pool) is not PoolKind.ACTIVE_DATA
             }
             lacking = count - held.get(pool, set())
-            self._compare_gap(entry, pool, rows.get(pool), count, lacking, required=pool in known)
+            noted = _noted(contents, pool, count)
+            self._compare_gap(entry, pool, noted, lacking, required=pool in known)
 
     def _compare_gap(
         self,
         entry: AggregateEntry,
         pool: str,
-        row: GapEntry | None,
-        count: set[int],
+        noted: set[int] | None,
         lacking: set[int],
         *,
         required: bool,
     ) -> None:
-        noted = {index for index in count if row and (row.missing is None or index in row.missing)}
-        if noted == lacking or (not required and noted <= lacking):
+        said = noted or set()
+        if said == lacking or (not required and said <= lacking):
             # Of a pool that was not demanded a repair may have noted less than all.
             return
         name = f"aggregate {entry.aggregate.hex()} of {entry.node}"
-        if row is None:
+        if noted is None:
             what = f"{pool} lacks {len(lacking)} objects of {name}, and no gap says so"
         elif not lacking:
-            what = f"a gap says that {pool} lacks {len(noted)} objects of {name}; it lacks none"
+            what = f"a gap says that {pool} lacks {len(said)} objects of {name}; it lacks none"
         else:
-            what = f"a gap says that {pool} lacks {len(noted)} objects of {name}; it lacks {len(lacking)}"
+            what = f"a gap says that {pool} lacks {len(said)} objects of {name}; it lacks {len(lacking)}"
         self._findings.note(Problem(what, RECONCILE, pool, self._catalog.path))
 
 
@@ -234,3 +217,11 @@ def _held(copy: CopyEntry, members: Sequence[MemberEntry]) -> set[int]:
     """Members that a copy really has bytes of."""
     coverage = Coverage(copy.places)
     return {m.member for m in members if copy.holds(m.member) and coverage.holds(m.start, m.length)}
+
+
+def _noted(contents: Contents, pool: str, count: set[int]) -> set[int] | None:
+    """Which of the members that count a gap names; None: there is no gap."""
+    if pool not in contents.gaps:
+        return None
+    missing = contents.gaps[pool]
+    return {index for index in count if missing is None or index in missing}

@@ -290,6 +290,55 @@ class CatalogContract:
         assert (later.aggregate, later.csn, later.present) == (aggregate, 3, MemberSet.of([1]))
         assert later.places == part.places
 
+    def test_what_is_asked_of_many_at_once_is_what_each_says(
+        self, sample: Sample, catalog: Catalog
+    ) -> None:
+        """A repair, a check and an audit ask for many aggregates at once: none may be mixed up with another, or left out."""
+        commits = [
+            sample.commit([b"%d" % n, b"b"], pools=("DISKPOOL", *(["COPYPOOL1"] * (n % 3 > 0))))
+            for n in range(300)
+        ]
+        commits[7] = sample.commit([b"%d" % n for n in range(9000)])
+        commits[9] = sample.commit(gaps=[NewGap("ACTIVEDATAPOOL", "away", 5, MemberSet.of([1]))])
+        commits[11] = sample.commit(gaps=[NewGap("ACTIVEDATAPOOL", "away", 5)])
+        catalog.commit(commits)
+        ids = [commit.aggregates[0].aggregate for commit in commits]
+        nobody = sample.id()
+        found = catalog.contents([*reversed(ids), nobody, ids[0]])
+        assert list(found) == [*reversed(ids), nobody]
+        assert found.pop(nobody) == ((), (), {})
+        for commit, aggregate in zip(commits, ids, strict=True):
+            contents = found[aggregate]
+            assert list(contents.members) == catalog.members(aggregate)
+            assert list(contents.copies) == catalog.copies(aggregate)
+            assert [m.name for m in contents.members] == [
+                m.name for m in commit.aggregates[0].members
+            ]
+            assert [copy.pool for copy in contents.copies] == [
+                copy.pool for copy in commit.aggregates[0].copies
+            ]
+            assert contents.copy_in("ACTIVEDATAPOOL") is None
+        gaps = {aggregate: found[aggregate].gaps for aggregate in ids if found[aggregate].gaps}
+        assert gaps == {
+            ids[9]: {"ACTIVEDATAPOOL": MemberSet.of([1])},
+            ids[11]: {"ACTIVEDATAPOOL": None},
+        }
+        entries = list(catalog.all_aggregates())
+        assert [entry.aggregate for entry in entries] == ids
+        assert [(e.aggregate, c) for e, c in catalog.contents_of(entries)] == [
+            (aggregate, found[aggregate]) for aggregate in ids
+        ]
+        volume = sample.volumes["COPYPOOL1"].volume
+        there = [a for a in ids if found[a].copy_in("COPYPOOL1")]
+        assert 0 < len(there) < len(ids)
+        assert [entry.aggregate for entry in catalog.all_aggregates(volume=volume)] == there
+        held = list(catalog.held_spans(volume, [nobody, *reversed(ids)]))
+        assert [spans.aggregate for spans in held] == there[::-1]
+        for spans in held:
+            copy = found[spans.aggregate].copy_in("COPYPOOL1")
+            assert copy is not None
+            assert spans.places == copy.places
+
     def test_epochs_are_recorded_together(self, sample: Sample, catalog: Catalog) -> None:
         """After a new opening they are what was recorded."""
         volumes = [sample.volumes[pool].volume for pool in ("DISKPOOL", "COPYPOOL1")]

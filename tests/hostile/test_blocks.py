@@ -31,6 +31,7 @@ from tests.volume.image import Disk, ImageEngine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fanout.ahead import ReadAhead
     from fanout.volume import Volume
 
 REFUSALS = (VolumeTorn, VolumeForeign)
@@ -389,9 +390,9 @@ def test_free_space_full_of_footers_is_searched_once(rng: random.Random) -> None
     reads: list[int] = []
     original = volume.read_header
 
-    def counted(offset: int) -> fmt.SpanHeader:
+    def counted(offset: int, *, ahead: ReadAhead | None = None) -> fmt.SpanHeader:
         reads.append(offset)
-        return original(offset)
+        return original(offset, ahead=ahead)
 
     volume.read_header = counted  # type: ignore[method-assign]
     began = time.monotonic()

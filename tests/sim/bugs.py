@@ -113,7 +113,7 @@ BUGS = (
     _bug("regions of a hung target are given back", "fanout/aggregate.py",
          "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = set(self.pools.values())"),
     _bug("live regions are forgotten at opening", "fanout/volume.py",
-         "allocator.adopt(offset, fmt.round_up(length, block.granule))", "pass"),
+         "            allocator.adopt(live)", "            pass"),
     _bug("a committed span keeps one granule too little", "fanout/pools.py",
          "entry.volume.allocator.commit(entry.offset, written.used)", "entry.volume.allocator.commit(entry.offset, max(4096, written.used - 8192))"),
     # ---- the unknown commit
@@ -179,7 +179,7 @@ BUGS = (
     _bug("what is active again gets no gap", "fanout/deletion.py",
          "repairs=tuple(plan.promotions())", "repairs=()"),
     _bug("a volume that is given up leaves no gap of what nobody else holds", "fanout/audit.py",
-         "_gap(catalog, entry, copy.pool, lost, reason) if lost else None", "_gap(catalog, entry, copy.pool, lost, reason) if lost and len(copies) > 1 else None"),
+         "reason, active=active) if lost else None", "reason, active=active) if lost and len(contents.copies) > 1 else None"),
     _bug("a volume that is given up takes what other volumes serve along", "fanout/audit.py",
          "        and any(place.volume == volume for place in copy.servers(member.start, member.length))\n", ""),
     _bug("an audit marks the neighbours of what is damaged", "fanout/copying.py",

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import fanout.audit
+import fanout.catalog.asking
 import fanout.catalog.door
-import fanout.catalog.reader
 import fanout.committer
 import fanout.deletion
 import fanout.growing
@@ -97,7 +97,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     module = threads.Module()
     for user in (
         fanout.committer, fanout.scribe, fanout.pools, fanout.growing, fanout.store, fanout.ledger,
-        fanout.volume, fanout.catalog.door, fanout.catalog.reader,
+        fanout.volume, fanout.catalog.asking, fanout.catalog.door,
     ):  # fmt: skip
         yield user, "threading", module
     yield fanout.committer, "queue", module

@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 
 FEW = 60
 STEP = 50  # instructions between two counts
+PER_GAP = 5  # statements, when a volume is given up
 CONSTANT = 2_000  # instructions that anything may take once
 TREES = 1.05  # a larger tree is a little deeper
 
 
 class Meter:
-    """Counts what all connections of this process execute."""
+    """Counts what all connections of this process execute: instructions, and the statements that they belong to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
+        self.count = self.statements = 0
         connect = sqlite3.connect
 
         def counted(*arguments: Any, **options: Any) -> sqlite3.Connection:
             made: sqlite3.Connection = connect(*arguments, **options)
             made.set_progress_handler(self._tick, STEP)
+            made.set_trace_callback(self._begun)
             return made
 
         monkeypatch.setattr(sqlite3, "connect", counted)
@@ -43,6 +45,9 @@ class Meter:
     def _tick(self) -> int:
         self.count += STEP
         return 0
+
+    def _begun(self, statement: str) -> None:
+        self.statements += not statement.startswith("--")  # those of a trigger are comments
 
 
 def expire(config: Path) -> None:
@@ -126,3 +131,21 @@ def test_linear(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     few, many = found
     assert few > STEP
     assert many < CONSTANT + 4 * TREES * few, found
+
+
+@pytest.mark.parametrize("work", ["check", "audit", "lose and repair"])
+def test_many_are_asked_for_at_once(
+    work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes through a whole store does not ask the catalog for one aggregate after the other: each question costs its way there."""
+    meter, found = Meter(monkeypatch), []
+    for count in (64, 256):
+        with site(tmp_path, 64) as config:
+            with Store.open(config) as store:
+                put_many(store, count, 1, 8, "object")
+            meter.statements = 0
+            WORK[work](config)
+            found.append(meter.statements)
+    few, many = found
+    changed = PER_GAP * 192 if work == "lose and repair" else 0
+    assert many - few < 192 + changed, found

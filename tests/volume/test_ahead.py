@@ -50,9 +50,20 @@ def test_a_walk_takes_few_reads_and_jumps_read_little() -> None:
     assert len(medium.asked) < 20
     assert max(length for _, length in medium.asked) == MOST
     medium.asked.clear()
+    ahead = ReadAhead()
     for at in (100 * KIB, 6 << 20, 2 << 20):
         through(ahead, medium, at, 4096)
     assert medium.asked == [(100 * KIB, LEAST), (6 << 20, LEAST), (2 << 20, LEAST)]
+
+
+def test_many_walks_side_by_side_take_few_reads() -> None:
+    """As spans of eight clients lie, in the order of their commits; now and then one step back."""
+    ahead, medium = ReadAhead(), Medium()
+    for step in range(0, 1 << 20, 12 * KIB):
+        for client in (1, 0, 3, 2, 4, 7, 6, 5):
+            for at in (step + 8 * KIB, step):
+                through(ahead, medium, (client << 20) + at, 4096)
+    assert len(medium.asked) < 8 * 8
 
 
 def test_damage_harms_only_those_who_ask_for_it() -> None:

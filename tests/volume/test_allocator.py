@@ -53,7 +53,10 @@ class Ownership(RuleBasedStateMachine):
         least = min(most, least)
         wanted = (least or most) * G
         available = self.allocator.largest(align=align)
-        assert self.allocator.offer(most * G) == min(most * G, self.allocator.largest())
+        offered = self.allocator.offer(most * G)
+        assert offered == min(most * G, self.allocator.largest())
+        tail = self.allocator.offer(most * G, enough=G)
+        assert tail == offered or G <= tail < offered
         region = self.allocator.reserve(most * G, least * G, align=align)
         assert (region is None) == (available < wanted)
         if region is None:
@@ -151,6 +154,43 @@ def test_the_unused_tail_is_used_next() -> None:
     assert allocator.regions(RegionState.FREE) == [Region((16 + 16) * G, 48 * G)]
 
 
+def test_writers_side_by_side_stay_side_by_side() -> None:
+    """Eight clients with small transactions: each goes on in what it gave back, not behind all others."""
+    allocator = space(8 * 32 + 64)
+    for turn in range(6):
+        mine = []
+        for client in range(8):
+            length = allocator.offer(32 * G, enough=8 * G)
+            region = allocator.reserve(length)
+            assert region is not None
+            mine.append(region)
+            if turn:
+                assert region.offset // G - 16 in {32 * other + 2 * turn for other in range(8)}, (
+                    client
+                )
+        for region in mine:
+            allocator.commit(region.offset, 2 * G)
+    assert len(allocator.regions(RegionState.FREE)) == 8
+    # What is left of a tail is not cut into ever smaller pieces: the next one begins anew.
+    assert allocator.offer(32 * G, enough=24 * G) == 32 * G
+
+
+def test_a_tail_is_not_used_again_when_it_was_written() -> None:
+    """A cancelled region is a tail, a released one is not: late writes hurt most there."""
+    allocator = space(64)
+    first, second = allocator.reserve(8 * G), allocator.reserve(8 * G)
+    assert first is not None
+    assert second is not None
+    allocator.release(first.offset)
+    assert allocator.offer(16 * G, enough=G) == 16 * G
+    third = allocator.reserve(8 * G)
+    assert third is not None
+    allocator.cancel(second.offset)  # it joins the one before, which was written
+    assert allocator.offer(16 * G, enough=G) == 16 * G
+    allocator.cancel(third.offset)
+    assert allocator.reserve(8 * G) == third
+
+
 def test_a_quarantined_region_waits_for_the_reopening() -> None:
     """A region with a write that may still land is given to nobody, however full the volume is."""
     allocator = space(4)
@@ -182,11 +222,31 @@ def test_wrong_states_are_programming_errors() -> None:
 )
 def test_live_regions_of_the_catalog_must_fit(offset: int, length: int) -> None:
     """A catalog that names the same bytes twice, or bytes outside, must be refused while loading."""
-    allocator = space(64)
-    allocator.adopt(24 * G, 4 * G)
     with pytest.raises(ValueError, match="not free to be live"):
-        allocator.adopt(offset * G, length * G)
+        space(64).adopt([(24 * G, 4 * G), (offset * G, length * G)])
+
+
+@pytest.mark.parametrize(
+    ("live", "free"),
+    [
+        ([], [(16, 64)]),
+        ([(16, 64)], []),
+        ([(16, 1), (20, 4), (24, 1)], [(17, 3), (25, 55)]),
+        ([(79, 1), (30, 2)], [(16, 14), (32, 47)]),
+    ],
+    ids=["nothing", "everything", "neighbours", "unsorted, to the end"],
+)
+def test_what_is_not_live_is_free(live: list[tuple[int, int]], free: list[tuple[int, int]]) -> None:
+    """After an opening all that the catalog does not name can be used, and nothing else."""
+    allocator = space(64)
+    allocator.adopt((offset * G, length * G) for offset, length in live)
     allocator.check()
+    assert allocator.regions(RegionState.FREE) == [Region(o * G, n * G) for o, n in free]
+    assert allocator.regions(RegionState.LIVE) == [Region(o * G, n * G) for o, n in sorted(live)]
+    if free:  # behind what is live first
+        region = allocator.reserve(G)
+        assert region is not None
+        assert region.offset == (free[-1][0] if live and live[0][0] != 79 else 16) * G
 
 
 def test_a_crowded_volume_stays_quick() -> None:
