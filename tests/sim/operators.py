@@ -402,6 +402,11 @@ class Operators:
         for sent in world.history.values():
             sent.gone -= {number for number in sent.gone if sent.where[number] in back}
         world.counts["came back"] += len(back)
+        # The volume that came back has it alone.
+        uuids = {uuid for uuid, _ in back}
+        world.known.hurt |= {
+            a["primary_pool"] for a in now.aggregates.values() if a["uuid"] in uuids
+        }
         judge(world.site, now, world.known, decided=False, proved=world.proved)
         pools = {world.ground.pool_of[path] for path in found}
         same = back or comparable(now, without=pools) == comparable(was, without=pools)

@@ -160,8 +160,11 @@ def _audit(draw: _Draw) -> Audit:
 
 def _retire(draw: _Draw) -> Retire:
     rng = draw.rng
-    pool = rng.choice(draw.site.pools)
-    volume = rng.randrange(len(dict(draw.site.sizes)[pool]))
+    count = {pool: len(sizes) for pool, sizes in draw.site.sizes}
+    # Of what lies on several volumes only a part is lost.
+    several = [pool for pool in draw.site.pools if count[pool] > 1]
+    pool = rng.choice(several if several and rng.random() < 0.6 else draw.site.pools)
+    volume = rng.randrange(count[pool])
     anew = rng.random() < 0.6
     return Retire(
         next(draw.ids), (), _seldom(draw), pool, volume, anew, not anew and rng.random() < 0.7,
