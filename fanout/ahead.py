@@ -13,9 +13,9 @@ from fanout.errors import FanoutError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LEAST, MOST = 64 << 10, 1 << 20  # bytes of a window
+LEAST, MOST = 64 << 10, 512 << 10  # bytes of a window
 # Kept at once. What clients wrote side by side lies side by side: a walk in the order of commits goes on at many places in turn.
-WINDOWS = 64
+WINDOWS = 64  # 32 MiB at most
 
 
 class _Window(NamedTuple):
