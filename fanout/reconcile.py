@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     # Bytes done, and bytes in all.
     Progress = Callable[[int, int], None]
 
-PAGE = 64  # aggregates looked up at once
+PAGE = 256  # aggregates looked up at once
 BATCH_BYTES = 64 << 20  # of one batch: one sync and one commit for so much
-BATCH_AGGREGATES = 64
+BATCH_AGGREGATES = 256
 MAX_FAILURES = 3  # batches in a row that the destination refuses before the run ends
 
 
@@ -169,6 +169,12 @@ def _pool_of_kind(store: Store, name: str, kind: PoolKind) -> str:
             f"is a pool of type {pool.kind.value}; one of type {kind.value} is needed here: {there}",
         )
     return pool.name
+
+
+def _halves(tasks: Sequence[_Task]) -> tuple[Sequence[_Task], Sequence[_Task]]:
+    """Of at least two."""
+    middle = len(tasks) // 2
+    return tasks[:middle], tasks[middle:]
 
 
 def _silent(done: int, total: int) -> None:
@@ -330,8 +336,8 @@ class _Run:
             return True
         except (DestinationFailed, TimeoutError) as error:
             batch.abort()
-            self.done = before + sum(task.bytes for task in tasks)
-            self._give_up(tasks, error)
+            self.done = before
+            self._do_without(tasks, error)
             return False
         except BaseException:
             batch.abort()
@@ -341,29 +347,32 @@ class _Run:
         return True
 
     def _try_what_fits(self, tasks: Sequence[_Task], error: DestinationFull) -> None:
-        """Write a batch that there is no room for aggregate by aggregate, but none as large as one that was refused by itself."""
-        left = list(tasks)
+        """Write a batch that there is no room for in halves, but no aggregate as large as one that was refused by itself."""
         if len(tasks) == 1:
             self.too_large = min(self.too_large, tasks[0].bytes)
-        else:
-            left = []
-            for task in tasks:
-                if task.bytes < self.too_large:
-                    self._try([task])
-                else:
-                    left.append(task)
-        if left:
-            self.done += sum(task.bytes for task in left)
-            self._give_up(left, error)
+            self._do_without(tasks, error)
+            return
+        for half in _halves(tasks):
+            limit = self.too_large
+            fitting = [task for task in half if task.bytes < limit]
+            too_large = [task for task in half if task.bytes >= limit]
+            if fitting:
+                self._try(fitting)
+            if too_large:
+                self._do_without(too_large, error)
+
+    def _do_without(self, tasks: Sequence[_Task], error: Exception) -> None:
+        self.done += sum(task.bytes for task in tasks)
+        self._give_up(tasks, error)
 
     def _try_without(self, tasks: Sequence[_Task], signal: SourcesBad) -> bool:
-        """Write a batch again that met bad sources: its aggregates one by one, and at last without what is bad.
+        """Write a batch again that met bad sources: in halves, and an aggregate by itself without what is bad.
 
         Ends: each round has fewer aggregates, or fewer members.
         """
         if len(tasks) == 1:
             return self._try([tasks[0].without(signal.bad)])
-        tried = [self._try([task]) for task in tasks]  # all of them, also when one is refused
+        tried = [self._try(half) for half in _halves(tasks)]  # both, also when one is refused
         return all(tried)
 
     def _copy(self, batch: Batch, task: _Task) -> None:
