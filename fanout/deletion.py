@@ -27,6 +27,7 @@ from fanout.catalog import Commit, Deletion, MemberSet, NewGap, Repair
 from fanout.errors import CatalogError, InterfaceError, ObjectNotFound
 from fanout.scribe import record_of
 from fanout.types import ObjectKind, PoolKind
+from fanout.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,7 +111,7 @@ class Selection:
             if catalog.find(self.node, name, kind=self.kind, version=self.version) is None:
                 which = "" if self.version is None else f", version {self.version}"
                 raise ObjectNotFound(
-                    f"{self.node} has no {self.kind.value} object {name!r}{which}; nothing was deleted"
+                    f"{self.node} has no {self.kind.value} object {quoted(name)}{which}; nothing was deleted"
                 )
         for one in [None] if self.names is None else dict.fromkeys(self.names):
             for entry in catalog.objects(

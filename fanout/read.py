@@ -36,6 +36,7 @@ from fanout.errors import (
 )
 from fanout.format import StoredSpan
 from fanout.types import FaultClass, OutcomeCode
+from fanout.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -316,13 +317,13 @@ class ObjectReader:
 
     def _mismatch(self, pool: str, actual: str) -> IntegrityError | ObjectNotFound:
         return self._deleted() or IntegrityError(
-            f"{self.entry.name!r} of {self.entry.node}, version {self.version}, in {pool}",
+            f"{quoted(self.entry.name)} of {self.entry.node}, version {self.version}, in {pool}",
             expected=self.digest.hex(),
             actual=actual,
         )
 
     def _unavailable(self, error: Unreadable) -> FanoutError:
-        name = f"{self.entry.name!r} of {self.entry.node}, version {self.version}"
+        name = f"{quoted(self.entry.name)} of {self.entry.node}, version {self.version}"
         return self._deleted() or PoolUnavailable(
             self.entry.primary, f"no copy of {name} can be read: {error}"
         )
@@ -331,5 +332,5 @@ class ObjectReader:
         """The error of an object that is not there any more."""
         if self._there():
             return None
-        name = f"{self.entry.name!r} of {self.entry.node}, version {self.version}"
+        name = f"{quoted(self.entry.name)} of {self.entry.node}, version {self.version}"
         return ObjectNotFound(f"{name} was deleted while it was read")

@@ -14,6 +14,7 @@ from fanout.config import Access, DeviceType
 from fanout.errors import ObjectNotFound, PoolUnavailable
 from fanout.read import CopyReader, ObjectReader
 from fanout.types import ObjectKind, PoolKind
+from fanout.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,7 +117,7 @@ class StoreReader:
         entry = self.catalog.find(owner, encoded, kind=kind, version=version)
         if entry is None:
             which = "" if version is None else f", version {version}"
-            raise ObjectNotFound(f"{owner} has no object {encoded!r}{which}")
+            raise ObjectNotFound(f"{owner} has no object {quoted(encoded)}{which}")
         wanted = None if pool is None else self.config.pool(pool).name
         copies = [
             copy
@@ -124,7 +125,9 @@ class StoreReader:
             if copy.holds(entry.member) and wanted in (None, copy.pool)
         ]
         if not copies and wanted is not None:
-            raise ObjectNotFound(f"{wanted} does not hold {encoded!r}, version {entry.version}")
+            raise ObjectNotFound(
+                f"{wanted} does not hold {quoted(encoded)}, version {entry.version}"
+            )
 
         def there() -> bool:
             return self.catalog.find(owner, encoded, version=entry.version) is not None

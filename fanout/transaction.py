@@ -44,6 +44,7 @@ from fanout.placing import Forbidden, NoRoom, Placing, Refused
 from fanout.policy import Action
 from fanout.sources import OnceSource, ReaderSource, as_source
 from fanout.types import Receipt, StoredObject
+from fanout.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -314,11 +315,15 @@ class Transaction:
         for data in chunks:
             given += len(data)
             if given > length:
-                raise SourceLengthError(f"{name!r}: gave more than the {length} bytes that it said")
+                raise SourceLengthError(
+                    f"{quoted(name)}: gave more than the {length} bytes that it said"
+                )
             taken = writer.feed(data)
             assert taken == len(data), "room was reserved for all of it"
         if given < length:
-            raise SourceLengthError(f"{name!r}: gave {given} of the {length} bytes that it said")
+            raise SourceLengthError(
+                f"{quoted(name)}: gave {given} of the {length} bytes that it said"
+            )
         writer.end()
 
     def _feed_unknown(self, name: bytes, chunks: Iterable[bytes | memoryview]) -> None:
@@ -365,7 +370,7 @@ class Transaction:
         chain = " -> ".join(primary.pool for primary in self._placing.destination.chain)
         cause = error.refusal
         message = (
-            f"no pool of {chain} takes {name!r} of {size} bytes{f' ({cause})' if cause else ''};"
+            f"no pool of {chain} takes {quoted(name)} of {size} bytes{f' ({cause})' if cause else ''};"
             " add a volume or raise max_size"
         )
         group = None if cause is None else ExceptionGroup("what refused", [cause])
@@ -376,7 +381,7 @@ class Transaction:
         self._stop(State.FAILED)
         placing = self._placing
         chain = placing.destination.chain
-        outgrew = f"{name!r} outgrew {chain[placing.index].pool} at {given} bytes"
+        outgrew = f"{quoted(name)} outgrew {chain[placing.index].pool} at {given} bytes"
         lower = policy.next_primary(placing.destination, given, {}, start=placing.index + 1)
         if lower is None:
             raise self._failed("space", f"{outgrew}, and no pool below takes it")

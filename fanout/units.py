@@ -1,4 +1,4 @@
-"""Sizes and times as people write them: ``"64 MiB"``, ``"30 s"``, and back. Bytes are exact."""
+"""Sizes and times as people write them: ``"64 MiB"``, ``"30 s"``, and back; names of objects for their eyes. Bytes are exact."""
 
 from __future__ import annotations
 
@@ -107,3 +107,10 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def quoted(name: bytes) -> str:
+    """The name of an object for people, in quotes: what is no UTF-8, or cannot be seen, as an escape."""
+    text = name.decode("utf-8", "backslashreplace")
+    seen = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return f"'{''.join(seen)}'"

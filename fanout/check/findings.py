@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fanout.units import quoted
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -51,7 +53,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = self.path + (f" at {self.offset}" if self.offset is not None else "")
-        named = f"{self.object!r}: " if self.object else ""
+        named = f"{quoted(self.object)}: " if self.object else ""
         return ": ".join(part for part in (self.pool, place) if part) + f": {named}{self.what}"
 
 

@@ -71,7 +71,7 @@ def test_an_expiration_asks_for_a_whole_node(stored: Shell) -> None:
 
 def test_mistakes_delete_nothing(stored: Shell) -> None:
     missing = stored("delete", "N1", "one", "three", code=Exit.NOT_FOUND)
-    assert "N1 has no backup object b'three'; nothing was deleted" in missing.err
+    assert "N1 has no backup object 'three'; nothing was deleted" in missing.err
     assert "no such node" in stored("delete", "N9", "one", code=Exit.CONFIG).err.lower()
     for wrong in (["N1"], ["N1", "--all"], ["N1", "one", "--all", "--keep", "1"]):
         stored("delete", *wrong, code=Exit.USAGE)

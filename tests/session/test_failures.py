@@ -359,7 +359,7 @@ def test_no_primary_takes_it(world: World) -> None:
         world.host.pools[pool][0].size = MIB
     session = world.session()
     with pytest.raises(
-        TransactionFailed, match=r"no pool of DP -> TP takes b'E'.*add a volume"
+        TransactionFailed, match=r"no pool of DP -> TP takes 'E'.*add a volume"
     ) as c:
         store(session, "AE")
     assert c.value.reason == "space"

@@ -190,7 +190,7 @@ def test_a_mistake_deletes_nothing(small: SmallSite) -> None:
     with small.open() as store:
         put(store, {b"a": b"1"})
         with pytest.raises(
-            ObjectNotFound, match=r"N1 has no backup object b'no'.*nothing was deleted"
+            ObjectNotFound, match=r"N1 has no backup object 'no'.*nothing was deleted"
         ):
             store.delete("N1", [b"a", b"no"])
         with pytest.raises(ObjectNotFound, match="archive"):
