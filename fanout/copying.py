@@ -138,6 +138,7 @@ class Batch:
         reader: CopyReader,
         *,
         first_span: int,
+        end: int,
     ) -> Copied:
         """Write members of an aggregate.
 
@@ -146,6 +147,7 @@ class Batch:
             members: to be copied, by number.
             reader: of its copies.
             first_span: number of the first span: above those that the pool holds of it.
+            end: where the last member that was not deleted ends, in the aggregate's data: the span that reaches it is the final one.
 
         Raises:
             SourcesBad: some members cannot be had; all of them were looked at.
@@ -153,7 +155,7 @@ class Batch:
         """
         spans: list[WrittenSpan] = []
         for run in runs_of(members):
-            writer = _RunWriter(self, entry, run, first_span + len(spans))
+            writer = _RunWriter(self, entry, run, first_span + len(spans), end)
             broken = self._feed(writer, run, reader)
             if broken is not None:
                 # Look at all, so that an aggregate with many bad members is not begun many times.
@@ -286,8 +288,10 @@ class Batch:
 class _RunWriter:
     """Writes one run into as many spans as it takes: head, data, foot, padding."""
 
-    def __init__(self, batch: Batch, entry: AggregateEntry, run: Run, number: int) -> None:
-        self._batch, self._entry, self._run = batch, entry, run
+    def __init__(
+        self, batch: Batch, entry: AggregateEntry, run: Run, number: int, end: int
+    ) -> None:
+        self._batch, self._entry, self._run, self._end = batch, entry, run, end
         self._framing = batch._framing
         self._number = number
         self._ahead: deque[Span] = deque()
@@ -399,7 +403,7 @@ class _RunWriter:
             return
         assert self._stream is not None
         length = self._position - self._start
-        final = last and self._position == self._entry.bytes
+        final = last and self._position == self._end
         foot = self._framing.foot(
             self._header(),
             self._number,

@@ -187,6 +187,7 @@ class _Task:
 
     entry: AggregateEntry
     copies: tuple[CopyEntry, ...]
+    end: int  # of the data of all that was not deleted
     missing: tuple[MemberEntry, ...]
     bad: tuple[BadMember, ...] = ()
 
@@ -234,7 +235,8 @@ class _Run:
             for entry, contents in self.store.catalog.contents_of(entries):
                 missing = self._missing(contents)
                 if missing:
-                    yield _Task(entry, contents.copies, missing)
+                    end = max(m.start + m.length for m in contents.members)
+                    yield _Task(entry, contents.copies, end, missing)
             if len(page) < PAGE:
                 return
             after = page[-1][0]
@@ -387,7 +389,7 @@ class _Run:
         for pools, members in wanted.items():
             mine = [copy for copy in sources if copy.pool in pools]
             reader = self.store.reader(task.entry.aggregate, mine, ahead=self.ahead)
-            copied = batch.copy(task.entry, members, reader, first_span=first)
+            copied = batch.copy(task.entry, members, reader, first_span=first, end=task.end)
             first += len(copied.spans)
 
     def _advance(self, size: int) -> None:
@@ -439,9 +441,10 @@ class _Run:
             places = tuple(
                 self.store.ledger.place_of(span, self.pool) for part in parts for span in part.spans
             )
-            # Of what it has; members that were deleted since are among that.
+            # Of what it has; members that were deleted since are among that. Those that were deleted before are not in the new spans:
+            # then a rebuild has nothing but this set to tell who is who.
             there = held.present if held and held.present is not None else MemberSet()
-            complete = len(before) + len(new) == len(members)
+            complete = len(before) + len(new) == entry.objects
             present = None if complete else there | MemberSet.of(new)
             copy = NewCopy(self.pool, places, present)
         gap = None

@@ -57,7 +57,7 @@ class SpanFooter:
         data_start: of the span's data in the aggregate's data.
         data_length: in bytes.
         header_sum: sum of the header that it belongs to.
-        final: the aggregate ends in this span.
+        final: the aggregate ends in this span; behind it was nothing but what had been deleted.
         fragments: pieces of objects, in the order of their data, without holes.
         block_size: of the sums, in bytes.
         sums: XXH3-64 of each block of header and data, 8 bytes each, little-endian.

@@ -162,9 +162,9 @@ class MemberReader:
         pieces.bytes = max(pieces.bytes, *(f.data_start + f.data_length for f in footers))
         solid = _solid(members)
         all_here = any(found.record.present is None for found in evidence)
-        ends = any(footer.final for footer in footers)
-        pieces.ended |= ends and _reach(members) == pieces.bytes
-        if all_here and ends and _reach(members) == pieces.bytes:
+        complete = any(footer.final for footer in footers) and _reach(members) == pieces.bytes
+        pieces.ended |= complete
+        if all_here and complete:
             # A copy that was made after members had been deleted has not got these. That all its spans are there their numbers say.
             holes = solid < len(members)
             indexes = _others(pieces.deleted) if holes else count_from()
@@ -173,7 +173,10 @@ class MemberReader:
                 pieces.members = dict(zip(indexes, members, strict=False))
                 pieces.whole = True
                 return
-        self._anchor(members, solid if all_here else 0, evidence)
+        # What the transaction itself wrote, in several pools at once, has all members, whatever an audit has found there since.
+        original = len({place.pool for place in header.places}) > 1
+        everybody = original and complete and solid == len(members)
+        self._anchor(members, solid if all_here or everybody else 0, evidence)
 
     def _is_proven(self, member: Member, evidence: Sequence[Evidence]) -> bool:
         """Whether the bytes from where a member may have begun have its digest."""

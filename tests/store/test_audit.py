@@ -7,6 +7,7 @@ repair that is read from the damaged place again, a whole copy that a later chec
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,6 +210,74 @@ def test_what_was_damaged_everywhere_and_then_deleted_is_not_lost(site: Site) ->
     assert (report.lost, report.objects) == ((), 3)
     with site.open() as store:
         assert {entry.name for entry in store.query_objects()} == {b"a", b"empty", b"z"}
+
+
+def lose(site: Site, pool: str) -> None:
+    """Its volume, for good; an empty one takes its place."""
+    retire_volume(site.path, site.volume(pool), force=True)
+    os.unlink(site.volume(pool))
+    Store.extend(site.path)
+
+
+def test_what_was_lost_piece_by_piece_and_then_deleted_is_not_lost(site: Site) -> None:
+    """The copies damaged, the primary gone: the originals that are left list less than they hold, and repairs hold less.
+
+    A rebuild must not take what was deleted for another object that nobody holds.
+    """
+    site.create()
+    bad, good = site.rng.randbytes(6000), site.rng.randbytes(68)
+    with site.open() as store:
+        put(store, {b"bad": bad, b"good": good}, node="N2")
+    for pool in ("COPYPOOL1", "COPYPOOL2"):
+        assert site.flip(pool, bad) == 1
+        with site.open() as store:
+            assert audit_stgpool(store, pool, fix=True).marked == 1
+    lose(site, "DISKPOOL")
+    with site.open() as store:
+        report = restore_stgpool(store, "DISKPOOL")
+        assert (report.copied_objects, [name for name, _ in report.failed]) == (1, [b"bad"])
+        store.delete("N2", b"bad")
+    made = rebuild_catalog(site.path, force=True)
+    assert (made.lost, made.objects, made.gaps) == ((), 1, 0)
+    with site.open() as store:
+        for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2"):
+            assert store.get("N2", b"good", pool=pool).read() == good
+
+
+NAMES = [b"a", b"b", b"m", b"x", b"y", b"z"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [[b"a"], [b"b"], [b"m"], [b"x"], [b"z"], [b"a", b"b"], [b"y", b"z"], [b"a", b"m", b"z"], [b"b", b"y"]],
+    ids=lambda names: b" ".join(names).decode(),
+)  # fmt: skip
+def test_repairs_alone_know_who_is_who(site: Site, gone: list[bytes]) -> None:
+    """Objects were deleted, some without bytes, then every volume was lost once: nothing but repairs is left.
+
+    Of an object without bytes no hole in the data says that it is missing, and behind the last one nothing does.
+    """
+    site.create()
+    sizes = dict(zip(NAMES, (0, 5000, 0, 300, 700, 0), strict=True))
+    objects = {name: site.rng.randbytes(size) for name, size in sizes.items()}
+    with site.open() as store:
+        put(store, objects, node="N2")
+        for name in gone:
+            store.delete("N2", name)
+        versions = {entry.name: entry.version for entry in store.query_objects()}
+    for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2"):
+        lose(site, pool)
+        with site.open() as store:
+            repair(store, pool)
+    assert check_store(site.path).problems == ()
+    made = rebuild_catalog(site.path, force=True)
+    assert (made.lost, made.gaps) == ((), 0)
+    with site.open() as store:
+        assert {entry.name: entry.version for entry in store.query_objects()} == versions
+        for entry in store.query_objects():
+            assert store.get("N2", entry.name).read() == objects[entry.name]
+        assert repair(store, "COPYPOOL1") == 0
+    assert check_store(site.path).problems == ()
 
 
 def test_what_cannot_be_asked_is_not_called_damaged(site: Site) -> None:
