@@ -75,9 +75,22 @@ class MemberSet:
         return self | other == MemberSet.joined(other.runs)
 
     def __sub__(self, other: MemberSet) -> MemberSet:
-        """What is here and not there."""
-        gone = set(other)
-        return MemberSet.of(index for index in self if index not in gone)
+        """What is here and not there; none is spelled out."""
+        found: list[tuple[int, int]] = []
+        turn = 0  # of the other's runs the first that may reach into what comes
+        for first, count in self.runs:
+            at, end = first, first + count
+            while turn < len(other.runs) and sum(other.runs[turn]) <= at:
+                turn += 1
+            step = turn
+            while step < len(other.runs) and other.runs[step][0] < end:
+                if other.runs[step][0] > at:
+                    found.append((at, other.runs[step][0] - at))
+                at = sum(other.runs[step])
+                step += 1
+            if at < end:
+                found.append((at, end - at))
+        return MemberSet(tuple(found))
 
 
 def to_json(members: MemberSet | None) -> str | None:

@@ -59,8 +59,13 @@ class Pieces:
     @property
     def deleted(self) -> MemberSet:
         """Members that are gone from the store: what any volume says."""
-        runs = (run for found in self.evidence for run in found.record.deleted)
-        return MemberSet.joined((run.start, len(run)) for run in runs)
+        return _runs(run for found in self.evidence for run in found.record.deleted)
+
+    @property
+    def listed(self) -> MemberSet:
+        """Members that a record names as held, less those that are gone."""
+        present = (run for found in self.evidence for run in found.record.present or ())
+        return _runs(present) - self.deleted
 
     @property
     def nothing_lost(self) -> bool:
@@ -77,6 +82,7 @@ class Pieces:
         return (
             self.ended
             and end == len(left) + len(deleted)
+            and not (self.listed - MemberSet.of(left)).runs
             and all(any(number in runs for runs in held) for number in left)
         )
 
@@ -173,9 +179,12 @@ class MemberReader:
                 pieces.members = dict(zip(indexes, members, strict=False))
                 pieces.whole = True
                 return
-        # What the transaction itself wrote, in several pools at once, has all members, whatever an audit has found there since.
+        # All members are here, whatever an audit has found there since, in what the transaction itself wrote in several pools at once;
+        # and where those that are held and those that are gone are together as many.
         original = len({place.pool for place in header.places}) > 1
-        everybody = original and complete and solid == len(members)
+        known = pieces.deleted | _runs(evidence[0].record.present)
+        known_all = known == MemberSet.all_of(len(members))
+        everybody = complete and solid == len(members) and (original or known_all)
         self._anchor(members, solid if all_here or everybody else 0, evidence)
 
     def _is_proven(self, member: Member, evidence: Sequence[Evidence]) -> bool:
@@ -207,15 +216,27 @@ class MemberReader:
         self._loose += members[len(numbered) :]
 
     def _number_the_loose(self) -> None:
-        """Members whose number nobody knows come behind the others, in the order of their data."""
-        known = self._pieces.members
+        """Members whose number nobody knows take, in the order of their data, those that records list and nobody has, then others.
+
+        Never one of a deleted member: what has it is gone.
+        """
+        known, listed = self._pieces.members, self._pieces.listed
         there = {(m.offset, m.name, m.digest) for m in known.values()}
-        following = max(known, default=-1) + 1
+        free = (listed - MemberSet.of(known)).runs
+        behind = max([0, *(n + 1 for n in known), *map(sum, self._pieces.deleted.runs)])
+        numbers = chain(
+            chain.from_iterable(range(first, first + count) for first, count in free),
+            (number for number in count_from(behind) if number not in listed),
+        )
         for member in sorted(self._loose, key=lambda m: (m.offset, m.length)):
             if (member.offset, member.name, member.digest) not in there:
                 there.add((member.offset, member.name, member.digest))
-                known[following] = member
-                following += 1
+                known[next(numbers)] = member
+
+
+def _runs(ranges: Iterable[range] | None) -> MemberSet:
+    """Members as a record lists them."""
+    return MemberSet.joined((run.start, len(run)) for run in ranges or ())
 
 
 def places_of(evidence: Sequence[Evidence]) -> list[Place]:

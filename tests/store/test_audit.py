@@ -280,6 +280,34 @@ def test_repairs_alone_know_who_is_who(site: Site, gone: list[bytes]) -> None:
     assert check_store(site.path).problems == ()
 
 
+def test_of_damaged_repairs_the_rest_is_found(site: Site) -> None:
+    """As above, and of what is left one span is damaged everywhere: what it held is named as lost, and what others hold is there."""
+    site.create()
+    objects = {b"a": b"", b"b": b"b" * 5000, b"m": b"m" * 300, b"x": b"x" * 700}
+    with site.open() as store:
+        put(store, objects, node="N2")
+        store.delete("N2", [b"a", b"m"])
+    pools = ("DISKPOOL", "COPYPOOL1", "COPYPOOL2")
+    for pool in pools:
+        lose(site, pool)
+        with site.open() as store:
+            repair(store, pool)
+    with site.open() as store:
+        (entry,) = [entry for entry in store.query_objects() if entry.name == b"b"]
+        copies = store.catalog.copies(entry.aggregate)
+        spans = {copy.pool: copy.servers(entry.start, entry.length) for copy in copies}
+    for pool in pools:
+        (span,) = spans[pool]
+        with open(site.volume(pool), "r+b") as file:
+            file.seek(span.offset)
+            file.write(bytes(512))
+    made = rebuild_catalog(site.path, force=True)
+    assert [lost.node for lost in made.lost] == ["N2"]
+    with site.open() as store:
+        for pool in pools:
+            assert store.get("N2", b"x", pool=pool).read() == objects[b"x"]
+
+
 def test_what_cannot_be_asked_is_not_called_damaged(site: Site) -> None:
     """Breaks if a disk that is away for a moment empties its pool."""
     stored(site)
