@@ -1,6 +1,6 @@
 """Small reads served from larger ones, for a walk over volumes.
 
-A check, a rebuild or a repair asks for headers and footers by the thousand, most of them one behind the other. Each would be a request
+A check, a rebuild, an audit or a repair asks for headers and footers by the thousand, most of them one behind the other. Each would be a request
 of its own to the device: on a disk a turn of the platter, anywhere a way through the engine and back.
 """
 

@@ -155,7 +155,7 @@ class _Audit:
         held = self.store.query_occupancy(pool=self.pool)
         self.total = sum(entry.bytes for entry in held)
         catalog = self.store.catalog
-        for entry, contents in catalog.contents_of(catalog.all_aggregates()):
+        for entry, contents in catalog.contents_of(catalog.aggregates()):
             copy = contents.copy_in(self.pool)
             if copy is not None:
                 self._read(entry, contents, copy)
@@ -312,7 +312,7 @@ def _losses(catalog: Catalog, volume: VolumeEntry) -> tuple[int, int, list[bytes
     shrunk: list[Shrunk] = []
     reason = f"volume {volume.path} was lost"
     active = _wants_only_active(catalog, volume.pool)
-    for entry, contents in catalog.contents_of(catalog.all_aggregates(volume=volume.volume)):
+    for entry, contents in catalog.contents_of(catalog.aggregates(volume=volume.volume)):
         copy = contents.copy_in(volume.pool)
         if copy is None:
             continue

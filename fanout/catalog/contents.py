@@ -72,29 +72,14 @@ class ContentsReader(Questions):
         rows = self._rows(f"{_AGGREGATE} AND {where} ORDER BY g.id", parameters)
         return self._made(values.aggregate_entry, rows)
 
-    def aggregates(
-        self, *, volume: bytes | None = None, after: int = 0, limit: int = 256
-    ) -> list[tuple[int, AggregateEntry]]:
-        """All aggregates in order of commit, page by page.
-
-        Args:
-            volume: only those that hold something there.
-            after: the mark of the last aggregate of the page before; each aggregate comes with its own.
-            limit: at most so many.
-        """
-        on_it = f"""AND EXISTS (SELECT 1 FROM placement AS l WHERE l.aggregate = g.id AND {_ON_VOLUME.format("?3")})"""
-        rows = self._rows(
-            f"{_AGGREGATE} AND g.id > ?1 {'' if volume is None else on_it} ORDER BY g.id LIMIT ?2",
-            (after, limit, *([] if volume is None else [volume.hex()])),
-        )
-        return self._made(lambda *row: (row[-1], values.aggregate_entry(*row)), rows)
-
-    def all_aggregates(self, *, volume: bytes | None = None) -> Iterator[AggregateEntry]:
-        """All pages of `aggregates`."""
-        after = 0
-        while page := self.aggregates(volume=volume, after=after):
-            yield from (entry for _, entry in page)
-            after = page[-1][0]
+    def aggregates(self, *, volume: bytes | None = None) -> Iterator[AggregateEntry]:
+        """All aggregates in order of commit, page by page; or those that hold something on a volume."""
+        on_it = f"""AND EXISTS (SELECT 1 FROM placement AS l WHERE l.aggregate = g.id AND {_ON_VOLUME.format("?2")})"""
+        sql = f"{_AGGREGATE} AND g.id > ?1 {'' if volume is None else on_it} ORDER BY g.id LIMIT {MOST_AGGREGATES}"
+        where: list[Any] = [0, *([] if volume is None else [volume.hex()])]
+        while page := self._rows(sql, where):
+            yield from self._made(values.aggregate_entry, page)
+            where[0] = page[-1][-1]
 
     def contents(self, aggregates: Iterable[bytes]) -> dict[bytes, Contents]:
         """Members, copies and gaps of some aggregates, all of one moment. Each has an answer; one that is not there has nothing."""

@@ -138,7 +138,7 @@ class _Check:
     # ---- aggregates --------------------------------------------------------------------------------
 
     def _check_aggregates(self) -> None:
-        for entry, contents in self._catalog.contents_of(self._catalog.all_aggregates()):
+        for entry, contents in self._catalog.contents_of(self._catalog.aggregates()):
             self._check_aggregate(entry, contents)
         self._findings.finish()
 

@@ -59,13 +59,13 @@ class Pieces:
     @property
     def deleted(self) -> MemberSet:
         """Members that are gone from the store: what any volume says."""
-        return _runs(run for found in self.evidence for run in found.record.deleted)
+        return members_of(run for found in self.evidence for run in found.record.deleted)
 
     @property
     def listed(self) -> MemberSet:
         """Members that a record names as held, less those that are gone."""
         present = (run for found in self.evidence for run in found.record.present or ())
-        return _runs(present) - self.deleted
+        return members_of(present) - self.deleted
 
     @property
     def nothing_lost(self) -> bool:
@@ -182,7 +182,7 @@ class MemberReader:
         # All members are here, whatever an audit has found there since, in what the transaction itself wrote in several pools at once;
         # and where those that are held and those that are gone are together as many.
         original = len({place.pool for place in header.places}) > 1
-        known = pieces.deleted | _runs(evidence[0].record.present)
+        known = pieces.deleted | members_of(evidence[0].record.present)
         known_all = known == MemberSet.all_of(len(members))
         everybody = complete and solid == len(members) and (original or known_all)
         self._anchor(members, solid if all_here or everybody else 0, evidence)
@@ -203,7 +203,7 @@ class MemberReader:
         return False
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:
-        """Give numbers to members where the set says them: those before the first hole, or those that the records list."""
+        """Give numbers to members where the set says them: those before the first hole, or those that the records list, if these are as many."""
         known = self._pieces.members
         listed = evidence[0].record.present or ()
         indexes: Iterable[int] = range(solid)
@@ -234,8 +234,8 @@ class MemberReader:
                 known[next(numbers)] = member
 
 
-def _runs(ranges: Iterable[range] | None) -> MemberSet:
-    """Members as a record lists them."""
+def members_of(ranges: Iterable[range] | None) -> MemberSet:
+    """Members that a record lists; none is spelled out."""
     return MemberSet.joined((run.start, len(run)) for run in ranges or ())
 
 

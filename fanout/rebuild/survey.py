@@ -17,7 +17,7 @@ from fanout.catalog import (
 from fanout.errors import FanoutError
 from fanout.evidence import Coverage, Runs, empty_objects, find_spans
 from fanout.format import Op
-from fanout.rebuild.members import Evidence, MemberReader, Pieces, places_of
+from fanout.rebuild.members import Evidence, MemberReader, Pieces, members_of, places_of
 from fanout.rebuild.report import InDoubt, Lost
 from fanout.scribe import ranges_of
 from fanout.types import Member, ObjectKind, PoolKind
@@ -343,17 +343,13 @@ def _copy_of(
         if coverage.holds(left[n].offset, left[n].length)
         and (left[n].length or _is_named(left[n], evidence))
     )
-    said = None if newest.present is None else MemberSet(tuple(_runs(newest.present)))
+    said = None if newest.present is None else members_of(newest.present)
     # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
     known = (pieces.whole and held == wanted) or (said is not None and said <= deleted)
     if ranges_of(held) != newest.present and not known:
         return RestoredCopy(pool, changed_csn, tuple(places), held)
-    told = all(MemberSet.joined(_runs(found.record.deleted)) == deleted for found in evidence)
+    told = all(members_of(found.record.deleted) == deleted for found in evidence)
     return RestoredCopy(pool, newest.csn if told else changed_csn, tuple(places), said)
-
-
-def _runs(ranges: Iterable[range]) -> Iterator[tuple[int, int]]:
-    return ((run.start, len(run)) for run in ranges)
 
 
 def _is_named(empty: Member, evidence: Sequence[Evidence]) -> bool:

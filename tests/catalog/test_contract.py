@@ -323,7 +323,7 @@ class CatalogContract:
             ids[9]: {"ACTIVEDATAPOOL": MemberSet.of([1])},
             ids[11]: {"ACTIVEDATAPOOL": None},
         }
-        entries = list(catalog.all_aggregates())
+        entries = list(catalog.aggregates())
         assert [entry.aggregate for entry in entries] == ids
         assert [(e.aggregate, c) for e, c in catalog.contents_of(entries)] == [
             (aggregate, found[aggregate]) for aggregate in ids
@@ -331,7 +331,7 @@ class CatalogContract:
         volume = sample.volumes["COPYPOOL1"].volume
         there = [a for a in ids if found[a].copy_in("COPYPOOL1")]
         assert 0 < len(there) < len(ids)
-        assert [entry.aggregate for entry in catalog.all_aggregates(volume=volume)] == there
+        assert [entry.aggregate for entry in catalog.aggregates(volume=volume)] == there
         held = list(catalog.held_spans(volume, [nobody, *reversed(ids)]))
         assert [spans.aggregate for spans in held] == there[::-1]
         for spans in held:

@@ -30,7 +30,7 @@ NAMES = (b"a", b"b", b"c", b"d")
 
 
 def only(catalog: CatalogReader) -> bytes:
-    ((_, entry),) = catalog.aggregates()
+    (entry,) = catalog.aggregates()
     return entry.aggregate
 
 
@@ -97,7 +97,7 @@ def test_all_of_it(catalog: Catalog, sample: Sample) -> None:
     aggregate, before = only(catalog), {v: catalog.live_regions(v) for v in volumes(sample)}
     erase(catalog, sample, [0])
     csn = erase(catalog, sample, None)
-    assert (names(catalog), catalog.aggregates(), catalog.occupancy()) == ([], [], [])
+    assert (names(catalog), list(catalog.aggregates()), catalog.occupancy()) == ([], [], [])
     assert catalog.gaps(include_empty=True) == []
     assert catalog.aggregate(aggregate) is None
     assert (catalog.copies(aggregate), catalog.members(aggregate)) == ([], [])
@@ -238,7 +238,7 @@ def test_forgetting_reads_no_table_of_objects(catalog: Catalog, sample: Sample) 
     """Foreign keys would look for members of each aggregate that goes, one by one through all objects."""
     for _ in range(20):
         catalog.commit([sample.commit([b"%d" % n for n in range(500)])])
-    entries = [entry for _, entry in catalog.aggregates()]
+    entries = list(catalog.aggregates())
     disk, copy = (sample.volumes[pool].volume for pool in ("DISKPOOL", "COPYPOOL1"))
     gone = [Deletion(entry, None, 0, (disk, copy)) for entry in entries[:10]]
     catalog.commit([Commit(sample.id(), 1, deletions=tuple(gone))])

@@ -52,7 +52,7 @@ def ask_everything(path: Path, *, write: bool = True) -> None:
             reader.live_regions(volume.volume)
             held = reader.held_csns(volume.volume)
             list(reader.held_spans(volume.volume, held))
-        for _, entry in reader.aggregates():
+        for entry in reader.aggregates():
             reader.committed(entry.transaction)
             for member in reader.members(entry.aggregate):
                 assert member.start >= 0
@@ -235,7 +235,7 @@ def test_a_member_set_is_not_spelled_out(sample: Sample) -> None:
     """Four quintillion members in thirty bytes."""
     plant(sample.path, "copy", "present", "[[0,4611686018427387904]]")
     with CatalogReader(sample.path) as reader:
-        ((_, entry), *_) = reader.aggregates()
+        (entry, *_) = reader.aggregates()
         (copy, *_) = reader.copies(entry.aggregate)
         assert copy.holds(4_000_000_000)
         assert not copy.holds(-1)

@@ -170,7 +170,7 @@ BUGS = (
          "            csn = 0\n            with suppress(CommitUnknown):\n                csn = self._hand_in(commit, ())\n                told.wait()",
          "fanout/ledger.py", "from fanout.errors import CatalogError, TransactionFailed", "from fanout.errors import CatalogError, CommitUnknown, TransactionFailed"),
     _bug("a rebuild brings deleted members back", "fanout/rebuild/members.py",
-         "        return _runs(run for found in self.evidence for run in found.record.deleted)", "        return MemberSet()"),
+         "        return members_of(run for found in self.evidence for run in found.record.deleted)", "        return MemberSet()"),
     _bug("only one volume is told what was deleted of an aggregate", "fanout/ledger.py",
          "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n"),
     _bug("the space of what was deleted is free before the directories say so", "fanout/scribe.py",

@@ -6,6 +6,7 @@ instructions of SQLite's machine, not in seconds: four times the transactions ma
 
 from __future__ import annotations
 
+import copy
 import os
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -118,19 +119,24 @@ WORK: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("work", WORK)
-def test_linear(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meter, found = Meter(monkeypatch), []
-    for count in (FEW, 4 * FEW):
-        with site(tmp_path, 64) as config:
+def costs(work: str, counts: tuple[int, int], directory: Path, meter: Meter) -> list[Meter]:
+    """What some work took with so many transactions, and with so many."""
+    found = []
+    for count in counts:
+        with site(directory, 64) as config:
             with Store.open(config) as store:
                 put_many(store, count, 1, 8, "object")
-            meter.count = 0
+            meter.count = meter.statements = 0
             WORK[work](config)
-            found.append(meter.count)
-    few, many = found
+            found.append(copy.copy(meter))
+    return found
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_linear(work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (m.count for m in costs(work, (FEW, 4 * FEW), tmp_path, Meter(monkeypatch)))
     assert few > STEP
-    assert many < CONSTANT + 4 * TREES * few, found
+    assert many < CONSTANT + 4 * TREES * few, (few, many)
 
 
 @pytest.mark.parametrize("work", ["check", "audit", "lose and repair"])
@@ -138,14 +144,6 @@ def test_many_are_asked_for_at_once(
     work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What goes through a whole store does not ask the catalog for one aggregate after the other: each question costs its way there."""
-    meter, found = Meter(monkeypatch), []
-    for count in (64, 256):
-        with site(tmp_path, 64) as config:
-            with Store.open(config) as store:
-                put_many(store, count, 1, 8, "object")
-            meter.statements = 0
-            WORK[work](config)
-            found.append(meter.statements)
-    few, many = found
+    few, many = (m.statements for m in costs(work, (64, 256), tmp_path, Meter(monkeypatch)))
     changed = PER_GAP * 192 if work == "lose and repair" else 0
-    assert many - few < 192 + changed, found
+    assert many - few < 192 + changed, (few, many)

@@ -44,6 +44,13 @@ def with_gap(site: Site, pool: str, *, objects: int = 20, size: int = 50_000) ->
     return made
 
 
+def put_without(site: Site, pool: str, objects: dict[bytes, bytes]) -> None:
+    """One transaction each, while somebody has `pool` locked."""
+    with site.locked(pool), site.open(lock_wait=0) as store:
+        for name, data in objects.items():
+            put(store, {name: data})
+
+
 def check(store: Store, pool: str, objects: dict[bytes, bytes]) -> None:
     """Exactly these active objects are in the pool, with the right bytes."""
     held = {entry.name for entry in store.query_objects(pool=pool, active_only=True)}
@@ -97,9 +104,7 @@ def test_one_bad_aggregate_costs_its_batch_little(site: Site) -> None:
     """The others are written again in halves, not one by one: each is a flush of its own and a commit."""
     site.create()
     objects = {b"%02d" % n: site.rng.randbytes(5000) for n in range(64)}
-    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
-        for name, data in objects.items():
-            put(store, {name: data})
+    put_without(site, "COPYPOOL1", objects)
     for pool in ("DISKPOOL", "COPYPOOL2", "ACTIVEDATAPOOL"):
         assert site.flip(pool, objects[b"41"]) == 1
     with site.open() as store:
@@ -214,9 +219,7 @@ def test_a_full_destination(site: Site, monkeypatch: pytest.MonkeyPatch, batch: 
     site.create()
     objects = {b"%02d" % n: site.rng.randbytes(3 * MIB) for n in range(8)}
     objects[b"small"] = site.rng.randbytes(1000)
-    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
-        for name, data in objects.items():
-            put(store, {name: data})
+    put_without(site, "COPYPOOL1", objects)
     with site.open() as store:
         report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
         assert report.copied_objects == 6
@@ -263,9 +266,7 @@ def test_a_killed_run_goes_on_where_it_stopped(site: Site) -> None:
     """SIGKILL in the middle: what was committed stays, nothing is half there, the next run copies the rest."""
     site.create()
     objects = {b"%03d" % n: site.rng.randbytes(60_000) for n in range(120)}
-    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
-        for name, data in objects.items():
-            put(store, {name: data})
+    put_without(site, "COPYPOOL1", objects)
     copied = 0
     for after in (10, 40):
         with subprocess.Popen(
@@ -291,9 +292,7 @@ def test_a_killed_run_goes_on_where_it_stopped(site: Site) -> None:
 def test_progress_and_speed(site: Site) -> None:
     """Progress ends at the total; many small transactions go in few commits, not one by one."""
     site.create()
-    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
-        for number in range(100):
-            put(store, {b"%d" % number: b"x" * 1000})
+    put_without(site, "COPYPOOL1", {b"%d" % number: b"x" * 1000 for number in range(100)})
     with site.open() as store:
         seen: list[tuple[int, int]] = []
         before, began = store.catalog.last_csn(), time.monotonic()

@@ -236,6 +236,6 @@ def test_retiring_ends_the_wait(small: SmallSite) -> None:
         with small.open() as store:
             assert (spent(store), store.catalog.waiting_bytes()) == ({}, 0)
             copies = [
-                c for a in store.catalog.aggregates() for c in store.catalog.copies(a[1].aggregate)
+                c for a in store.catalog.aggregates() for c in store.catalog.copies(a.aggregate)
             ]
             assert all(copy.places for copy in copies)
