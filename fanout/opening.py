@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 OPENERS = 8  # volumes opened side by side
 REOPEN_TIMEOUT = 5.0  # seconds: a session waits for it
+REOPEN_LOCK_WAIT = 0.2  # seconds: an opening of ours that was given up and answers late lets the lock go in a moment
 LONGEST_PAUSE = 60.0  # seconds between two tries to reopen a volume
 
 
@@ -195,10 +196,14 @@ class Opener:
     def try_again(self, member: Member) -> None:
         """Open it anew, or open again what failed; what is in the way becomes its reason."""
         if member.volume is None:
-            self.look(member, 0.0, timeout=REOPEN_TIMEOUT)
+            self.look(member, REOPEN_LOCK_WAIT, timeout=REOPEN_TIMEOUT)
             return
         try:
-            member.volume.reopen(catalog_epoch=member.entry.epoch, timeout=REOPEN_TIMEOUT)
+            member.volume.reopen(
+                catalog_epoch=member.entry.epoch,
+                lock_wait=REOPEN_LOCK_WAIT,
+                timeout=REOPEN_TIMEOUT,
+            )
         except VolumeStale as error:
             if error.catalog_is_older:
                 self.stale = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import random
@@ -350,6 +351,21 @@ def test_one_bad_volume_is_not_the_store(house: House) -> None:
     house.now += 1.5
     assert [volume.path for volume in pools.revive("COPY")] == [str(path)]
     assert pools.reserve(ask(1))
+
+
+def test_a_lock_that_is_let_go_in_a_moment_is_waited_for(house: House) -> None:
+    """As that of an opening which hung, was given up, and answers when the volume is tried again."""
+    house.pools.close()
+    path = house.directory / "c0.vol"
+    with open(path, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pools = house.again()
+        assert "locked" in pools.pools["COPY"].reasons()
+        house.now += 1.5
+        letting_go = threading.Timer(0.03, fcntl.flock, (held, fcntl.LOCK_UN))
+        letting_go.start()
+        assert [volume.path for volume in pools.revive("COPY")] == [str(path)]
+        letting_go.join()
 
 
 def test_live_regions_are_not_handed_out_after_an_open(house: House) -> None:
