@@ -13,6 +13,7 @@ What it promises:
 from __future__ import annotations
 
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from fanout import policy
@@ -23,7 +24,7 @@ from fanout.host import ReserveRequest
 from fanout.policy import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from fanout.aggregate import Stretch
     from fanout.blame import Blamed
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from fanout.policy import Lists, Verdict
     from fanout.types import ObjectKind
 
-# Reservations for small objects: each wishes for as much as the aggregate holds already, so that their
-# number grows with the logarithm, within these bounds. What is not used goes back at the commit.
+# Reservations for small objects: the first wishes for what the session's last transaction took, each further one for as much as
+# the aggregate holds already, so that their number grows with the logarithm, within these bounds. What is not used goes back
+# at the commit.
 MIN_WISH_BYTES = 1 << 20
+MAX_FIRST_WISH_BYTES = 16 << 20
 MAX_WISH_BYTES = 64 << 20
 
 
@@ -75,6 +78,7 @@ class Placing:
         ids: gives a new 16-byte id at every call.
         timeout: of the streams, in seconds; None: for ever.
         verify: pools that are read back before the commit.
+        expected: bytes that it will perhaps take of a primary.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Placing:
         ids: Callable[[], bytes],
         timeout: float | None,
         verify: Collection[str] = (),
+        expected: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.lists = lists
         self.writers: list[AggregateWriter] = []
@@ -102,6 +107,7 @@ class Placing:
         self._transaction, self._attempt = transaction, attempt
         self._ids, self._timeout = ids, timeout
         self._keep, self._verify = policy.waits_for(lists.destination), verify
+        self._expected = expected
         # Objects up to this size belong to the current writer without a further look.
         self.easy = -1
         self._refused: dict[str, int] = {}  # smallest size that a primary refused in this attempt
@@ -152,6 +158,14 @@ class Placing:
         """
         assert self.writer is not None
         return self._reserve(self.writer, name, None, ahead=ahead)
+
+    def taken(self) -> dict[str, int]:
+        """Bytes that were written to each primary, framing and all."""
+        taken: dict[str, int] = {}
+        for writer in self.writers:
+            used = sum(written.used for written in writer.written)
+            taken[writer.primary] = taken.get(writer.primary, 0) + used
+        return taken
 
     def give_back(self) -> None:
         """Release every span that was not entered."""
@@ -239,7 +253,6 @@ class Placing:
     def _request(
         self, writer: AggregateWriter, name: bytes, length: int | None, without: set[str]
     ) -> ReserveRequest:
-        wish = min(max(MIN_WISH_BYTES, writer.size), MAX_WISH_BYTES)
         return ReserveRequest(
             transaction=self._transaction,
             attempt=self._attempt,
@@ -250,11 +263,18 @@ class Placing:
             length=length,
             members=1,
             first_span=writer.numbers,
-            wish=max(wish, length or 0),
+            wish=max(self._wish(writer), length or 0),
             name_bytes=len(name),
             # A writer that is not the current one is about to be the next.
             ordinal=len(self.writers) - (writer is self.writer),
         )
+
+    def _wish(self, writer: AggregateWriter) -> int:
+        if writer.numbers == 0:
+            likely = min(self._expected.get(writer.primary, 0), MAX_FIRST_WISH_BYTES)
+        else:
+            likely = min(writer.size, MAX_WISH_BYTES)
+        return max(MIN_WISH_BYTES, likely)
 
     def _go_without(self, writer: AggregateWriter, refused: Sequence[Blamed]) -> None:
         """Secondaries refused: missing when the attempt began they count as removed, later as failed."""

@@ -105,6 +105,7 @@ class Shared:
     verify: frozenset[str] = frozenset()
     progress: Progress = field(default_factory=Progress)
     pending: list[Stretch] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)  # by the last transaction, of each primary
     receipt: Receipt | None = None
     busy: Lock = field(default_factory=Lock)
 
@@ -155,6 +156,7 @@ class Transaction:
             ids=shared.ids,
             timeout=shared.timeout,
             verify=shared.verify,
+            expected=shared.taken,
         )
         self._final = False  # a source was read that cannot be read again
         self._rewinds: list[ReaderSource] = []
@@ -479,9 +481,10 @@ class Transaction:
     def _commit(self) -> Receipt:
         placing, shared = self._placing, self._shared
         if placing.writer is None:
-            return self._committed(0, ())
+            return self._committed(0, (), ())
         try:
             placing.writer.finish()
+            objects = self._objects()  # while the pools make it durable
             for stretch in placing.stretches:
                 stretch.settle(shared.timeout)
         except BaseException as error:
@@ -512,10 +515,23 @@ class Transaction:
             self._state = State.UNKNOWN
             raise
         placing.give_back()
-        return self._committed(csn, records)
+        shared.taken = placing.taken()
+        return self._committed(csn, records, objects)
+
+    def _objects(self) -> tuple[StoredObject, ...]:
+        return tuple(
+            StoredObject(name, length, digest, writer.primary, pools)
+            for writer in self._placing.writers
+            for pools in (self._pools(writer),)
+            for name, _, length, digest in writer.members
+        )
+
+    def _pools(self, writer: AggregateWriter) -> tuple[str, ...]:
+        """Where an aggregate is to be."""
+        return (writer.primary, *self._placing.listed)
 
     def _record(self, writer: AggregateWriter) -> AggregateRecord:
-        pools = (writer.primary, *self._placing.listed)
+        pools = self._pools(writer)
         return AggregateRecord(
             aggregate=writer.aggregate,
             primary=writer.primary,
@@ -534,7 +550,9 @@ class Transaction:
             proofs=tuple(proof for stretch in writer.stretches for proof in stretch.proofs),
         )
 
-    def _committed(self, csn: int, records: tuple[AggregateRecord, ...]) -> Receipt:
+    def _committed(
+        self, csn: int, records: tuple[AggregateRecord, ...], objects: tuple[StoredObject, ...]
+    ) -> Receipt:
         shared = self._shared
         shared.lists = self._placing.lists
         self._state = State.COMMITTED
@@ -542,11 +560,7 @@ class Transaction:
             transaction=self._id.hex(),
             attempt=self._attempt,
             csn=csn,
-            objects=tuple(
-                StoredObject(name, length, digest, r.primary, r.pools)
-                for r in records
-                for name, _, length, digest in r.members
-            ),
+            objects=objects,
             gaps=tuple(gap for r in records for gap in r.gaps),
             removed=MappingProxyType({r.pool: r.reason for r in shared.lists.removed}),
             bytes=sum(writer.size for writer in self._placing.writers),

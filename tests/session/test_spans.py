@@ -139,6 +139,30 @@ def test_small_objects_take_few_reservations(world: World) -> None:
     world.at_rest()
 
 
+def test_the_next_transaction_is_expected_to_be_as_large(world: World) -> None:
+    """One span then, on each primary; and no more than a bound, however large the last one was."""
+    world.host.generous = True
+    world.host.piece = 64 * MIB
+    for pool in world.host.pools:
+        world.host.pools[pool][0].size = 256 * MIB
+    session = world.session()
+    spans = []
+    for group in range(3):
+        with session.begin() as transaction:
+            for index in range(400):
+                transaction.put(f"{group}/{index}", bytes(10 * KIB))
+        (aggregate,) = world.host.records[-1].aggregates
+        spans.append(len(aggregate.spans))
+    assert spans == [3, 1, 1]
+    world.host.requests.clear()
+    with session.begin() as transaction:
+        transaction.put("large", bytes(40 * MIB))
+    with session.begin() as transaction:
+        transaction.put("small", b"x")
+    assert [request.wish // MIB for request in world.host.requests] == [40, 16]
+    world.at_rest()
+
+
 @pytest.mark.parametrize("framing", [None, Framing()])
 def test_small_objects_up_to_the_very_end_of_their_spans(world: World, rng: random.Random) -> None:
     """Room is counted for many objects ahead: with the longest names, and others between, the footer must still fit."""
