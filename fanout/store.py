@@ -35,6 +35,7 @@ from fanout import config as configuration
 from fanout.catalog import (
     Catalog,
     CatalogReader,
+    LogFolder,
     PoolEntry,
     VolumeEntry,
 )
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
     from fanout.volume import Volume
 
 LOCK_WAIT = 10.0  # seconds for catalog and volumes together, while a predecessor ends
-FOLD_LOG_BYTES = 16 << 20  # the catalog's log is folded into the database when it is longer
 
 _log = logging.getLogger("fanout.store")
 
@@ -109,7 +109,8 @@ class Store(StoreReader):
             self._begin_writing(catalog, flush_before_acknowledge=flush_before_acknowledge)
 
     def _begin_writing(self, catalog: Catalog, *, flush_before_acknowledge: bool) -> None:
-        self._scribe = Scribe(self.engine, self.pools.volume, idle=self._fold_log)
+        folder = LogFolder(catalog)
+        self._scribe = Scribe(self.engine, self.pools.volume, idle=folder.fold_if_due)
         self._closing.callback(self._scribe.close)
         for volume in list(self.pools.volumes()):
             self._catch_up(volume)
@@ -360,17 +361,6 @@ class Store(StoreReader):
             _log.warning("the space of what was deleted is not free yet: %s", error)
         else:
             _log.debug("%d bytes of what was deleted are free", freed)
-
-    def _fold_log(self) -> None:
-        """Fold the catalog's log into the database, outside of anybody's commit. A failure costs space, not safety."""
-        assert isinstance(self.catalog, Catalog)
-        with suppress(OSError):
-            if os.stat(f"{self.catalog.path}-wal").st_size < FOLD_LOG_BYTES:
-                return
-        try:
-            self.catalog.checkpoint()
-        except CatalogError as error:
-            _log.warning("the catalog's log was not folded: %s", error)
 
     # ---- sessions --------------------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
 """The catalog: the database of objects, aggregates, copies and gaps, and the only package that knows SQLite.
 
 `schema.sql` is the layout, `rows.py` what goes in and comes out, `intake.py` packs a commit group, `connection.py` opens, `asking.py`,
-`contents.py` and `reader.py` ask, `values.py` says what was answered, `door.py` writes, `ballast.py` keeps room for it, `backup.py` copies, `restore.py` makes a whole catalog at once.
+`contents.py` and `reader.py` ask, `values.py` says what was answered, `door.py` writes, `folding.py` keeps its log short, `ballast.py` keeps room for it, `backup.py` copies, `restore.py` makes a whole catalog at once.
 """
 
 from __future__ import annotations
 
 from fanout.catalog.door import Catalog, CommitDoubt
+from fanout.catalog.folding import LogFolder
 from fanout.catalog.members import MemberSet
 from fanout.catalog.reader import CatalogReader
 from fanout.catalog.restore import (
@@ -59,6 +60,7 @@ __all__ = [
     "Deletion",
     "GapEntry",
     "HeldSpans",
+    "LogFolder",
     "MemberEntry",
     "MemberSet",
     "NewAggregate",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout.catalog import Catalog, CatalogReader
+from fanout.catalog import Catalog, CatalogReader, LogFolder
 from fanout.errors import CatalogBusy, CatalogError, CatalogVersion
 
 if TYPE_CHECKING:
@@ -179,6 +179,48 @@ def test_a_slow_consumer_of_a_listing_holds_nothing_up(
         writer.commit([sample.commit([b"6"])])
         assert log.stat().st_size == size, "the log starts over"
         assert [first.version, *(entry.version for entry in listing)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_log_that_was_long_once_is_not_folded_behind_every_commit(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file keeps its size. Once a second is enough, unless it grows: then a reader or a burst of commits is in the way."""
+    sample.create()
+    log, enough = sample.path.with_name("catalog.db-wal"), 256 << 10
+    now, folded = 100.0, 0
+    with sample.open() as writer:
+        fold = writer.checkpoint
+
+        def counted() -> int:
+            nonlocal folded
+            folded += 1
+            return fold()
+
+        monkeypatch.setattr(writer, "checkpoint", counted)
+        folder = LogFolder(writer, enough=enough, clock=lambda: now)
+
+        def commit() -> int:
+            writer.commit([sample.commit()])
+            folder.fold_if_due()
+            return log.stat().st_size
+
+        while commit() < enough:
+            assert folded == 0, "it is short"
+        size = log.stat().st_size
+        assert folded == 1
+        for _ in range(4):
+            assert commit() == size, "it starts over"
+        assert folded == 1
+        now += 1.0
+        commit()
+        assert folded == 2
+        with CatalogReader(sample.path) as reader:
+            reader._reads.execute("BEGIN")
+            reader._reads.execute("SELECT * FROM store").fetchall()
+            before = folded
+            while commit() < size + enough:
+                assert folded == before, "no second has passed"
+            assert folded == before + 1
 
 
 def test_close_is_idempotent(sample: Sample) -> None:
