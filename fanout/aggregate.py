@@ -477,7 +477,10 @@ class AggregateWriter:
                 request, number, span, fragments, sums, self._start, data_length, final
             )
             self._write_raw(foot, None, "foot")
-        self._stream.pad()
+        if final:
+            self._stream.seal()  # which pads; the engine is woken once for both
+        else:
+            self._stream.pad()
         used = self._stream.position
         self.written.append(WrittenSpan(number, span, used, self._start, data_length))
         self._current = None
