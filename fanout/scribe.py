@@ -6,7 +6,8 @@ in a crash, harms nothing while the catalog lives: the next opening compares, an
 What it promises:
 
 1. Records reach a directory in the order of their commits, all volumes side by side in one run of requests.
-2. It never holds up a commit: what waits is bounded, and a volume that falls further behind is failed, to be reopened.
+2. It never holds up a commit: what waits is bounded, and a volume that falls further behind is failed, to be reopened. Commits
+   that follow one another within moments share blocks, and one write to each volume.
 3. A volume whose directory cannot be written is failed, not the store, and not the commit that was acknowledged.
 4. After `close` every directory that could be written is durable.
 5. A volume is said to have taken a delete only when a flush has made its record durable.
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 MAX_WAITING = 65_536  # records; about 40 MiB
 BATCH = 1024  # records in one run of requests
+GATHER = 0.02  # seconds that records wait for others: one alone takes a whole block
 CATCH_UP_BATCH = 512
 
 _log = logging.getLogger("fanout.scribe")
@@ -89,12 +91,14 @@ class Scribe:
     def append(self, entries: Iterable[Entry]) -> None:
         """Take records over, in the order of their commits; does not wait."""
         with self._wake:
+            before = len(self._waiting)
             for entry in entries:
                 if len(self._waiting) < MAX_WAITING:
                     self._waiting.append(entry)
                 else:
                     self._fail(entry.volume, "its directory is too far behind; it will be reopened")
-            self._wake.notify()
+            if before == 0 or len(self._waiting) >= BATCH:
+                self._wake.notify()
 
     def append_and_flush(self, entries: Sequence[Entry]) -> None:
         """Write records now, and make them durable. A volume that cannot do it is failed; nothing is raised for it."""
@@ -236,6 +240,8 @@ class Scribe:
             with self._wake:
                 while not self._waiting and not self._closed and not self._written:
                     self._wake.wait()
+                if 0 < len(self._waiting) < BATCH and not self._closed:
+                    self._wake.wait(GATHER)
                 last = self._closed and not self._waiting
                 self._written = False
             try:

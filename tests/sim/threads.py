@@ -90,6 +90,10 @@ class Scheduler:
             self._yield(me)
             me.until = me.pass_time = None
 
+    def pause(self) -> None:
+        """The running thread goes on at its next turn."""
+        self._yield(self._running)
+
     def breathe(self) -> None:
         """Perhaps it is somebody else's turn."""
         if len(self._tasks) > 1 and self._rng.random() < PREEMPTION:
@@ -222,11 +226,17 @@ class Condition(RLock):
         super().__init__()
         self._waiting: deque[list[bool]] = deque()
 
-    def wait(self) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:
+        """With an end it lasts until the next turn that chance gives it."""
         woken = [False]
         self._waiting.append(woken)
         count, self._count, self._owner = self._count, 0, None
         scheduler = current()
+        if timeout is not None:
+            scheduler.pause()
+            if not woken[0]:
+                self._waiting.remove(woken)
+                woken[0] = True
         scheduler.wait(lambda: woken[0] and self._owner is None, "a condition")
         self._owner, self._count = scheduler._running, count
         return True

@@ -32,9 +32,10 @@ __all__ = ["small"]  # the fixture
 
 @pytest.fixture
 def filled(small: SmallSite) -> SmallSite:
-    """A small store with two transactions and nothing missing."""
+    """A small store with two transactions, each in directory blocks of its own, and nothing missing."""
     with small.open() as store:
         put(small, store, {b"A": small.rng.randbytes(200_000), b"B": b"b" * 70_000, b"zero": b""})
+    with small.open() as store:
         put(small, store, {b"C": small.rng.randbytes(5000)})
     return small
 

@@ -33,6 +33,7 @@ from fanout.errors import (
 )
 from fanout.store import Store
 from fanout.types import ObjectKind
+from tests.faults.kernel import wait_until
 from tests.store.conftest import MIB, POOLS
 
 if TYPE_CHECKING:
@@ -438,3 +439,29 @@ def test_a_volume_that_comes_back_while_the_catalog_cannot_be_asked(
         volumes[0].next_try = 0.0
         assert store.revive("COPYPOOL1") == 1
         assert volume.writable
+
+
+def test_records_of_commits_that_follow_one_another_share_a_block(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alone takes a whole block, and a write to each volume. Enough of them do not wait, and neither does the end."""
+    monkeypatch.setattr("fanout.scribe.GATHER", threading.TIMEOUT_MAX)
+    monkeypatch.setattr("fanout.scribe.BATCH", 8)
+    site.create()
+
+    def blocks(store: Store) -> list[int]:
+        """Left in the directories of the pools that get the objects of N1."""
+        found = {volume.pool: volume for volume in store.pools.volumes()}
+        directories = [found[pool].directory for pool in POOLS if pool != "TAPEPOOL"]
+        return [directory.blocks_left for directory in directories if directory]
+
+    with site.open() as store:
+        before = blocks(store)
+        site.put(store, "N1")
+        assert blocks(store) == before, "one record for each of four pools"
+        site.put(store, "N1")
+        after = [left - 1 for left in before]
+        wait_until(lambda: blocks(store) == after, "eight are enough")
+        site.put(store, "N1")
+    with site.open() as store:
+        assert blocks(store) == [left - 1 for left in after]
