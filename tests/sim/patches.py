@@ -24,6 +24,7 @@ import fanout.scribe
 import fanout.store
 import fanout.volume
 from fanout.catalog import Catalog
+from fanout.catalog.ballast import Ballast
 from fanout.engine import Engine, Fault, Target
 from fanout.making import create_volume
 from fanout.pool import Pool
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 A_WHILE = 0.001  # seconds from one look for admission to the next
+BALLAST_BYTES = 64 << 10  # a memory file system fills them with zeros, and nothing needs it
 
 
 def fault_of(fault: plans.Fault, target: Target | None) -> Fault:
@@ -126,6 +128,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
         ),
         (create_volume, {"now_ns": lambda: next(world.stamps), "directory_bytes": DIRECTORY_BYTES}),
         (Catalog.open.__func__, {"clock": lambda: next(world.stamps)}),  # type: ignore[attr-defined]
+        (Ballast.__init__, {"size_bytes": BALLAST_BYTES}),
     ):
         yield function, "__kwdefaults__", {**(function.__kwdefaults__ or {}), **changes}
 
