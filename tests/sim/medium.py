@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
@@ -75,7 +75,8 @@ class Change:
         stop = newer.offset + len(newer.data) if newer.data is not None else end
         for first, last in ((start, min(end, newer.offset)), (max(start, stop), end)):
             if first < last:
-                yield replace(self, offset=first, data=self.data[first - start : last - start])
+                data = self.data[first - start : last - start]
+                yield Change(self.done, first, data, flying=self.flying, doomed=self.doomed)
 
 
 class File:
@@ -194,8 +195,9 @@ class Disk(File):
             return
         fd = os.open(self.path, os.O_WRONLY)
         try:
-            for number in numbers:
-                os.pwrite(fd, self.block(number), number * BLOCK)
+            for first, count in _runs(numbers):
+                run = b"".join(map(self.block, range(first, first + count)))
+                os.pwrite(fd, run, first * BLOCK)
         finally:
             os.close(fd)
         self.stale = set()
@@ -325,6 +327,19 @@ def _digest_of_log(log: Log) -> int:
     digest = xxhash.xxh3_128(f"{log.path.name} {log.exists}".encode())
     digest.update(log.durable)
     return digest.intdigest()
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first of those that follow each other without a gap, and how many these are."""
+    first = end = 0
+    for number in sorted(numbers):
+        if number != end:
+            if end > first:
+                yield first, end - first
+            first = number
+        end = number + 1
+    if end > first:
+        yield first, end - first
 
 
 def _blocks_of(change: Change) -> range:
