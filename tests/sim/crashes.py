@@ -29,6 +29,7 @@ from tests.sim.ground import Grounds
 from tests.sim.medium import SECTOR, Snapshot
 from tests.sim.oracle import Books, audit, connect
 from tests.sim.plan import Cut, Episode, Plan
+from tests.sim.vfs import lighten_sqlite
 from tests.sim.workloads import WORKLOADS, with_cut
 from tests.sim.world import World
 
@@ -229,4 +230,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    lighten_sqlite()
     sys.exit(main())

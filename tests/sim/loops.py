@@ -34,7 +34,7 @@ from tests.sim.ground import DIRECTORY_BYTES, Grounds
 from tests.sim.medium import WRITE
 from tests.sim.oracle import connect, demand
 from tests.sim.plan import HEAD, CatalogFault, Fault, Plan
-from tests.sim.vfs import CODES
+from tests.sim.vfs import CODES, lighten_sqlite
 from tests.sim.workloads import WORKLOADS, with_fault
 from tests.sim.world import World
 
@@ -265,4 +265,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    lighten_sqlite()
     sys.exit(main())

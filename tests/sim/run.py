@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from tests.sim.ground import Grounds
 from tests.sim.plan import Plan, draw
+from tests.sim.vfs import lighten_sqlite
 from tests.sim.world import World
 
 if TYPE_CHECKING:
@@ -178,4 +179,5 @@ def show(plan: Plan, grounds: Grounds, *, rebuild: bool) -> int:
 
 
 if __name__ == "__main__":
+    lighten_sqlite()
     sys.exit(main())

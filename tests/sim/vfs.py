@@ -27,6 +27,7 @@ CODES = {
     "ENOMEM": 7,
 }
 _OPEN_DELETE_ON_CLOSE = 0x8
+_CONFIG_SINGLETHREAD, _CONFIG_MEMSTATUS = 1, 9
 _FILE = c.c_void_p
 _WRITE = c.CFUNCTYPE(c.c_int, _FILE, c.c_void_p, c.c_int, c.c_int64)
 _TRUNCATE = c.CFUNCTYPE(c.c_int, _FILE, c.c_int64)
@@ -208,6 +209,21 @@ def _the_hook() -> _Hook:
 
 def _address(function: Any) -> int:
     return c.cast(function, c.c_void_p).value or 0
+
+
+def lighten_sqlite() -> None:
+    """Let SQLite do without its locks and its statistics of memory, for the whole process: one thread alone uses it.
+
+    Only where nothing has a database open, and nobody limits its memory: at the beginning of a command.
+    """
+    library = _library()
+    for code in (
+        library.sqlite3_shutdown(),
+        library.sqlite3_config(_CONFIG_SINGLETHREAD),
+        library.sqlite3_config(_CONFIG_MEMSTATUS, c.c_int(False)),
+        library.sqlite3_initialize(),
+    ):
+        assert code == 0, f"SQLite says {code}"
 
 
 def _library() -> c.CDLL:
