@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import logging
+import struct
 import sys
 import time
 from collections import Counter
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 EXHAUSTIVE = 12  # of so many writes all subsets are tried
 SAMPLES = 64  # of more writes so many subsets, and so many torn states
 PAGE, LOG_HEAD, FRAME_HEAD = 4096, 32, 24  # of SQLite's
+NUMBER = struct.Struct(">I")  # of a frame's page
+BLANK = bytes(PAGE)
 BOUND = 1000  # operations of a workload
 
 State = dict[int, "Fate"]  # by the write's number
@@ -159,10 +162,10 @@ class CrashWorld(World):
             bytearray(self.medium.logs[catalog].durable),
             self.medium.logs[f"{catalog}-wal"].durable,
         )
-        for number in range(int.from_bytes(log[:4], sys.byteorder)):
-            at = LOG_HEAD + number * (FRAME_HEAD + PAGE)
-            page = int.from_bytes(frames[at : at + 4], "big") - 1
-            pages[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+        end = LOG_HEAD + int.from_bytes(log[:4], sys.byteorder) * (FRAME_HEAD + PAGE)
+        starts = range(LOG_HEAD, end, FRAME_HEAD + PAGE)
+        for (page,) in sorted({NUMBER.unpack_from(frames, at) for at in starts}):
+            pages[(page - 1) * PAGE : page * PAGE] = BLANK
         return xxhash.xxh3_128_intdigest(pages), log
 
 

@@ -81,7 +81,7 @@ class Below:
         script: called with the operation (``read``, ``write``, ``sync`` or ``truncate``) and the file before each; gives the
             name of a result code, and whether the operation is carried out all the same. None: it goes well.
         reads: whether reads are led through here; the others always are.
-        asleep: nothing is led through here: the oracle looks.
+        asleep: the oracle looks. Nothing is led through here, now or later, of the files that it opens.
         wrong: is given what was raised in here, for SQLite cannot carry it.
     """
 
@@ -127,10 +127,12 @@ class _Hook:
         if code or self.below is None or name is None or flags & _OPEN_DELETE_ON_CLOSE:
             return int(code)
         path = os.fsdecode(c.string_at(name))
-        if path in self.below.medium.logs:
-            address = c.addressof(file.contents)
-            self.paths[address] = path
-            self.below.medium.logs[path].exists = True
+        log = self.below.medium.logs.get(path)
+        if log is None:
+            return 0
+        log.exists = True  # who only looks makes a log that is not there, too
+        if not self.below.asleep:
+            self.paths[c.addressof(file.contents)] = path
             file.contents.methods = c.pointer(self._table(file.contents.methods))
         return 0
 
