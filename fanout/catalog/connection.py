@@ -20,7 +20,7 @@ from urllib.parse import quote
 from fanout.errors import CatalogError, CatalogVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
 SCHEMA_VERSION = 3
@@ -93,7 +93,10 @@ def check_identity(db: sqlite3.Connection, path: str) -> int:
         expected = expected_schema()
     except OSError as error:  # no descriptor left to read ours with
         raise CatalogError(path, f"cannot be compared with its schema: {error.strerror}") from error
-    foreign = (_schema_of(db) ^ expected) - _STATISTICS
+    found = _rows_of(db)
+    if found == expected:
+        return SCHEMA_VERSION  # to the letter
+    foreign = (_plain(found) ^ _plain(expected)) - _STATISTICS
     if foreign:
         names = ", ".join(sorted({str(row[1]) for row in foreign}))
         raise CatalogVersion(path, f"its schema is not fanout's: {names:.200}")
@@ -147,10 +150,19 @@ _STATISTICS = {
 }
 
 
-def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
-    """What a database is made of; comments and spacing, which SQLite keeps, are left out."""
-    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+def _rows_of(db: sqlite3.Connection) -> frozenset[tuple[Any, ...]]:
+    """What a database is made of, with the comments and the spacing that SQLite keeps."""
+    return frozenset(db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall())
+
+
+def _plain(rows: Iterable[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """The same without comments and spacing."""
     return {(*row[:3], row[3] and " ".join(_COMMENT.sub("", str(row[3])).split())) for row in rows}
+
+
+def _schema_of(db: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """What a database is made of; comments and spacing are left out."""
+    return _plain(_rows_of(db))
 
 
 _COMMENT = re.compile(r"--[^\n]*")
@@ -183,7 +195,7 @@ def expected_schema() -> frozenset[tuple[Any, ...]]:
     db = sqlite3.connect(":memory:")
     try:
         db.executescript(schema_text())
-        return frozenset(_schema_of(db))
+        return _rows_of(db)
     finally:
         db.close()
 
