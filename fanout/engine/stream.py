@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _PROOF_BYTES = 64 << 20  # read back at once: signals are looked at in between
 _LEG_STATES = ("active", "failed", "ejected", "synced")
+_OUT = ("failed", "ejected")
 
 
 class Stream:
@@ -259,10 +260,11 @@ class Stream:
 
     def legs(self) -> list[Leg]:
         """How far each target has come."""
+        return [self._leg(record) for record in self._records()]
+
+    def _records(self) -> list[_core._Leg]:
         found = self._core.legs()
-        if isinstance(found, int):
-            fail(found, "legs")
-        return [self._leg(record) for record in found]
+        return fail(found, "legs") if isinstance(found, int) else found
 
     def _leg(self, record: _core._Leg) -> Leg:
         number, state, drained, inflight, accepted, submitted, completed, synced, first = record
@@ -283,9 +285,9 @@ class Stream:
 
         Those that synced and were found to hold something else are among them.
         """
-        return self._lies | {
-            leg.target: verdict_of(leg) for leg in self.legs() if leg.state in ("failed", "ejected")
-        }
+        # Who waits for a flush asks this over and over, and mostly there is none.
+        out = [record for record in self._records() if _LEG_STATES[record[1]] in _OUT]
+        return self._lies | {leg.target: verdict_of(leg) for leg in map(self._leg, out)}
 
     def eject(self, target: Target) -> None:
         """Drop a target from the stream: what is queued is not submitted, what is in flight drains.
@@ -311,7 +313,9 @@ class Stream:
         status = self._core.drained(nanoseconds(timeout))
         if status != -errno.ETIMEDOUT:
             checked(status, "drained")
-        return frozenset(leg.target for leg in self.legs() if leg.drained)
+        return frozenset(
+            self._by_id[number] for number, _, drained, *_ in self._records() if drained
+        )
 
     def close(self) -> None:
         """End the stream; idempotent. Before `sync` has returned it aborts.
