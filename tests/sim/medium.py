@@ -358,6 +358,7 @@ class Medium:
         dark: the power has failed.
         struck: a fault was met, if only by a delay.
         operations: of all engines.
+        logged: writes into the catalog's log.
         watch: is told of every operation of the engine, with the file and what was written.
     """
 
@@ -369,13 +370,13 @@ class Medium:
         self.files: dict[str, Disk | Log] = {**self.disks, **self.logs}
         self._by_ino = {os.stat(path).st_ino: disk for path, disk in self.disks.items()}
         self._index = catalog.with_name(catalog.name + "-shm")
-        self.catalog = catalog
+        self.catalog, self._database = catalog, str(catalog)
         self.journal = os.memfd_create("journal")
         self._read = 0
         self._clock = 0  # of the catalog's files
         self.faults: list[tuple[str, Carried]] = []
         self.dark = self.struck = False
-        self.operations = 0
+        self.operations = self.logged = 0
         self.watch: Callable[[str, Carried, bytes], None] = _nobody
 
     def close(self) -> None:
@@ -448,6 +449,7 @@ class Medium:
         log = self.logs[path]
         log.exists = log.stale = True
         log.volatile.append(Change(self._clock, offset, data))
+        self.logged += path != self._database
 
     def catalog_truncate(self, path: str, size: int) -> None:
         self._clock += 1
@@ -491,7 +493,7 @@ class Medium:
         for file in self.files.values():
             file.reset()
         self._index.unlink(missing_ok=True)
-        self.operations = self._clock = 0
+        self.operations = self.logged = self._clock = 0
         self.watch = _nobody
 
 
