@@ -6,6 +6,7 @@ Part of the oracle: it knows rows and positions, and none of the product's code.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def members_of(text: str | None, books: Books, aggregate: int) -> set[int]:
 def overlaps(regions: Rot, path: str, begin: int, end: int) -> bool:
     """Whether any of these bytes of a volume are in the regions."""
     return any(begin < last and first < end for first, last in regions.get(path, ()))
+
+
+def meets(regions: Sequence[tuple[int, int]], begin: int, end: int) -> bool:
+    """Whether any of these bytes are in the regions, which are sorted and share no byte."""
+    before = bisect_left(regions, (end,))
+    return before > 0 and regions[before - 1][1] > begin
 
 
 def serving(places: Sequence[Place], start: int, length: int) -> list[tuple[Place, int, int]]:
