@@ -16,16 +16,18 @@ Invariants:
 from __future__ import annotations
 
 import enum
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fanout import format as fmt
 from fanout.errors import InterfaceError, VolumeForeign, VolumeFull, VolumeTorn
 from fanout.format import BlockPlace, DirectoryRecord, Op
+from fanout.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from fanout.format import RecordPart, Superblock
+    from fanout.format import RecordHead, RecordPart, StoredSpan, Superblock
 
 
 class Half(Protocol):
@@ -61,7 +63,6 @@ class _Plan(NamedTuple):
     next_number: int
     sequence: int
     checkpoint: bool
-    records: tuple[DirectoryRecord, ...]
 
 
 class Directory:
@@ -79,16 +80,18 @@ class Directory:
         self._blocks = superblock.directory_bytes // superblock.granule
         # An eighth stays for appending, so that a full directory is not rewritten at every commit.
         self._capacity = (self._blocks - max(1, self._blocks // 8)) * self._room
-        self._records: dict[bytes, DirectoryRecord] = {}
+        self._span_charge = self._charge(fmt.size_of(1, 0, 64))
+        self._records = Records()
         self._charged = 0
         self._promises: dict[int, int] = {}
         self._promised = 0
         self._forget: set[bytes] = set()
-        self._live = _Plan(0, 0, 0, 0, 0, checkpoint=False, records=())
+        self._live = _Plan(0, 0, 0, 0, 0, checkpoint=False)
         self._top_generation = 0
         self._base_durable = True
         self._phase = _Phase.READY
         self._plan: _Plan | None = None
+        self._added: list[tuple[DirectoryRecord, bytes]] = []  # with it: each with its bytes
         self.last_csn = 0
 
     # ---- loading -------------------------------------------------------------------------------
@@ -113,11 +116,9 @@ class Directory:
         sequence = 1 + max(place.sequence for place in everything)
         if max(made._top_generation, sequence) > fmt.MAX_COUNTER - superblock.directory_bytes:
             raise VolumeTorn(path, "the counters of its directory are at their end: damaged")
-        made._live = _Plan(
-            live, generation, base_blocks, mine[-1] + 1, sequence, checkpoint=False, records=()
-        )
-        for record in fmt.join_parts(made._parts(live, halves[live], mine)):
-            made._apply(record)
+        made._live = _Plan(live, generation, base_blocks, mine[-1] + 1, sequence, checkpoint=False)
+        for head, data in fmt.join_parts(made._parts(live, halves[live], mine)):
+            made._apply(*made._fitting(head, data))
         # Whether the base that was found is durable: it was read from the medium, but perhaps out of a cache that a
         # power cut would empty. The caller flushes once after opening, before it writes anything.
         made._base_durable = False
@@ -175,6 +176,13 @@ class Directory:
             )
             yield from block.parts
 
+    def _fitting(self, head: RecordHead, data: bytes) -> tuple[RecordHead, bytes]:
+        """An encoded record that was read. One of an older version of the format may have become too long for blocks: it is cut anew."""
+        if len(data) > self._room and max(map(len, fmt.split_parts(data))) > self._room:
+            data = b"".join(fmt.encode_record(fmt.decode_record(data), self._room))
+            head = fmt.head_of(data)
+        return head, data
+
     @staticmethod
     def first_block(superblock: Superblock) -> Write:
         """The empty checkpoint with which a volume begins."""
@@ -190,24 +198,36 @@ class Directory:
 
     def holds(self) -> Iterator[DirectoryRecord]:
         """The records of aggregates that are on the volume."""
-        return (record for record in self._records.values() if record.spans)
+        return (self._records[head.aggregate] for head in self._records.heads() if head.spans)
+
+    def held_csns(self) -> dict[bytes, int]:
+        """Every aggregate that is on the volume, with the commit of its record."""
+        return {head.aggregate: head.csn for head in self._records.heads() if head.spans}
 
     def names(self, aggregate: bytes) -> bool:
         """Whether anything of an aggregate is on the volume."""
-        record = self._records.get(aggregate)
-        return record is not None and bool(record.spans)
+        head = self._records.head(aggregate)
+        return head is not None and bool(head.spans)
 
     def missing(self, records: Iterable[DirectoryRecord]) -> list[DirectoryRecord]:
         """Of the catalog's records those that the directory does not have: a crash lost them, append them again."""
         return [
             record
             for record in records
-            if (known := self._records.get(record.aggregate)) is None or known.csn < record.csn
+            if (known := self._records.head(record.aggregate)) is None or known.csn < record.csn
         ]
 
     def deletes(self) -> list[bytes]:
         """Aggregates that a record says were deleted."""
-        return [record.aggregate for record in self._records.values() if record.op is Op.DELETE]
+        return [head.aggregate for head in self._records.deletes()]
+
+    def spans(self) -> Iterator[StoredSpan]:
+        """All spans on the volume."""
+        return (span for _, data in self._records.encoded() for span in fmt.spans_of(data))
+
+    def retirements(self) -> list[DirectoryRecord]:
+        """The records of volumes that were given up."""
+        return [self._records[head.aggregate] for head in self._records.deletes() if head.retires]
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -218,7 +238,7 @@ class Directory:
     @property
     def full(self) -> bool:
         """Whether not even one more span of one more aggregate can be promised."""
-        return self._charged + self._promised + self._charge_of(1, 0, 64) > self._capacity
+        return self._charged + self._promised + self._span_charge > self._capacity
 
     @property
     def blocks_left(self) -> int:
@@ -227,25 +247,20 @@ class Directory:
 
     # ---- room ----------------------------------------------------------------------------------
 
-    def _charge_of(self, spans: int, ranges: int, node_bytes: int) -> int:
-        """Bytes of a checkpoint that a record can cost at most.
+    def _charge(self, size: int) -> int:
+        """Bytes of a checkpoint that a record can cost at most, `size` bytes long in one part.
 
         Records of up to a quarter of a block fill their blocks to three quarters at least; larger ones are counted as whole
         blocks.
         """
-        size = fmt.RECORD_HEAD + node_bytes + 48 * spans + 8 * ranges + fmt.SUM
         if size <= self._room // 4:
             return -(-size * 4 // 3)
         return fmt.round_up(size * 9 // 8, self._room)
 
-    def _charge(self, record: DirectoryRecord) -> int:
-        ranges = len(record.present or ()) + len(record.deleted)
-        return self._charge_of(len(record.spans), ranges, len(record.node.encode()))
-
     def growth(self, record: DirectoryRecord) -> int:
         """Bytes that a record may cost more than the one that it replaces; negative: less."""
-        old = self._records.get(record.aggregate)
-        return self._charge(record) - (self._charge(old) if old else 0)
+        old = self._records.head(record.aggregate)
+        return self._charge(fmt.record_size(record)) - (self._charge(old.size) if old else 0)
 
     @property
     def spare_bytes(self) -> int:
@@ -255,26 +270,28 @@ class Directory:
 
     def promise(self, offset: int) -> bool:
         """Keep room for the record of the span at `offset`. False: the directory is full, and so is the volume."""
-        charge = self._charge_of(1, 0, 64)
-        if self._charged + self._promised + charge > self._capacity:
+        if self.full:
             return False
         assert offset not in self._promises
-        self._promises[offset] = charge
-        self._promised += charge
+        self._promises[offset] = self._span_charge
+        self._promised += self._span_charge
         return True
 
     def unpromise(self, offset: int) -> None:
         """The span at `offset` will not be committed (or its record is here): the room is free again."""
         self._promised -= self._promises.pop(offset, 0)
 
+    def _keep(self, spans: Iterable[StoredSpan]) -> None:
+        """Promises that are kept: the records of these spans are here."""
+        for span in spans:
+            self.unpromise(span.offset)
+
     def inherit(self, other: Directory) -> None:
         """Take over what an earlier load of the same directory had promised."""
         for offset, charge in other._promises.items():
             self._promises[offset] = charge
             self._promised += charge
-        for record in self._records.values():
-            for span in record.spans:
-                self.unpromise(span.offset)
+        self._keep(self.spans())
         self._forget |= other._forget
 
     def forget_deletes(self, aggregates: Iterable[bytes]) -> None:
@@ -299,38 +316,42 @@ class Directory:
             raise InterfaceError(f"directory of {self.path}: prepare in state {self._phase.name}")
         if not records:
             return []
-        parts = [part for record in records for part in fmt.encode_record(record, self._room)]
-        blocks = fmt.pack_blocks(parts, self._room)
+        encoded = [fmt.encode_record(record, self._room) for record in records]
+        blocks = fmt.pack_blocks(chain.from_iterable(encoded), self._room)
+        added = list(zip(records, map(b"".join, encoded), strict=True))
         if len(blocks) <= self.blocks_left:
-            return self._append(blocks, tuple(records), epoch)
-        return self._checkpoint(tuple(records), epoch)
+            writes = self._append(blocks, epoch)
+        else:
+            writes = self._checkpoint([data for _, data in added], epoch)
+        self._added = added
+        return writes
 
-    def _append(
-        self, blocks: list[list[bytes]], records: tuple[DirectoryRecord, ...], epoch: int
-    ) -> list[Write]:
+    def _append(self, blocks: list[list[bytes]], epoch: int) -> list[Write]:
         live = self._live
-        plan = live._replace(
-            next_number=live.next_number + len(blocks),
-            sequence=live.sequence + len(blocks),
+        plan = _Plan(
+            live.half,
+            live.generation,
+            live.base_blocks,
+            live.next_number + len(blocks),
+            live.sequence + len(blocks),
             checkpoint=False,
-            records=records,
         )
         return self._planned(plan, blocks, live.next_number, live.sequence, epoch)
 
-    def _checkpoint(self, records: tuple[DirectoryRecord, ...], epoch: int) -> list[Write]:
+    def _checkpoint(self, added: Iterable[bytes], epoch: int) -> list[Write]:
         if not self._base_durable:
             raise CheckpointUnsafe(
                 f"directory of {self.path}: flush before the next checkpoint (invariant 2)"
             )
-        after = dict(self._records)
-        for record in records:
-            _merge(after, record)
-        newest = max(record.csn for record in after.values())
+        after = self._records.copy()
+        for data in added:
+            after.put(fmt.head_of(data), data)
+        newest = max(head.csn for head in after.heads())
         parts = [
             part
-            for record in after.values()
-            if self._counts(record, newest)
-            for part in fmt.encode_record(record, self._room)
+            for head, data in after.encoded()
+            if self._counts(head, newest)
+            for part in fmt.split_parts(data)
         ]
         parts.sort(key=len, reverse=True)  # large parts first: small ones fill their blocks
         blocks = fmt.pack_blocks(parts, self._room) or [[]]
@@ -347,13 +368,12 @@ class Directory:
             next_number=len(blocks),
             sequence=self._live.sequence + len(blocks),
             checkpoint=True,
-            records=records,
         )
         return self._planned(plan, blocks, 0, self._live.sequence, epoch)
 
-    def _counts(self, record: DirectoryRecord, newest: int) -> bool:
+    def _counts(self, record: RecordHead, newest: int) -> bool:
         """Whether a checkpoint must keep the record. The newest stays in any case: a catalog from before it must be recognised."""
-        wanted = record.op is Op.DELETE and record.aggregate not in self._forget
+        wanted = record.op == Op.DELETE and record.aggregate not in self._forget
         return bool(record.spans) or wanted or record.csn == newest
 
     def _planned(
@@ -372,49 +392,44 @@ class Directory:
 
     def written(self) -> None:
         """All prepared blocks are complete (not yet durable): from now on they count."""
-        plan = self._plan
+        plan, added = self._plan, self._added
         if plan is None or self._phase is not _Phase.PREPARED:
             raise InterfaceError(f"directory of {self.path}: nothing was prepared")
-        for record in plan.records:
-            self._apply(record)
+        for record, data in added:
+            if self._apply(fmt.head_of(data), data):
+                self._keep(record.spans)
         if plan.checkpoint:
             self._drop_what_does_not_count()
             self._base_durable = False
         self._top_generation = max(self._top_generation, plan.generation)
-        self._live = plan._replace(records=())
-        self._plan, self._phase = None, _Phase.READY
+        self._live = plan
+        self._plan, self._added, self._phase = None, [], _Phase.READY
 
     def lost(self) -> None:
         """A prepared block failed to be written, or a flush failed: load the directory again before the next append."""
-        self._plan, self._phase = None, _Phase.LOST
+        self._plan, self._added, self._phase = None, [], _Phase.LOST
 
     def flushed(self) -> None:
         """A flush that was issued after the last `written` succeeded."""
         if self._phase is _Phase.READY:
             self._base_durable = True
 
-    def _apply(self, record: DirectoryRecord) -> None:
-        old = self._records.get(record.aggregate)
-        if not _merge(self._records, record):
-            return
-        self._charged += self._charge(record) - (self._charge(old) if old else 0)
-        self.last_csn = max(self.last_csn, record.csn)
-        for span in record.spans:
-            self.unpromise(span.offset)
+    def _apply(self, head: RecordHead, data: bytes) -> bool:
+        """Let an encoded record replace an older one of its aggregate. False: the older one is newer."""
+        old = self._records.put(head, data)
+        if old is not None and old.csn > head.csn:
+            return False
+        self._charged += self._charge(head.size) - (self._charge(old.size) if old else 0)
+        self.last_csn = max(self.last_csn, head.csn)
+        return True
 
     def _drop_what_does_not_count(self) -> None:
-        newest = max((record.csn for record in self._records.values()), default=0)
-        for aggregate, record in list(self._records.items()):
-            if not self._counts(record, newest):
-                self._forget.discard(aggregate)
-                del self._records[aggregate]
-                self._charged -= self._charge(record)
-
-
-def _merge(records: dict[bytes, DirectoryRecord], record: DirectoryRecord) -> bool:
-    """Let a record replace an older one of its aggregate. False: the older one is newer."""
-    old = records.get(record.aggregate)
-    if old is not None and old.csn > record.csn:
-        return False
-    records[record.aggregate] = record
-    return True
+        newest = max((head.csn for head in self._records.heads()), default=0)
+        kept = Records()
+        for head, data in self._records.encoded():
+            if self._counts(head, newest):
+                kept.put(head, data)
+            else:
+                self._forget.discard(head.aggregate)
+                self._charged -= self._charge(head.size)
+        self._records = kept

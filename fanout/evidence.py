@@ -162,7 +162,7 @@ def unnamed_stretches(volume: Volume) -> list[tuple[int, int]]:
     block = volume.superblock
     found = []
     at, end = block.space_offset, block.space_offset + block.space_length
-    named = [(s.offset, s.length) for r in volume.directory.holds() for s in r.spans]
+    named = [(span.offset, span.length) for span in volume.directory.spans()]
     for offset, length in sorted(named):
         if at < offset:
             found.append((at, min(offset, end)))  # a record may claim what is not there

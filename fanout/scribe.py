@@ -122,7 +122,7 @@ class Scribe:
         directory = volume.directory
         assert directory is not None
         held = catalog.held_csns(volume.uuid)
-        known = {record.aggregate: record.csn for record in directory.holds()}
+        known = directory.held_csns()
         dead = {entry.aggregate: entry for entry in catalog.dead(volume.uuid)}
         strange = [
             aggregate for aggregate in known if aggregate not in held and aggregate not in dead
@@ -366,7 +366,7 @@ def _untold(volume: Volume, retired: Iterable[RetiredVolume]) -> list[DirectoryR
     """The retirements that a directory does not name, as many as it has room for: the others name them, too."""
     directory = volume.directory
     assert directory is not None
-    told = {record.aggregate: record.csn for record in directory.records.values() if record.retires}
+    told = {record.aggregate: record.csn for record in directory.retirements()}
     untold = [retirement_of(v) for v in retired if told.get(v.volume, 0) < v.csn]
     room = directory.spare_bytes
     for count, record in enumerate(untold):

@@ -23,6 +23,7 @@ LAYERS = {
         "format",
         "ahead",
         "allocator",
+        "records",
         "directory",
         "medium",
         "making",
@@ -58,7 +59,7 @@ BELOW = {
 }
 
 # Decisions and encodings: no clock, no files, no threads, and of ours nothing that has them.
-PURE = {"errors", "types", "units", "policy", "format", "allocator", "directory"}
+PURE = {"errors", "types", "units", "policy", "format", "allocator", "records", "directory"}
 ACTING = {"time", "sqlite3", "os", "io", "socket", "threading", "subprocess", "random", "pathlib"}
 
 

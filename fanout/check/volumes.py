@@ -181,23 +181,23 @@ class VolumeCheck:
     def _compare_directory(self, volume: Volume) -> None:
         """The volume's own evidence says what the catalog says."""
         assert volume.directory is not None
-        said = {record.aggregate: record for record in volume.directory.holds()}
+        said, records = volume.directory.held_csns(), volume.directory.records
         held = self._catalog.held_csns(volume.uuid)
         dead = {entry.aggregate: entry.csn for entry in self._catalog.dead(volume.uuid)}
         for aggregate in said.keys() & dead.keys():
             what = f"its directory lacks the delete of aggregate {aggregate.hex()} by commit {dead[aggregate]}"
-            self._findings.of_volume(volume, said[aggregate].spans[0].offset, what, APPEND)
+            self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, APPEND)
         for aggregate in said.keys() - held.keys() - dead.keys():
             what = (
-                f"its directory names aggregate {aggregate.hex()} (commit {said[aggregate].csn}), "
+                f"its directory names aggregate {aggregate.hex()} (commit {said[aggregate]}), "
                 "the catalog knows nothing of it here"
             )
-            self._findings.of_volume(volume, said[aggregate].spans[0].offset, what, REBUILD)
+            self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, REBUILD)
         for aggregate in held.keys() - said.keys():
             what = f"its directory lacks aggregate {aggregate.hex()} of commit {held[aggregate]}"
             self._findings.of_volume(volume, None, what, APPEND)
         for expected in self._catalog.held_spans(volume.uuid, sorted(said.keys() & held.keys())):
-            record = said[expected.aggregate]
+            record = records[expected.aggregate]
             wanted = record_of(expected)
             if not record.version:  # of version 1 of the format, which did not say so
                 wanted = replace(wanted, version=0, committed=record.committed)

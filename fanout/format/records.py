@@ -1,4 +1,8 @@
-"""Directory blocks and their records: the evidence of what is committed on a volume."""
+"""Directory records: what a volume says of an aggregate, as a value and as bytes.
+
+A record is written as one or more parts, and its parts are what is kept and written again: `checked_parts` refuses what cannot be
+on the media, so that `decode_record` and `head_of` need not look again.
+"""
 
 from __future__ import annotations
 
@@ -12,40 +16,35 @@ from fanout.format.blocks import (
     MAX_COUNTER,
     MAX_NUMBER,
     MAX_SPAN,
-    PREFIX,
     SUM,
     SUM_FIELD,
-    Where,
-    opened,
-    prefix,
     round_up,
-    sealed,
     sum64,
-    version_of,
 )
 from fanout.format.header import HEAD_SIZE
 from fanout.types import ObjectKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from fanout.format.blocks import Buffer
-    from fanout.format.superblock import Superblock
+    from fanout.format.blocks import Buffer, Where
 
 
 MAX_NODE = 255  # bytes of UTF-8
 MAX_PARTS = 0xFFFF
 
-_DIRECTORY = struct.Struct("<16sQQQIIIIII")
 _RECORD_1 = struct.Struct("<IBBBBQ16s16sIHHQII")
 _RECORD = struct.Struct("<IBBBBQ16s16sIHHQIIQQ")
-_STORED = struct.Struct("<IIQQQQQ")
+_HEAD = struct.Struct("<IB2xBQ16s16s6xH8xI")  # of a record what `RecordHead` needs
+_LENGTH = struct.Struct("<I")
+_STORED = struct.Struct("<I4xQQQQQ")
 _RANGE = struct.Struct("<II")
-DIRECTORY_HEAD = PREFIX + _DIRECTORY.size
 RECORD_HEAD = _RECORD.size
+LEAST_RECORD = _RECORD_1.size + SUM
 STORED_SPAN = _STORED.size
+OP_AT, AGGREGATE_AT = 4, 16  # in every part
 DELETED = 1 << 31  # in the count of a range: its members are deleted from the store
-assert (DIRECTORY_HEAD, _RECORD_1.size, RECORD_HEAD, STORED_SPAN) == (112, 72, 88, 48)
+assert (_RECORD_1.size, RECORD_HEAD, STORED_SPAN) == (72, 88, 48)
 
 
 class Op(enum.IntEnum):
@@ -82,15 +81,6 @@ class StoredSpan(NamedTuple):
     used: int
     data_start: int
     data_length: int
-
-    @property
-    def possible(self) -> bool:
-        """Whether its numbers fit one another, and what else has to hold them."""
-        return (
-            self.foot_length > 0
-            and self.used <= self.length <= MAX_SPAN
-            and max(self.offset, self.data_start) + self.length <= MAX_NUMBER
-        )
 
     @property
     def foot_offset(self) -> int:
@@ -156,12 +146,40 @@ class DirectoryRecord:
         return self.op is Op.DELETE and self.aggregate == self.transaction
 
 
+class RecordHead(NamedTuple):
+    """What an encoded record says without being decoded.
+
+    Attributes:
+        csn: as in `DirectoryRecord`, like the next three.
+        op: the same.
+        aggregate: the same.
+        transaction: the same.
+        spans: how many, in all parts.
+        size: bytes that the record would take in one part.
+        length: bytes that its parts take.
+    """
+
+    csn: int
+    op: int
+    aggregate: bytes
+    transaction: bytes
+    spans: int
+    size: int
+    length: int
+
+    @property
+    def retires(self) -> bool:
+        """As `DirectoryRecord.retires`."""
+        return self.op == Op.DELETE and self.aggregate == self.transaction
+
+
 class RecordPart(NamedTuple):
-    """A piece of a record: its head, and the spans and ranges that this part carries."""
+    """A piece of a record: its number, of how many, its checked bytes, and what they say as if they were all of it."""
 
     part: int
     parts: int
-    record: DirectoryRecord
+    head: RecordHead
+    data: bytes
 
 
 def ranges(indexes: Iterable[int]) -> tuple[range, ...]:
@@ -173,11 +191,6 @@ def ranges(indexes: Iterable[int]) -> tuple[range, ...]:
         else:
             made.append(range(index, index + 1))
     return tuple(made)
-
-
-def record_room(granule: int) -> int:
-    """Bytes of records that one directory block holds."""
-    return granule - DIRECTORY_HEAD - SUM
 
 
 def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
@@ -192,11 +205,15 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
     wrong = _impossible(record)
     if wrong:
         raise InterfaceError(f"directory record: {wrong}")
-    spans = [_STORED.pack(s[0], 0, *s[1:]) for s in record.spans]
-    runs = [_RANGE.pack(r.start, len(r)) for r in record.present or ()]
-    runs += [_RANGE.pack(r.start, len(r) | DELETED) for r in record.deleted]
+    spans = [_STORED.pack(*span) for span in record.spans]
+    runs: list[bytes] = []
+    if record.present or record.deleted:
+        runs += [_RANGE.pack(r.start, len(r)) for r in record.present or ()]
+        runs += [_RANGE.pack(r.start, len(r) | DELETED) for r in record.deleted]
     free = room - RECORD_HEAD - len(node) - SUM
-    cuts = list(_cuts(len(spans), len(runs), free))
+    cuts = [(0, len(spans), 0, len(runs))]
+    if STORED_SPAN * len(spans) + _RANGE.size * len(runs) > free:
+        cuts = list(_cuts(len(spans), len(runs), free))
     if len(cuts) > MAX_PARTS:
         raise InterfaceError(f"directory record of {len(cuts)} parts, allowed are {MAX_PARTS}")
     made = []
@@ -225,25 +242,55 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
             )
             + tail
         )
-        made.append(body + SUM_FIELD.pack(sum64(body)))
+        made.append(_summed(body))
     return made
+
+
+def _summed(body: bytes) -> bytes:
+    """A record's bytes, its sum behind them."""
+    return body + SUM_FIELD.pack(sum64(body))
 
 
 def _impossible(record: DirectoryRecord) -> str | None:
     """What no record can say; None: all is possible."""
-    if max(record.csn, record.committed, record.version) > MAX_COUNTER:
-        return f"commit {record.csn} cannot be"
-    if record.time_ns > MAX_NUMBER or not record.attempt:
-        return f"commit {record.csn}, attempt {record.attempt} or its time cannot be"
-    for span in record.spans:
-        if not span.possible:
-            return f"span {span.number} at {span.offset} cannot be"
-    for runs in (record.present or (), record.deleted):
-        end = 0
-        for run in runs:
-            if run.start < end or not run or len(run) >= DELETED or run.stop > 1 << 32:
-                return "its ranges are not ascending"
-            end = run.stop
+    wrong = _wrong_numbers(
+        record.csn, record.committed, record.version, record.time_ns, record.attempt
+    )
+    wrong = wrong or _wrong_spans(record.spans)
+    for runs in (record.present, record.deleted):
+        if runs:
+            wrong = wrong or _wrong_runs((run.start, len(run)) for run in runs)
+    return wrong
+
+
+def _wrong_numbers(
+    csn: int, committed: int, version: int, time_ns: int, attempt: int
+) -> str | None:
+    if csn > MAX_COUNTER or committed > MAX_COUNTER or version > MAX_COUNTER:
+        return f"commit {csn} cannot be"
+    if time_ns > MAX_NUMBER or not attempt:
+        return f"commit {csn}, attempt {attempt} or its time cannot be"
+    return None
+
+
+def _wrong_spans(spans: Iterable[tuple[int, ...]]) -> str | None:
+    for number, offset, length, used, data_start, data_length in spans:
+        if (
+            used <= HEAD_SIZE + data_length  # no room for a footer
+            or not used <= length <= MAX_SPAN
+            or offset + length > MAX_NUMBER
+            or data_start + length > MAX_NUMBER
+        ):
+            return f"span {number} at {offset} cannot be"
+    return None
+
+
+def _wrong_runs(runs: Iterable[tuple[int, int]]) -> str | None:
+    end = 0
+    for start, count in runs:
+        if start < end or not 0 < count < DELETED or start + count > 1 << 32:
+            return "its ranges are not ascending"
+        end = start + count
     return None
 
 
@@ -262,204 +309,183 @@ def _cuts(spans: int, present: int, free: int) -> Iterator[tuple[int, int, int, 
 
 def encoded_size(spans: int, present: int, node: str, room: int) -> int:
     """Upper bound of the bytes that a record takes in a directory whose blocks hold `room`, block tails left empty included."""
-    node_bytes = len(node.encode())
-    size = RECORD_HEAD + node_bytes + STORED_SPAN * spans + _RANGE.size * present + SUM
+    size = size_of(spans, present, len(node.encode()))
     return size if size <= room else round_up(size * 9 // 8, room)
 
 
-def pack_blocks(parts: Iterable[bytes], room: int) -> list[list[bytes]]:
-    """Share encoded parts among blocks of `room` bytes, in order."""
-    blocks: list[list[bytes]] = []
-    free = 0
-    for part in parts:
-        if len(part) > free:
-            blocks.append([])
-            free = room
-        blocks[-1].append(part)
-        free -= len(part)
-    return blocks
+def checked_parts(
+    records: bytes, count: int, where: Where, *, version: int
+) -> tuple[RecordPart, ...]:
+    """The parts of records that stand in a block, back to back.
 
-
-class BlockPlace(NamedTuple):
-    """Where in a directory a block stands.
-
-    Attributes:
-        epoch: of the opening that writes it.
-        generation: of the use of the half.
-        sequence: counts the blocks written to this directory.
-        half: 0 or 1.
-        number: index in the half.
-        base_blocks: how many first blocks of this generation are its checkpoint.
-    """
-
-    epoch: int
-    generation: int
-    sequence: int
-    half: int
-    number: int
-    base_blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryBlock:
-    """A decoded directory block."""
-
-    place: BlockPlace
-    parts: tuple[RecordPart, ...]
-
-
-def encode_block(superblock: Superblock, place: BlockPlace, parts: Sequence[bytes]) -> bytes:
-    """One granule of directory; `parts` are encoded records that fit (see `pack_blocks`)."""
-    offset = superblock.half_offset(place.half) + place.number * superblock.granule
-    records = b"".join(parts)
-    body = prefix(b"DIRB", superblock.granule, offset, superblock.store) + _DIRECTORY.pack(
-        superblock.volume, *place, len(parts), len(records), 0
-    )
-    return sealed(body + records, superblock.granule)
-
-
-def decode_place(
-    data: Buffer, superblock: Superblock, *, path: str, half: int, number: int
-) -> BlockPlace:
-    """What the directory block at `number` of `half` says of itself, its sum checked, without its records.
+    Args:
+        records: their bytes, all of them.
+        count: how many there must be.
+        where: names the block.
+        version: of the block. What is returned is as the present one has it, and may so have become longer.
 
     Raises:
-        VolumeTorn: it is none, torn, or of another place.
-        VolumeForeign: it is of another volume or store, or needs a newer reader.
+        VolumeTorn: they cannot be trusted.
     """
-    granule = superblock.granule
-    offset = superblock.half_offset(half) + number * granule
-    where = Where(path, "directory block", offset)
-    body = opened(data, where, kind=b"DIRB", length=granule, offset=offset, store=superblock.store)
-    volume, *said, count, used, _ = _DIRECTORY.unpack_from(body, PREFIX)
-    place = BlockPlace(*said)
-    if volume != superblock.volume:
-        raise where.foreign(f"belongs to volume {volume.hex()}")
-    if (place.half, place.number) != (half, number):
-        raise where.torn("half and index contradict its offset")
-    blocks = superblock.directory_bytes // granule
-    if not 1 <= place.base_blocks <= blocks or place.generation < 1:
-        raise where.torn("base or generation out of range")
-    where.counter("an epoch, generation or sequence", *place[:3])
-    if used > record_room(granule) or count * (_RECORD_1.size + SUM) > used:
-        raise where.torn(f"{count} records of {used} bytes cannot be")
-    return place
-
-
-def decode_block(
-    data: Buffer, superblock: Superblock, *, path: str, half: int, number: int
-) -> DirectoryBlock:
-    """The directory block that was read at `number` of `half`, with its records.
-
-    Raises:
-        VolumeTorn: it is none, torn, of another place, or of an epoch that the superblock does not know.
-        VolumeForeign: it is of another volume or store, or needs a newer reader.
-    """
-    place = decode_place(data, superblock, path=path, half=half, number=number)
-    where = Where(
-        path, "directory block", superblock.half_offset(half) + number * superblock.granule
-    )
-    if place.epoch > superblock.epoch:
-        raise where.torn(
-            f"its epoch is {place.epoch}, the superblock knows only {superblock.epoch}"
-        )
-    body = memoryview(data).cast("B")[: superblock.granule - SUM]
-    count, used = _DIRECTORY.unpack_from(body, PREFIX)[-3:-1]
-    layout = _RECORD if version_of(body) >= 2 else _RECORD_1
-    parts, at, end = [], DIRECTORY_HEAD, DIRECTORY_HEAD + used
+    least = (_RECORD if version >= 2 else _RECORD_1).size + SUM
+    made, at = [], 0
     for _ in range(count):
-        part, at = _decode_record(body, at, end, where, layout)
-        parts.append(part)
-    if at != end:
+        if len(records) - at < least:
+            raise where.torn("a record is cut off")
+        (length,) = _LENGTH.unpack_from(records, at)
+        if not least <= length <= len(records) - at:
+            raise where.torn(f"a record of {length} bytes does not hold what it says")
+        data = records[at : at + length]
+        if SUM_FIELD.unpack_from(data, length - SUM)[0] != sum64(data[:-SUM]):
+            raise where.torn("the sum of a record is wrong")
+        made.append(_checked(data if version >= 2 else _since_2(data), where))
+        at += length
+    if at != len(records):
         raise where.torn("its records end early")
-    return DirectoryBlock(place, tuple(parts))
+    return tuple(made)
 
 
-def _decode_record(
-    body: memoryview, at: int, end: int, where: Where, layout: struct.Struct
-) -> tuple[RecordPart, int]:
-    """The record at `at`, which must end by `end`, and where the next one begins."""
-    if end - at < layout.size + SUM:
-        raise where.torn("a record is cut off")
+def _since_2(data: bytes) -> bytes:
+    """A part of version 1 as version 2 has it: what it did not say is not known."""
+    length, *rest = _RECORD_1.unpack_from(data)
+    head = _RECORD.pack(length + RECORD_HEAD - _RECORD_1.size, *rest, 0, 0)
+    return _summed(head + data[_RECORD_1.size : -SUM])
+
+
+def _checked(data: bytes, where: Where) -> RecordPart:
     (
         length, op, kind, all_or_set, node_length, csn, aggregate, transaction, attempt,
-        part, parts, time_ns, span_count, range_count, *since_2,
-    ) = layout.unpack_from(body, at)  # fmt: skip
-    committed, version = since_2 or (0, 0)
-    tail = node_length + span_count * STORED_SPAN + range_count * _RANGE.size
-    if length != layout.size + tail + SUM or length > end - at:
+        part, parts, time_ns, spans, ranges_, committed, version,
+    ) = _RECORD.unpack_from(data)  # fmt: skip
+    first, middle = _borders(node_length, spans)
+    if middle + ranges_ * _RANGE.size + SUM != length:
         raise where.torn(f"a record of {length} bytes does not hold what it says")
-    stop = at + length - SUM
-    if SUM_FIELD.unpack_from(body, stop)[0] != sum64(body[at:stop]):
-        raise where.torn("the sum of a record is wrong")
-    if op not in (1, 2, 3) or kind >= len(_KINDS) or all_or_set not in (1, 2) or part >= parts:
+    if not 1 <= op <= 3 or kind >= len(_KINDS) or all_or_set not in (1, 2) or part >= parts:
         raise where.torn("a field of a record is out of range")
-    first = at + layout.size + node_length
-    middle = first + span_count * STORED_SPAN
-    spans = tuple(
-        StoredSpan(number, *rest) for number, _, *rest in _STORED.iter_unpack(body[first:middle])
-    )
-    runs = list(_RANGE.iter_unpack(body[middle:stop]))
-    present = tuple(range(start, start + count) for start, count in runs if count < DELETED)
-    deleted = tuple(
-        range(start, start + count - DELETED) for start, count in runs if count >= DELETED
-    )
-    if all_or_set == 1 and present:
-        raise where.torn("a record says all members and lists some")
-    record = DirectoryRecord(
+    node = data[RECORD_HEAD:first]
+    if not node.isascii():
+        where.text(node, "a node's name")
+    wrong = _wrong_numbers(csn, committed, version, time_ns, attempt)
+    wrong = wrong or _wrong_spans(_STORED.iter_unpack(data[first:middle]))
+    if ranges_:
+        present, deleted = _runs(data[middle:-SUM])
+        if all_or_set == 1 and present:
+            raise where.torn("a record says all members and lists some")
+        wrong = wrong or _wrong_runs(present) or _wrong_runs(deleted)
+    if wrong:
+        raise where.torn(f"a record: {wrong}")
+    head = RecordHead(csn, op, aggregate, transaction, spans, length, length)
+    return RecordPart(part, parts, head, data)
+
+
+def _borders(node_length: int, spans: int) -> tuple[int, int]:
+    """Where in a part spans begin, and where ranges do."""
+    first = RECORD_HEAD + node_length
+    return first, first + spans * STORED_SPAN
+
+
+def _runs(listed: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """First member and count of every range: of members that are present, and of deleted ones."""
+    present, deleted = [], []
+    for start, count in _RANGE.iter_unpack(listed):
+        if count < DELETED:
+            present.append((start, count))
+        else:
+            deleted.append((start, count - DELETED))
+    return present, deleted
+
+
+def join_parts(parts: Iterable[RecordPart]) -> Iterator[tuple[RecordHead, bytes]]:
+    """Whole records, encoded, in the order in which their last part came; those that miss a part are left out."""
+    waiting: dict[tuple[object, ...], dict[int, bytes]] = {}
+    for part, count, head, data in parts:
+        if count == 1:
+            yield head, data
+            continue
+        key = (count, data[OP_AT], data[8:52])  # CSN, aggregate, transaction, attempt
+        pieces = waiting.setdefault(key, {})
+        pieces[part] = data
+        if len(pieces) == count:
+            whole = b"".join(pieces[number] for number in range(count))
+            yield head_of(whole), whole
+            del waiting[key]
+
+
+def decode_record(encoded: bytes) -> DirectoryRecord:
+    """The record of all its parts, back to back: the opposite of `encode_record`."""
+    (
+        _, op, kind, all_or_set, node_length, csn, aggregate, transaction, attempt,
+        _, _, time_ns, _, _, committed, version,
+    ) = _RECORD.unpack_from(encoded)  # fmt: skip
+    spans: list[StoredSpan] = []
+    present: list[range] = []
+    deleted: list[range] = []
+    for stored, listed in _contents(encoded):
+        spans += map(StoredSpan._make, _STORED.iter_unpack(stored))
+        if listed:
+            for made, runs in zip((present, deleted), _runs(listed), strict=True):
+                made += [range(start, start + count) for start, count in runs]
+    return DirectoryRecord(
         csn=csn,
         op=Op(op),
         aggregate=aggregate,
         transaction=transaction,
         attempt=attempt,
-        spans=spans,
-        present=None if all_or_set == 1 else present,
-        node=where.text(bytes(body[first - node_length : first]), "a node's name"),
+        spans=tuple(spans),
+        present=None if all_or_set == 1 else tuple(present),
+        node=encoded[RECORD_HEAD : RECORD_HEAD + node_length].decode(),
         kind=_KINDS[kind],
         time_ns=time_ns,
-        deleted=deleted,
+        deleted=tuple(deleted),
         committed=committed,
         version=version,
     )
-    wrong = _impossible(record)
-    if wrong:
-        raise where.torn(f"a record: {wrong}")
-    return RecordPart(part, parts, record), at + length
 
 
-def join_parts(parts: Iterable[RecordPart]) -> list[DirectoryRecord]:
-    """Whole records, in the order in which their last part came; those that miss a part are left out."""
-    made: list[DirectoryRecord] = []
-    waiting: dict[tuple[object, ...], dict[int, DirectoryRecord]] = {}
-    for part, count, record in parts:
-        if count == 1:
-            made.append(record)
-            continue
-        key = (record.csn, record.op, record.aggregate, record.transaction, record.attempt, count)
-        pieces = waiting.setdefault(key, {})
-        pieces[part] = record
-        if len(pieces) == count:
-            made.append(_joined([pieces[number] for number in range(count)]))
-            del waiting[key]
-    return made
+def spans_of(encoded: bytes) -> Iterator[StoredSpan]:
+    """The spans of an encoded record."""
+    for stored, _ in _contents(encoded):
+        yield from map(StoredSpan._make, _STORED.iter_unpack(stored))
 
 
-def _joined(pieces: Sequence[DirectoryRecord]) -> DirectoryRecord:
-    head = pieces[0]
-    return DirectoryRecord(
-        csn=head.csn,
-        op=head.op,
-        aggregate=head.aggregate,
-        transaction=head.transaction,
-        attempt=head.attempt,
-        spans=tuple(span for piece in pieces for span in piece.spans),
-        present=None
-        if head.present is None
-        else tuple(run for piece in pieces for run in piece.present or ()),
-        node=head.node,
-        kind=head.kind,
-        time_ns=head.time_ns,
-        deleted=tuple(run for piece in pieces for run in piece.deleted),
-        committed=head.committed,
-        version=head.version,
-    )
+def _contents(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Of each part of a record the bytes of its spans, and those of its ranges."""
+    for data in split_parts(encoded):
+        _, _, node_length, _, _, _, _, spans = _HEAD.unpack_from(data)
+        first, middle = _borders(node_length, spans)
+        yield data[first:middle], data[middle:-SUM]
+
+
+def head_of(data: Buffer, at: int = 0) -> RecordHead:
+    """The head of the encoded record that begins at `at`."""
+    (
+        length, op, _, csn, aggregate, transaction, parts, spans,
+    ) = _HEAD.unpack_from(data, at)  # fmt: skip
+    size = length
+    if parts > 1:  # hardly ever
+        for _ in range(1, parts):
+            more, _, node_length, _, _, _, _, some = _HEAD.unpack_from(data, at + length)
+            length, spans = length + more, spans + some
+            size += more - RECORD_HEAD - node_length - SUM
+    return RecordHead(csn, op, aggregate, transaction, spans, size, length)
+
+
+def split_parts(encoded: bytes) -> list[bytes]:
+    """The parts of an encoded record."""
+    parts, at = [], 0
+    while at < len(encoded):
+        (length,) = _LENGTH.unpack_from(encoded, at)
+        parts.append(encoded[at : at + length])
+        at += length
+    return parts
+
+
+def record_size(record: DirectoryRecord) -> int:
+    """Bytes that a record would take in one part: `RecordHead.size` once it is encoded."""
+    ranges_ = len(record.present or ()) + len(record.deleted)
+    return size_of(len(record.spans), ranges_, len(record.node.encode()))
+
+
+def size_of(spans: int, ranges_: int, node_bytes: int) -> int:
+    """Bytes of a record in one part that holds so much."""
+    return RECORD_HEAD + node_bytes + STORED_SPAN * spans + _RANGE.size * ranges_ + SUM

@@ -116,8 +116,7 @@ class Media:
             return
         try:
             assert opened.directory is not None
-            spans = [span for record in opened.directory.holds() for span in record.spans]
-            opened.load_space((span.offset, span.length) for span in spans)
+            opened.load_space((span.offset, span.length) for span in opened.directory.spans())
         except VolumeError as error:
             opened.close()
             self._skip(pool, path, f"its directory contradicts itself: {error}")
@@ -132,9 +131,9 @@ class Media:
         told: dict[bytes, RetiredVolume] = {}
         for volume in self.volumes:
             assert volume.directory is not None
-            for record in volume.directory.records.values():
+            for record in volume.directory.retirements():
                 known = told.get(record.aggregate)
-                if record.retires and (known is None or known.csn < record.csn):
+                if known is None or known.csn < record.csn:
                     told[record.aggregate] = RetiredVolume(
                         record.aggregate, record.csn, record.time_ns, record.version
                     )

@@ -22,7 +22,7 @@ from tests.format.samples import PATH, STORE, VOLUME
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 FILLERS = (b"\0", b"\xff")
 REFUSALS = (VolumeTorn, VolumeForeign)
@@ -36,6 +36,11 @@ class Kind(NamedTuple):
     value: Any
     offset: int  # where the decoder is told that it was read
     decode: Callable[[bytes], Any]
+
+
+def whole(parts: Iterable[fmt.RecordPart]) -> list[fmt.DirectoryRecord]:
+    """The records of which all parts are there."""
+    return [fmt.decode_record(encoded) for _, encoded in fmt.join_parts(parts)]
 
 
 def kinds() -> dict[str, Kind]:
@@ -61,9 +66,7 @@ def kinds() -> dict[str, Kind]:
             directory,
             records,
             block.half_offset(1) + 2 * 4096,
-            lambda data: fmt.join_parts(
-                fmt.decode_block(data, block, path=PATH, half=1, number=2).parts
-            ),
+            lambda data: whole(fmt.decode_block(data, block, path=PATH, half=1, number=2).parts),
         ),
         "header": Kind(
             fmt.encode_header(header),
@@ -251,10 +254,10 @@ def test_records_come_back_in_parts(record: fmt.DirectoryRecord, room: int) -> N
     for number, content in enumerate(blocks):
         data = fmt.encode_block(block, BlockPlace(7, 1, number, 0, number, 1), content)
         decoded += fmt.decode_block(data, block, path=PATH, half=0, number=number).parts
-    assert fmt.join_parts(decoded) == [record]
-    assert fmt.join_parts(reversed(decoded)) == [record]
+    assert whole(decoded) == [record]
+    assert whole(reversed(decoded)) == [record]
     if len(decoded) > 1:
-        assert fmt.join_parts(decoded[1:]) == []
+        assert whole(decoded[1:]) == []
 
 
 def test_a_block_of_an_epoch_that_nobody_opened_is_refused() -> None:

@@ -157,7 +157,7 @@ BUGS = (
     _bug("opening does not append what a crash lost", "fanout/scribe.py",
          "missing = [a for a, csn in held.items() if known.get(a, 0) < csn]", "missing = []"),
     _bug("a checkpoint forgets what was there", "fanout/directory.py",
-         "        after = dict(self._records)\n        for record in records:", "        after = {}\n        for record in records:"),
+         "        after = self._records.copy()\n", "        after = Records()\n"),
     _bug("the close does not flush the directories", "fanout/scribe.py",
          "            if last:\n                self._flush()", "            if last:\n                pass"),
     _bug("a later span says that its data begins at 0", "fanout/aggregate.py",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout.directory import CheckpointUnsafe, Directory
+from fanout import format as fmt
+from fanout.directory import CheckpointUnsafe, Directory, Write
 from fanout.errors import InterfaceError, VolumeFull, VolumeTorn
 from fanout.format import DirectoryRecord, Op, encode_superblock, ranges
 from tests.format import samples
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fanout import format as fmt
-    from fanout.directory import Write
 
 BLOCK = samples.superblock(directory_bytes=64 << 10)  # 16 blocks in each half
 
@@ -280,6 +279,51 @@ def test_missing_says_what_a_crash_lost() -> None:
     medium.append(record(1), record(2))
     held = [record(1), record(2), record(3), record(9, aggregate=record(1).aggregate)]
     assert medium.directory.missing(held) == held[2:]
+
+
+def test_questions_that_need_no_whole_records() -> None:
+    """What is held, where, and which volumes were given up; as the records themselves say it."""
+    medium = Medium()
+    given_up = DirectoryRecord.retirement(b"G" * 16, csn=5, epoch=2, time_ns=9)
+    medium.append(record(1, 2), record(2, 200), record(3), delete(4, record(3).aggregate), given_up)
+    medium.append(record(6, 0, op=Op.MOVE, aggregate=record(1).aggregate))
+    for directory in (medium.directory, medium.load()):
+        assert directory.held_csns() == {record(2).aggregate: 2}
+        assert tuple(directory.spans()) == record(2, 200).spans
+        assert directory.retirements() == [given_up]
+        assert directory.deletes() == [record(3).aggregate, given_up.aggregate]
+        assert directory.names(record(2).aggregate)
+        assert not directory.names(record(1).aggregate)
+        assert not directory.names(record(9).aggregate)
+
+
+def of_version_1(part: bytes) -> bytes:
+    """A part of a record, as version 1 of the format had it: without what came since, 16 bytes behind the fixed ones."""
+    body = (len(part) - 16).to_bytes(4, "little") + part[4:72] + part[88:-8]
+    return body + fmt.sum64(body).to_bytes(8, "little")
+
+
+def test_long_records_of_an_old_version_are_cut_anew() -> None:
+    """What filled a block without the numbers that came since does not with them; the next checkpoint must have room for it."""
+    medium, room = Medium(), fmt.record_room(BLOCK.granule)
+    long = record(2, 300, present=ranges(range(0, 600, 2)), deleted=ranges(range(1, 99, 2)))
+    said = [record(1), long, record(3, 81, node="N" * 3)]
+    parts = [of_version_1(part) for one in said for part in fmt.encode_record(one, room + 16)]
+    assert max(map(len, parts)) > room - 16
+    for number, content in enumerate(fmt.pack_blocks(parts, room), 1):
+        place = fmt.BlockPlace(BLOCK.epoch, 1, 1 + number, 0, number, 1)
+        block = bytearray(fmt.encode_block(BLOCK, place, content))
+        block[12:16] = (1).to_bytes(2, "little") * 2
+        block[-8:] = fmt.sum64(bytes(block[:-8])).to_bytes(8, "little")
+        medium.put([Write(BLOCK.half_offset(0) + number * BLOCK.granule, bytes(block))])
+    medium.directory = medium.load()
+    medium.directory.flushed()
+    assert list(medium.directory.records.values()) == said
+    while medium.directory._live.generation == 1:
+        medium.append(record(4))
+    assert list(medium.load().records.values()) == [
+        *sorted(said, key=lambda one: -len(fmt.encode_record(one, room)[0])), record(4),
+    ]  # fmt: skip
 
 
 def test_after_a_lost_write_nothing_is_appended() -> None:
