@@ -22,13 +22,16 @@ Space is used round the volume: the search starts where the last one ended, so w
 region) is used last. What comes first are tails: who reserves does not know how much will come, gives most of it back unwritten, and
 others have reserved behind it meanwhile. Without that, clients side by side would strew small transactions over the whole volume.
 
+A volume may hold hundreds of thousands of live regions: they are numbers in two arrays, sorted. The others are few.
+
 One thread at a time: the owner holds the lock. Not thread-safe.
 """
 
 from __future__ import annotations
 
 import enum
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,8 +82,8 @@ class Allocator:
         self._free_starts = [offset]
         self._free: dict[int, int] = {offset: length}
         self._tails: dict[int, None] = {}  # free extents that begin with a tail, the newest last
-        self._starts: list[int] = []
-        self._taken: dict[int, tuple[int, RegionState]] = {}
+        self._live_starts, self._live_lengths = array("q"), array("q")
+        self._taken: dict[int, tuple[int, RegionState]] = {}  # all others that are not free
         self._bytes = dict.fromkeys(RegionState, 0)
         self._bytes[RegionState.FREE] = length
         self._cursor = offset
@@ -95,17 +98,15 @@ class Allocator:
         """All regions in a state, by offset."""
         if state is RegionState.FREE:
             return [Region(start, self._free[start]) for start in self._free_starts]
-        taken = ((start, *self._taken[start]) for start in self._starts)
-        return [Region(start, length) for start, length, found in taken if found is state]
+        if state is RegionState.LIVE:
+            return list(map(Region, self._live_starts, self._live_lengths))
+        taken = sorted(self._taken.items())
+        return [Region(start, length) for start, (length, found) in taken if found is state]
 
     def state_of(self, offset: int) -> RegionState | None:
         """State of the region that begins at `offset`; None: no region that is taken begins there."""
-        entry = self._taken.get(offset)
+        entry = self._find(offset)
         return entry[1] if entry else None
-
-    def length_of(self, offset: int) -> int:
-        """Length of the taken region that begins at `offset`."""
-        return self._taken[offset][0]
 
     def largest(self, *, align: int = 0) -> int:
         """Bytes of the longest run that `reserve` could give now."""
@@ -188,21 +189,21 @@ class Allocator:
             ValueError: one overlaps another, or leaves the space: catalog and volume contradict each other. Adopt no more here.
         """
         assert not self._taken
-        at, free = self.space.offset, dict[int, int]()
+        assert not self._live_starts
+        at, end, granule, free = self.space.offset, self.space.end, self.granule, dict[int, int]()
         for offset, length in sorted(regions):
-            if length <= 0 or offset % self.granule or length % self.granule or offset < at:
+            misplaced = offset < at or offset + length > end
+            if length <= 0 or offset % granule or length % granule or misplaced:
                 raise ValueError(f"region of {length} bytes at {offset} is not free to be live")
             if offset > at:
                 free[at] = offset - at
-            self._starts.append(offset)
-            self._taken[offset] = length, RegionState.LIVE
+            self._live_starts.append(offset)
+            self._live_lengths.append(length)
             at = offset + length
-        if at > self.space.end:
-            raise ValueError(f"region that ends at {at} is not free to be live")
         # Go on where the last opening probably was: behind what is live.
         self._cursor = at
-        if at < self.space.end:
-            free[at] = self.space.end - at
+        if at < end:
+            free[at] = end - at
         self._free, self._free_starts = free, list(free)
         self._bytes[RegionState.FREE] = sum(free.values())
         self._bytes[RegionState.LIVE] = self.space.length - self._bytes[RegionState.FREE]
@@ -223,8 +224,8 @@ class Allocator:
         assert 0 < used <= length, f"{used} used of {length} bytes at {offset}"
         if used == length:
             return
-        state = self._taken[offset][1]
-        self._taken[offset] = used, state
+        _, state = self._forget(offset)
+        self._note(offset, used, state)
         self._bytes[state] -= length - used
         self._give(Region(offset + used, length - used), tail=True)
         if self._cursor == offset + length:
@@ -266,27 +267,55 @@ class Allocator:
 
     # ---- books ---------------------------------------------------------------------------------
 
+    def _live(self, offset: int) -> int | None:
+        """Index of the live region that begins at `offset`."""
+        index = bisect_left(self._live_starts, offset)
+        there = index < len(self._live_starts) and self._live_starts[index] == offset
+        return index if there else None
+
+    def _find(self, offset: int) -> tuple[int, RegionState] | None:
+        """Length and state of the taken region that begins at `offset`."""
+        entry = self._taken.get(offset)
+        if entry is None and (index := self._live(offset)) is not None:
+            return self._live_lengths[index], RegionState.LIVE
+        return entry
+
+    def _note(self, offset: int, length: int, state: RegionState) -> None:
+        if state is RegionState.LIVE:
+            index = bisect_left(self._live_starts, offset)
+            self._live_starts.insert(index, offset)
+            self._live_lengths.insert(index, length)
+        else:
+            self._taken[offset] = length, state
+
+    def _forget(self, offset: int) -> tuple[int, RegionState]:
+        """Length and state that it had."""
+        if offset in self._taken:
+            return self._taken.pop(offset)
+        index = self._live(offset)
+        assert index is not None
+        del self._live_starts[index]
+        return self._live_lengths.pop(index), RegionState.LIVE
+
     def _expect(self, offset: int, *states: RegionState) -> int:
         """The region's length; its state must be one of these."""
-        entry = self._taken.get(offset)
+        entry = self._find(offset)
         assert entry is not None, f"no region begins at {offset}"
         assert entry[1] in states, f"region at {offset} is {entry[1].value}"
         return entry[0]
 
     def _move(self, offset: int, state: RegionState) -> None:
-        length, old = self._taken[offset]
-        self._taken[offset] = length, state
+        length, old = self._forget(offset)
+        self._note(offset, length, state)
         self._bytes[old] -= length
         self._bytes[state] += length
 
     def _take(self, region: Region, state: RegionState) -> None:
-        insort(self._starts, region.offset)
-        self._taken[region.offset] = region.length, state
+        self._note(*region, state)
         self._bytes[state] += region.length
 
     def _drop(self, offset: int, *, tail: bool = False) -> None:
-        length, state = self._taken.pop(offset)
-        del self._starts[bisect_left(self._starts, offset)]
+        length, state = self._forget(offset)
         self._bytes[state] -= length
         self._give(Region(offset, length), tail=tail)
 
@@ -334,11 +363,8 @@ class Allocator:
         """Assert invariants 1 to 3 over everything. Linear in the number of regions."""
         assert self._free_starts == sorted(self._free)
         assert self._tails.keys() <= self._free.keys()
-        assert self._starts == sorted(self._taken)
-        spans = sorted(
-            [(start, length, RegionState.FREE) for start, length in self._free.items()]
-            + [(start, *entry) for start, entry in self._taken.items()]
-        )
+        spans = [(*region, state) for state in RegionState for region in self.regions(state)]
+        spans.sort(key=lambda span: span[0])
         at, last, sums = self.space.offset, None, dict.fromkeys(RegionState, 0)
         for start, length, state in spans:
             assert start == at, f"hole or overlap at {min(at, start)}"

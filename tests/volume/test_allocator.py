@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from fanout.allocator import Allocator, Region, RegionState
+from tests.volume.memory import grown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,6 +248,33 @@ def test_what_is_not_live_is_free(live: list[tuple[int, int]], free: list[tuple[
         region = allocator.reserve(G)
         assert region is not None
         assert region.offset == (free[-1][0] if live and live[0][0] != 79 else 16) * G
+
+
+def test_a_live_region_takes_two_numbers() -> None:
+    """Breaks if a volume with a million regions takes 150 MB again."""
+    count = 20_000
+
+    def make() -> Allocator:
+        allocator = space(2 * count)
+        allocator.adopt(((16 + 2 * number) * G, 2 * G) for number in range(count))
+        return allocator
+
+    assert len(make().regions(RegionState.LIVE)) == count
+    assert grown(make) < 24 * count
+
+
+def test_what_is_live_can_be_asked_trimmed_and_freed() -> None:
+    """Of what an opening found, and in any order."""
+    allocator = space(64)
+    allocator.adopt([(16 * G, 8 * G), (24 * G, 8 * G), (40 * G, 8 * G)])
+    allocator.trim(24 * G, 3 * G)
+    allocator.check()
+    assert allocator.state_of(24 * G) is RegionState.LIVE
+    assert allocator.state_of(25 * G) is None
+    allocator.free(16 * G)
+    allocator.free(40 * G)
+    allocator.check()
+    assert allocator.regions(RegionState.LIVE) == [Region(24 * G, 3 * G)]
 
 
 def test_a_crowded_volume_stays_quick() -> None:
