@@ -201,17 +201,17 @@ class ContentsReader(Questions):
 
         What the volume's directory should know; small enough to compare at every opening.
         """
-        rows = self._packed(
+        columns = self._columns(
             "uuid, csn",
-            """SELECT DISTINCT g.uuid AS uuid, c.csn AS csn
-               FROM placement AS l JOIN copy AS c ON c.aggregate = l.aggregate AND c.pool = l.pool
-               JOIN aggregate AS g ON g.id = l.aggregate
-               WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?)""",
+            """SELECT g.uuid AS uuid, c.csn AS csn
+               FROM (SELECT DISTINCT aggregate, pool FROM placement
+                     WHERE volume = (SELECT id FROM volume WHERE uuid = ?)) AS l
+               CROSS JOIN copy AS c ON c.aggregate = l.aggregate AND c.pool = l.pool
+               JOIN aggregate AS g ON g.id = l.aggregate""",
             (volume.hex(),),
         )
-        return dict(
-            self._made(lambda uuid, csn: (values.id_of(uuid), values.numbers(csn)[0]), rows)
-        )
+        ((ids, csns),) = self._made(values.counted_ids, [columns])
+        return dict(zip(ids, csns, strict=True))
 
     def held_spans(self, volume: bytes, aggregates: Iterable[bytes]) -> Iterator[HeldSpans]:
         """What the directory of a volume should say of these aggregates, in their order: all that the volume holds of each."""

@@ -114,7 +114,7 @@ class CatalogReader(ContentsReader):
 
     def live_regions(self, volume: bytes) -> list[Region]:
         """Every region of a volume that a committed span keeps, or one that was deleted keeps yet, by offset. The others are free."""
-        rows = self._packed(
+        columns = self._columns(
             "offset, length",
             """SELECT l.offset, l.length FROM placement AS l
                WHERE l.volume = (SELECT id FROM volume WHERE uuid = ?1)
@@ -123,7 +123,8 @@ class CatalogReader(ContentsReader):
                WHERE d.volume = (SELECT id FROM volume WHERE uuid = ?1)""",
             (volume.hex(),),
         )
-        return sorted(self._made(lambda *n: Region(*values.numbers(*n)), rows))
+        (regions,) = self._made(values.regions, [columns])
+        return regions
 
     def held_on(
         self, primary: str, *, active_only: bool = False, nodes: Sequence[str] | None = None

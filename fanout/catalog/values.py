@@ -19,6 +19,7 @@ from fanout.catalog.rows import (
     ObjectEntry,
     Place,
     PoolEntry,
+    Region,
     RetiredVolume,
     SpentCopy,
     VolumeEntry,
@@ -260,3 +261,29 @@ def object_entry(
         index,
         start,
     )
+
+
+# ---- columns of many rows: looked at as a whole --------------------------------------------------------
+
+
+def counted_ids(ids: list[str], counts: list[int]) -> tuple[list[bytes], list[int]]:
+    """Ids, each with a number."""
+    return _ids(ids), _counts(counts)
+
+
+def regions(offsets: list[int], lengths: list[int]) -> list[Region]:
+    """Regions, by offset."""
+    return sorted(map(Region, _counts(offsets), _counts(lengths)))
+
+
+def _ids(texts: list[str]) -> list[bytes]:
+    found = bytes.fromhex("".join(texts))
+    if set(map(len, texts)) - {32} or len(found) != 16 * len(texts):
+        return [id_of(text) for text in texts]  # says which
+    return [found[at : at + 16] for at in range(0, len(found), 16)]
+
+
+def _counts(values: list[int]) -> list[int]:
+    if set(map(type, values)) - {int} or min(values, default=0) < 0:
+        numbers(*values)  # says which
+    return values
