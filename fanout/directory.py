@@ -425,11 +425,8 @@ class Directory:
 
     def _drop_what_does_not_count(self) -> None:
         newest = max((head.csn for head in self._records.heads()), default=0)
-        kept = Records()
-        for head, data in self._records.encoded():
-            if self._counts(head, newest):
-                kept.put(head, data)
-            else:
+        for head in self._records.heads():
+            if not self._counts(head, newest):
                 self._forget.discard(head.aggregate)
+                self._records.drop(head.aggregate)
                 self._charged -= self._charge(head.size)
-        self._records = kept

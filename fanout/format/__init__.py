@@ -65,7 +65,6 @@ from fanout.format.header import (
     header_sum,
 )
 from fanout.format.records import (
-    AGGREGATE_AT,
     MAX_NODE,
     MAX_PARTS,
     OP_AT,
@@ -99,7 +98,6 @@ from fanout.format.superblock import (
 )
 
 __all__ = [
-    "AGGREGATE_AT",
     "BLOCK",
     "DIRECTORY_HEAD",
     "FOOT_FIXED",

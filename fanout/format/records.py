@@ -42,7 +42,7 @@ _RANGE = struct.Struct("<II")
 RECORD_HEAD = _RECORD.size
 LEAST_RECORD = _RECORD_1.size + SUM
 STORED_SPAN = _STORED.size
-OP_AT, AGGREGATE_AT = 4, 16  # in every part
+OP_AT = 4  # in every part
 DELETED = 1 << 31  # in the count of a range: its members are deleted from the store
 assert (_RECORD_1.size, RECORD_HEAD, STORED_SPAN) == (72, 88, 48)
 
