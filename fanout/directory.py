@@ -198,7 +198,7 @@ class Directory:
 
     def holds(self) -> Iterator[DirectoryRecord]:
         """The records of aggregates that are on the volume."""
-        return (self._records[head.aggregate] for head in self._records.heads() if head.spans)
+        return (fmt.decode_record(data) for head, data in self._records.encoded() if head.spans)
 
     def held_csns(self) -> dict[bytes, int]:
         """Every aggregate that is on the volume, with the commit of its record."""

@@ -27,7 +27,7 @@ from fanout.types import ObjectKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fanout.format.blocks import Buffer, Where
+    from fanout.format.blocks import Where
 
 
 MAX_NODE = 255  # bytes of UTF-8
@@ -456,15 +456,15 @@ def _contents(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield data[first:middle], data[middle:-SUM]
 
 
-def head_of(data: Buffer, at: int = 0) -> RecordHead:
-    """The head of the encoded record that begins at `at`."""
+def head_of(encoded: bytes) -> RecordHead:
+    """The head of an encoded record."""
     (
         length, op, _, csn, aggregate, transaction, parts, spans,
-    ) = _HEAD.unpack_from(data, at)  # fmt: skip
+    ) = _HEAD.unpack_from(encoded)  # fmt: skip
     size = length
     if parts > 1:  # hardly ever
         for _ in range(1, parts):
-            more, _, node_length, _, _, _, _, some = _HEAD.unpack_from(data, at + length)
+            more, _, node_length, _, _, _, _, some = _HEAD.unpack_from(encoded, length)
             length, spans = length + more, spans + some
             size += more - RECORD_HEAD - node_length - SUM
     return RecordHead(csn, op, aggregate, transaction, spans, size, length)
