@@ -18,7 +18,7 @@ LONG = $(BIN)/python -P -m pytest -m long -o faulthandler_timeout=14400 $(PYTEST
 POLICY = fanout/policy.py,fanout/placing.py,fanout/blame.py
 
 .PHONY: help system setup build driver demo test test-python test-c test-faults faults-kills faults-devices nightly coverage lint format
-.PHONY: sanitize sanitize-python stress soak fuzz bench cost clean
+.PHONY: sanitize sanitize-address sanitize-thread sanitize-python stress soak fuzz bench cost clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,9 +87,11 @@ coverage: build ## branches of the policy modules (must be all), lines and branc
 test-c: system
 	$(MAKE) -C csrc test
 
-sanitize: system ## the C tests under ASan + UBSan, then under TSan
-	$(MAKE) -C csrc test SAN=address
-	$(MAKE) -C csrc test SAN=thread
+sanitize: system ## the C tests under ASan + UBSan, and under TSan beside it
+	$(MAKE) --jobs=2 --output-sync=target sanitize-address sanitize-thread
+
+sanitize-address sanitize-thread: sanitize-%:
+	$(MAKE) -C csrc test SAN=$*
 
 sanitize-python: build ## tests/engine over the extension under ASan + UBSan, then under TSan
 	scripts/sanitize.sh address
