@@ -394,8 +394,6 @@ class AggregateWriter:
         """
         try:
             self._leave(final=True)
-            if self._stream is not None:
-                self._stream.seal()
         except TimeoutError as error:
             raise Starved from error
 

@@ -196,10 +196,6 @@ class Directory:
         """The newest record of each aggregate, deletes included."""
         return self._records
 
-    def holds(self) -> Iterator[DirectoryRecord]:
-        """The records of aggregates that are on the volume."""
-        return (fmt.decode_record(data) for head, data in self._records.encoded() if head.spans)
-
     def held_csns(self) -> dict[bytes, int]:
         """Every aggregate that is on the volume, with the commit of its record."""
         return {head.aggregate: head.csn for head in self._records.heads() if head.spans}
@@ -208,14 +204,6 @@ class Directory:
         """Whether anything of an aggregate is on the volume."""
         head = self._records.head(aggregate)
         return head is not None and bool(head.spans)
-
-    def missing(self, records: Iterable[DirectoryRecord]) -> list[DirectoryRecord]:
-        """Of the catalog's records those that the directory does not have: a crash lost them, append them again."""
-        return [
-            record
-            for record in records
-            if (known := self._records.head(record.aggregate)) is None or known.csn < record.csn
-        ]
 
     def deletes(self) -> list[bytes]:
         """Aggregates that a record says were deleted."""

@@ -137,7 +137,7 @@ class PoolSet:
         """Open every volume that can be opened.
 
         Returns:
-            The volumes that are open. Their directories may lack what a crash lost: `Volume.directory.missing` says what.
+            The volumes that are open. Their directories may lack what a crash lost: `Scribe.catch_up` appends it.
 
         Raises:
             CatalogStale: the catalog is older than a volume. Nothing was written.
@@ -164,7 +164,7 @@ class PoolSet:
         """Try again the volumes of a pool that failed or could not be opened, not more often than once a second each.
 
         Returns:
-            Those that came back. Append to their directories what `Directory.missing` says before anything else.
+            Those that came back. Before anything else `Scribe.catch_up` has to append what their directories lack.
 
         Raises:
             CatalogStale: one of them shows that the catalog is older than it is.

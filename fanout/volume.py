@@ -375,7 +375,7 @@ class Volume:
         Raises:
             VolumeFull: not even a checkpoint has room.
             VolumeError: the volume has failed, or fails now: in the flush before a checkpoint, or because the last outcomes
-                were never handed in. After its reopening the records are among what `Directory.missing` says.
+                were never handed in. After its reopening `Scribe.catch_up` appends the records.
         """
         if self.state is not VolumeState.AVAILABLE:
             raise VolumeError(self.path, f"is {self.state.value}: {self.reason}")
@@ -456,7 +456,7 @@ class Volume:
         """Open a failed volume again, on a new description. Then it is CLAIMED: record the epoch, then `confirm`.
 
         The lock is free only when nothing of the old opening is in flight; that is why quarantined regions may then be given
-        back. The directory is read again: a crash or a failed flush may have lost records (`Directory.missing`).
+        back. The directory is read again: a crash or a failed flush may have lost records (see `Scribe.catch_up`).
 
         Args:
             catalog_epoch: the epoch that the catalog knows.

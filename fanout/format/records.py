@@ -18,7 +18,6 @@ from fanout.format.blocks import (
     MAX_SPAN,
     SUM,
     SUM_FIELD,
-    round_up,
     sum64,
 )
 from fanout.format.header import HEAD_SIZE
@@ -305,12 +304,6 @@ def _cuts(spans: int, present: int, free: int) -> Iterator[tuple[int, int, int, 
         span, item = span + span_count, item + range_count
         if span == spans and item == present:
             return
-
-
-def encoded_size(spans: int, present: int, node: str, room: int) -> int:
-    """Upper bound of the bytes that a record takes in a directory whose blocks hold `room`, block tails left empty included."""
-    size = size_of(spans, present, len(node.encode()))
-    return size if size <= room else round_up(size * 9 // 8, room)
 
 
 def checked_parts(

@@ -131,7 +131,7 @@ def use(data: bytes) -> int:
     good += sum(1 for _ in find_spans(opened, on_bytes=lambda _: None))
     for csn in range(60, 64):
         assert opened.written(engine.run(opened.prepare([record(csn, 0, op=Op.MOVE)])))
-    opened.load_space((s.offset, s.length) for r in opened.directory.holds() for s in r.spans)
+    opened.load_space((span.offset, span.length) for span in opened.directory.spans())
     opened.flush()
     opened.close()
     return good

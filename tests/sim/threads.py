@@ -234,12 +234,13 @@ class Condition(RLock):
         scheduler = current()
         if timeout is not None:
             scheduler.pause()
-            if not woken[0]:
-                self._waiting.remove(woken)
-                woken[0] = True
+        in_time = timeout is None or woken[0]
+        if not in_time:
+            self._waiting.remove(woken)
+            woken[0] = True
         scheduler.wait(lambda: woken[0] and self._owner is None, "a condition")
         self._owner, self._count = scheduler._running, count
-        return True
+        return in_time
 
     def notify(self, n: int = 1) -> None:
         for _ in range(min(n, len(self._waiting))):
