@@ -45,7 +45,6 @@ typedef enum call {
     CALL_FSYNC,
     CALL_FDATASYNC,
     CALL_RING,
-    CALL_PROBE,
     CALL_BUFFERS,
     CALL_FILES,
     CALL_FILE,
@@ -331,22 +330,16 @@ int __wrap_fdatasync(int fd) { return refused_errno(CALL_FDATASYNC) ? -1 : __rea
 
 /* ---- the ring (negative errnos) ---- */
 
+/* A lie: the ring of a kernel that does not know these features. */
+static uint32_t features_without = UINT32_MAX;
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p);
 int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p) {
     int err = refused(CALL_RING);
-    return err > 0 ? -err : __real_io_uring_queue_init_params(entries, ring, p);
-}
-
-/* A lie: a ring without this operation. */
-static int lying_opcode = IORING_OP_WRITE;
-struct io_uring_probe *__real_io_uring_get_probe_ring(struct io_uring *ring);
-struct io_uring_probe *__wrap_io_uring_get_probe_ring(struct io_uring *ring) {
-    int err = refused(CALL_PROBE);
-    struct io_uring_probe *probe = err > 0 ? NULL : __real_io_uring_get_probe_ring(ring);
+    int rc = err > 0 ? -err : __real_io_uring_queue_init_params(entries, ring, p);
     if (err == LIE) {
-        probe->ops[lying_opcode].flags = 0;
+        ring->features &= ~features_without;
     }
-    return probe;
+    return rc;
 }
 
 int __real_io_uring_register_buffers(struct io_uring *ring, const struct iovec *iov, unsigned count);

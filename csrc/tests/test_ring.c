@@ -149,6 +149,49 @@ static void woken_while_the_kernel_takes_nothing(void) {
     drop_engine(e);
 }
 
+/* Many in flight that never end, and only one that does: who waits for several settles for it, and for a wake-up. */
+static void few_complete(void) {
+    fo_engine *e;
+    fo_open o = {.depth = 64};
+    fo_completion done[FO_BATCH];
+    fo_submission s = {.target = 1, .kind = FO_OP_READ, .length = SLOT};
+    uint64_t began;
+    int ends[2];
+    e = bare_engine();
+    REQUIRE(pipe(ends) == 0);
+    e->blocks[1] = fo_block_new(e, 1, "pipe", &o);
+    REQUIRE(e->blocks[1] != NULL);
+    atomic_store(&e->blocks[1]->fd, ends[0]);
+    for (s.token = 0; s.token < 16; s.token++) {
+        e->backend->submit(e, &s, 1);
+    }
+    submit(e, 16, 1);
+    began = fo_engine_clock(e);
+    e->backend->wait(e, began + 60000 * MS);
+    CHECK_EQ(e->backend->reap(e, done, FO_BATCH), 1);
+    CHECK_EQ(done[0].token, 16);
+    wake(e);
+    e->backend->wait(e, began + 60000 * MS);
+    CHECK_EQ(e->backend->reap(e, done, FO_BATCH), 0);
+    CHECK(fo_engine_clock(e) - began < 30000 * MS);
+    (void)close(ends[1]);
+    take(e, 16, FO_BATCH, 0);
+    e->backend->forget(e, 1);
+    (void)close(ends[0]);
+    free(e->blocks[1]->path);
+    free(e->blocks[1]);
+    drop_engine(e);
+}
+
+/* The same on a kernel that cannot wait for several with a patience for one. */
+static void few_complete_on_an_older_kernel(void) {
+    features_without = 1u << 15;
+    refuse(CALL_RING, 1, 1, LIE);
+    few_complete();
+    allow(CALL_RING);
+    features_without = UINT32_MAX;
+}
+
 /* Without registered files and memory: plain addresses and descriptors do. */
 static void nothing_registered(void) {
     fo_engine *e;
@@ -179,6 +222,8 @@ int main(void) {
     RUN(more_than_a_queue_holds);
     RUN(kernel_takes_nothing);
     RUN(woken_while_the_kernel_takes_nothing);
+    RUN(few_complete);
+    RUN(few_complete_on_an_older_kernel);
     RUN(nothing_registered);
     test_dir_remove();
     return test_end();
