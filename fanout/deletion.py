@@ -30,11 +30,13 @@ from fanout.types import ObjectKind, PoolKind
 from fanout.units import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fanout.catalog import AggregateEntry, CatalogReader, Contents, HeldSpans, ObjectEntry
-    from fanout.store import Store
+    from fanout.ledger import Ledger
     from fanout.volume import Volume
+
+    Volumes = Callable[[bytes], Volume | None]  # the open volume of an id
 
 BATCH_OBJECTS = 4096  # deleted in one commit; what is more follows in others
 NO_VOLUME = "no volume that holds it can be written; bring one back, or give it up with 'fanout retire volume'"
@@ -125,55 +127,14 @@ class Selection:
                     yield entry
 
 
-def delete(store: Store, selection: Selection, *, preview: bool) -> DeleteReport:
+def delete(
+    selection: Selection, catalog: CatalogReader, ledger: Ledger, volumes: Volumes
+) -> DeleteReport:
     """Delete what is selected; see `Store.delete`."""
-    selection.check()
-    run = _Run(store)
-    wanted = selection.entries(store.catalog)
-    while batch := list(islice(wanted, BATCH_OBJECTS)):
-        run.work(batch, preview=preview)
-    freed, waiting = _free(store, 0 if preview else run.objects)
-    return DeleteReport(
-        objects=run.objects,
-        object_bytes=run.size,
-        aggregates=run.aggregates,
-        freed_bytes=freed,
-        waiting_bytes=waiting,
-        postponed=tuple(run.postponed),
-        seconds=time.monotonic() - run.began,
-    )
-
-
-def _free(store: Store, deleted: int) -> tuple[int, int | None]:
-    """Bytes that are free now, and that wait. What was deleted stays deleted: a catalog that fails now costs space, not safety."""
-    freed = 0
-    try:
-        freed = store.ledger.bury() if deleted else 0
-        thinned = None if store.read_only else store.ledger.thinned
-        return freed, store.catalog.waiting_bytes(thinned)
-    except CatalogError as error:
-        _log.warning("what was deleted may not be free yet: %s", error)
-        return freed, None
-
-
-@dataclass(slots=True)
-class _Run:
-    """One run, commit by commit. Single use."""
-
-    store: Store
-    began: float = field(default_factory=time.monotonic)
-    objects: int = 0
-    size: int = 0
-    aggregates: int = 0
-    postponed: list[tuple[bytes, str]] = field(default_factory=list)
-
-    def work(self, batch: Sequence[ObjectEntry], *, preview: bool) -> None:
-        """Delete these in one commit, or count them."""
-        if preview:
-            self._count(_Plan(self.store, batch, preview=True))
-            return
-        with self.store.ledger.steady:
-            plan = _Plan(self.store, batch, preview=False)
+    run = _Run()
+    for batch in _batches(selection, catalog):
+        with ledger.steady:
+            plan = _Plan(catalog, volumes, batch)
             if plan.deletions:
                 commit = Commit(
                     secrets.token_bytes(16),
@@ -181,18 +142,70 @@ class _Run:
                     deletions=tuple(plan.deletions),
                     repairs=tuple(plan.promotions()),
                 )
-                self.store.ledger.commit_deletions(commit)
-        self._count(plan)
+                ledger.commit_deletions(commit)
+        run.count(plan)
+    return run.report(*_free(catalog, ledger, run.objects))
 
-    def _count(self, plan: _Plan) -> None:
+
+def preview(selection: Selection, catalog: CatalogReader, ledger: Ledger | None) -> DeleteReport:
+    """What `delete` would do; None for the ledger of a store that is open read-only."""
+    run = _Run()
+    for batch in _batches(selection, catalog):
+        run.count(_Plan(catalog, None, batch))
+    return run.report(*_free(catalog, ledger, 0))
+
+
+def _batches(selection: Selection, catalog: CatalogReader) -> Iterator[list[ObjectEntry]]:
+    """What goes in one commit, as it is read."""
+    selection.check()
+    wanted = selection.entries(catalog)
+    while batch := list(islice(wanted, BATCH_OBJECTS)):
+        yield batch
+
+
+def _free(catalog: CatalogReader, ledger: Ledger | None, deleted: int) -> tuple[int, int | None]:
+    """Bytes that are free now, and that wait. What was deleted stays deleted: a catalog that fails now costs space, not safety."""
+    freed = 0
+    try:
+        freed = ledger.bury() if ledger is not None and deleted else 0
+        return freed, catalog.waiting_bytes(None if ledger is None else ledger.thinned)
+    except CatalogError as error:
+        _log.warning("what was deleted may not be free yet: %s", error)
+        return freed, None
+
+
+@dataclass(slots=True)
+class _Run:
+    """What has been counted so far."""
+
+    began: float = field(default_factory=time.monotonic)
+    objects: int = 0
+    size: int = 0
+    aggregates: int = 0
+    postponed: list[tuple[bytes, str]] = field(default_factory=list)
+
+    def count(self, plan: _Plan) -> None:
+        """One more batch."""
         self.objects += len(plan.gone)
         self.size += sum(entry.length for entry in plan.gone)
         self.aggregates += sum(deletion.members is None for deletion in plan.deletions)
         self.postponed += plan.postponed
 
+    def report(self, freed: int, waiting: int | None) -> DeleteReport:
+        """All of it."""
+        return DeleteReport(
+            objects=self.objects,
+            object_bytes=self.size,
+            aggregates=self.aggregates,
+            freed_bytes=freed,
+            waiting_bytes=waiting,
+            postponed=tuple(self.postponed),
+            seconds=time.monotonic() - self.began,
+        )
+
 
 class _Plan:
-    """What becomes of each aggregate when some versions go.
+    """What becomes of each aggregate when some versions go; without volumes nobody asks whether they can take it.
 
     Attributes:
         deletions: one for each aggregate.
@@ -200,8 +213,10 @@ class _Plan:
         postponed: name and reason of those that cannot go now.
     """
 
-    def __init__(self, store: Store, batch: Sequence[ObjectEntry], *, preview: bool) -> None:
-        self._store, self._catalog, self._preview = store, store.catalog, preview
+    def __init__(
+        self, catalog: CatalogReader, volumes: Volumes | None, batch: Sequence[ObjectEntry]
+    ) -> None:
+        self._catalog, self._volumes = catalog, volumes
         self.deletions: list[Deletion] = []
         self.gone: list[ObjectEntry] = []
         self.postponed: list[tuple[bytes, str]] = []
@@ -231,16 +246,16 @@ class _Plan:
             for spans in self._catalog.held_spans(volume, [entry.aggregate])
         )
         deletion = Deletion(entry, members, size, volumes, held)
-        reason = "" if self._preview else self._obstacle(deletion)
+        reason = "" if self._volumes is None else self._obstacle(deletion, self._volumes)
         if reason:
             self.postponed += [(one.name, reason) for one in wanted]
         else:
             self.deletions.append(deletion)
             self.gone += wanted
 
-    def _obstacle(self, deletion: Deletion) -> str:
+    def _obstacle(self, deletion: Deletion, volume_of: Volumes) -> str:
         """Why an aggregate cannot be touched now; empty: it can (promise 1)."""
-        found = [self._store.pools.volume(identity) for identity in deletion.volumes]
+        found = [volume_of(identity) for identity in deletion.volumes]
         volumes = [volume for volume in found if volume is not None and volume.writable]
         if deletion.volumes and not volumes:
             return NO_VOLUME

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from fanout import config as configuration
+from fanout import deletion
 from fanout.catalog import (
     Catalog,
     CatalogReader,
@@ -40,7 +41,6 @@ from fanout.catalog import (
     VolumeEntry,
 )
 from fanout.config import Access, Config
-from fanout.deletion import Selection, delete
 from fanout.engine import Engine
 from fanout.errors import (
     CatalogError,
@@ -483,14 +483,14 @@ class Store(StoreReader):
             CatalogError: the last commit did not happen; those before it did.
             CommitUnknown: nobody knows whether the last one did; open the store again.
         """
-        if self._ledger is None and not preview:
-            raise InterfaceError(f"{self.config.path}: the store is open read-only")
         if isinstance(names, str | bytes):
             names = [names]
         encoded = None if names is None else [os.fsencode(name) for name in names]
         owner = self.config.node(node).name
-        selection = Selection(owner, encoded, kind, version, keep)
-        return delete(self, selection, preview=preview)
+        selection = deletion.Selection(owner, encoded, kind, version, keep)
+        if preview:
+            return deletion.preview(selection, self.catalog, self._ledger)
+        return deletion.delete(selection, self.catalog, self.ledger, self.pools.volume)
 
 
 # ---- helpers ---------------------------------------------------------------------------------------
