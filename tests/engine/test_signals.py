@@ -103,22 +103,24 @@ def test_a_wait_on_a_hung_target_ends_and_is_taken_up_again(
     faulty: Engine, tmp_path: Path, soon: Callable[[], None]
 ) -> None:
     """Breaks if KeyboardInterrupt waits for the hard deadline, or if what was accepted before it is lost."""
+    data = memoryview(b"x" * (2 * SLOTS * SLOT))
     target = faulty.open(tmp_path / "t", create=True, hard_deadline=1e9)
     faulty.set_faults([Fault.never(kind=Phase.WRITE, count=None)])
     with faulty.stream([target], timeout=None) as stream:
         stream.place([0])
+        stream.write(data[:SLOT])
         soon()
         with pytest.raises(Interrupted):
-            stream.write(b"x" * (2 * SLOTS * SLOT))
+            stream.write(data[SLOT:])
         accepted = stream.position
-        assert 0 < accepted < 2 * SLOTS * SLOT
+        assert SLOT <= accepted < len(data)
         faulty.set_faults([])
         faulty.release(target)
-        stream.write(b"x" * (2 * SLOTS * SLOT - accepted))
-        assert stream.position == 2 * SLOTS * SLOT
+        stream.write(data[accepted:])
+        assert stream.position == len(data)
         assert stream.sync()[target].ok
     with open(target.path, "rb") as file:
-        assert file.read(2 * SLOTS * SLOT) == b"x" * (2 * SLOTS * SLOT)
+        assert file.read(len(data)) == data
 
 
 def test_a_target_that_is_forgotten_closes_itself(engine: Engine, tmp_path: Path) -> None:
