@@ -10,11 +10,13 @@ from __future__ import annotations
 import collections
 import gc
 import json
+import math
 import os
 import random
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,9 @@ SETTINGS: dict[str, Any] = {"memory_bytes": 64 * SLOT, "slot_size_bytes": SLOT, 
 
 BYTES = random.Random(0).randbytes(24 * SLOT)
 armed = False
+usual: dict[
+    Callable[..., None], float
+] = {}  # seconds that a piece of work takes in peace, a running mean
 where: collections.Counter[str] = collections.Counter()
 
 
@@ -44,16 +49,20 @@ def interrupt(_number: int, frame: Any) -> None:
 
 
 def stormed(rng: random.Random, work: Callable[..., None], *arguments: Any) -> None:
-    """Do the work, with one interrupt at a random moment of it or none."""
+    """Do the work, with one interrupt at a random moment of it or none; the first time in peace."""
     global armed  # noqa: PLW0603
+    at = 10 ** rng.uniform(-4.0, math.log10(2 * usual[work])) if work in usual else 0.0
+    began = time.monotonic()
     try:
         try:
             armed = True
-            signal.setitimer(signal.ITIMER_REAL, 10 ** rng.uniform(-4.0, -1.8))
+            signal.setitimer(signal.ITIMER_REAL, at)
             work(*arguments)
         finally:
             armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
+        took = time.monotonic() - began
+        usual[work] = usual.get(work, took) * 0.8 + took * 0.2
     except KeyboardInterrupt:
         armed = False
 
