@@ -148,7 +148,7 @@ def test_on_devices(run: Shell, source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("delay", [0.7, 1.6])
+@pytest.mark.parametrize("delay", [0.1, 1.0])
 def test_interrupted_leaves_nothing(
     source: Path, tmp_path: Path, number: signal.Signals, delay: float
 ) -> None:
@@ -158,11 +158,12 @@ def test_interrupted_leaves_nothing(
     command = [sys.executable, "-m", "fanout", "demo", "--size", "32MiB"]
     command += ["--input", str(source), "--directory", str(work), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(work.iterdir()):
+        time.sleep(0.01)
     time.sleep(delay)  # the point is an arbitrary moment, not a certain one
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    # Before anything was made the signal may end it in the ordinary way.
-    assert process.returncode in {Exit.INTERRUPTED, Exit.COMPLETE, -number}, err
+    assert process.returncode in {Exit.INTERRUPTED, Exit.COMPLETE}, err
     assert "Traceback" not in err
     assert list(work.iterdir()) == []
     text = " ".join(devices_here())
