@@ -273,6 +273,8 @@ class Committer:
                 ticket.error = self._unknown(ticket, doubt)
                 ticket.done.set()
             return
+        # A lower number is that of an earlier commit: somebody handed its key in again.
+        csns = {key: csn if csn and csn >= doubt.first else None for key, csn in csns.items()}
         failure = CatalogError(self._catalog.path, f"nothing was committed: {doubt}")
         failure.__cause__ = doubt
         self._finish(group, csns, failure)

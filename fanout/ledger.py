@@ -71,7 +71,8 @@ class Ledger:
         commit_deadline: float,
     ) -> None:
         self._catalog, self._pools, self._scribe = catalog, pools, scribe
-        self._pending: dict[tuple[bytes, int], tuple[Holding, ...]] = {}
+        # By commit, not by its key: a client that is impatient may hand the same one in twice, and only one of them will hold what it wrote.
+        self._pending: dict[int, tuple[Commit, tuple[Holding, ...]]] = {}
         self._pending_lock = threading.Lock()
         self._told: dict[tuple[bytes, int], threading.Event] = {}
         self.steady = threading.RLock()
@@ -181,7 +182,7 @@ class Ledger:
     def _hand_in(self, commit: Commit, holdings: Sequence[Holding]) -> int:
         # Promise 2: the pools would quarantine the regions of a span that nobody remembers.
         with self._pending_lock:
-            self._pending[commit.transaction, commit.attempt] = tuple(holdings)
+            self._pending[id(commit)] = commit, tuple(holdings)
         return self._committer.commit(commit)
 
     def _commit_of(self, record: TransactionRecord) -> Commit:
@@ -230,7 +231,7 @@ class Ledger:
 
     def _settled(self, commit: Commit, csn: int | None) -> None:
         with self._pending_lock:
-            holdings = self._pending.pop((commit.transaction, commit.attempt), ())
+            _, holdings = self._pending.pop(id(commit), (commit, ()))
         if csn is None:
             return  # whoever wrote it gives it back; if nobody does, the pools quarantine it
         for span, pools in holdings:

@@ -79,7 +79,15 @@ _CERTAINLY_NOTHING = frozenset(
 
 
 class CommitDoubt(Exception):
-    """The commit may or may not have happened: call `Catalog.fence` before anything else."""
+    """The commit may or may not have happened: call `Catalog.fence` before anything else.
+
+    Attributes:
+        first: the commit sequence number of the group's first, if it has happened. What has a lower one is an earlier commit of the same key.
+    """
+
+    def __init__(self, message: str, first: int) -> None:
+        self.first = first
+        super().__init__(message)
 
 
 class Catalog(CatalogReader):
@@ -252,9 +260,9 @@ class Catalog(CatalogReader):
             code = getattr(error, "sqlite_errorcode", None)
             if code is not None and (code & 0xFF) in _CERTAINLY_NOTHING:
                 raise CatalogError(self.path, f"nothing was committed: {error}") from error
-            raise CommitDoubt(f"{self.path}: {error}") from error
+            raise CommitDoubt(f"{self.path}: {error}", first) from error
         except MemoryError as error:  # SQLite's own, perhaps in the middle of COMMIT
-            raise CommitDoubt(f"{self.path}: out of memory") from error
+            raise CommitDoubt(f"{self.path}: out of memory", first) from error
         self._counters, self.last_commit_at = after, at
         self.last_versions = versions
         return numbers

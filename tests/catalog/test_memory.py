@@ -7,16 +7,19 @@ afterwards.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fanout.catalog import Catalog, Commit, CommitDoubt, NewAggregate, NewCopy, Place, PoolEntry
 from fanout.catalog.rows import VolumeEntry
+from fanout.committer import Committer
 from fanout.errors import CatalogError
 from fanout.types import Member, ObjectKind, PoolKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _testcapi = pytest.importorskip("_testcapi", reason="this Python was built without _testcapi")
@@ -76,3 +79,39 @@ def test_no_memory_in_a_commit(tmp_path: Path, length: int) -> None:
         assert struck > 5
         with contextlib.suppress(MemoryError):
             assert catalog.verify() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_memory_for_what_had_committed_before(tmp_path: Path) -> None:
+    """A key that is handed in again while memory is short: the fence finds the earlier commit, and that is not this one."""
+    path = tmp_path / "catalog.db"
+    volume = VolumeEntry(bytes(16), "P", "/none", 1 << 40, 4096, 1, 0, 0, False)
+    pool = PoolEntry(bytes(16), "P", PoolKind.PRIMARY)
+    Catalog.create(path, store=bytes(16), pools=[pool], volumes=[volume])
+    doubts = 0
+    with Catalog.open(path) as catalog:
+        settled: list[int | None] = []
+        committer = Committer(catalog, settled=lambda _, csn: settled.append(csn), deadline=60.0)
+        committer.commit(commit_of(1))
+        real = catalog.commit
+
+        def short_of_memory(group: Sequence[Commit]) -> list[int]:
+            nonlocal doubts
+            _testcapi.set_nomemory(n, n + 1)
+            try:
+                return real(group)
+            except CommitDoubt:
+                doubts += 1
+                raise
+            finally:
+                _testcapi.remove_mem_hooks()
+
+        catalog.commit = short_of_memory  # type: ignore[method-assign]
+        for n in range(1, 400):
+            again = replace(commit_of(1 + n), transaction=commit_of(1).transaction)
+            with pytest.raises(CatalogError):
+                committer.commit(again)
+        committer.close()
+    assert doubts > 5
+    assert set(settled) == {1, None}
+    assert settled.count(1) == 1

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from fanout.errors import (
     InterfaceError,
     ObjectNotFound,
     PoolUnavailable,
+    TransactionError,
     TransactionFailed,
     UnknownPool,
     VolumeForeign,
@@ -339,6 +341,48 @@ def test_a_transaction_that_is_sent_again_after_it_committed(site: Site) -> None
         assert store.receipt(os.urandom(16)) is None
         assert store.get("N1", "A").read() == b"first"
         assert {v.path: v.free for v in store.query_volumes()} == free
+
+
+def test_a_transaction_that_is_handed_in_twice_at_once(site: Site) -> None:
+    """A client that was cut off sends it again while the first is being recorded: the bytes that are kept are those that the catalog names.
+
+    Else the space of the committed ones is free for others once their volume was opened again.
+    """
+    site.create()
+    identity, told = os.urandom(16), list[object]()
+    with site.open() as store:
+
+        def send(data: bytes) -> None:
+            try:
+                with store.session("N1") as session, session.begin(transaction=identity) as txn:
+                    txn.put("A", data)
+            except TransactionFailed as error:
+                told.append(error.reason)
+            else:
+                told.append(data)
+
+        sent = [site.rng.randbytes(300_000), site.rng.randbytes(300_000)]
+        clients = [threading.Thread(target=send, args=(data,)) for data in sent]
+        committer = store.ledger._committer
+        with store.ledger._catalog._write_lock:  # the catalog takes its time
+            clients[0].start()
+            wait_until(lambda: committer._asked_at is not None, "the first to be handed in")
+            clients[1].start()
+            wait_until(lambda: committer._queue.qsize() == 1, "the second to be handed in")
+        for client in clients:
+            client.join()
+        assert sorted(told, key=lambda one: isinstance(one, str)) == [sent[0], "duplicate"]
+        for pool in store.pools.pools.values():
+            for member in pool.members:
+                assert member.volume is not None
+                member.volume.fail("for a moment")
+                member.next_try = 0.0
+        with store.session("N1") as session, suppress(TransactionError):
+            while True:  # until there is no room left
+                with session.begin() as txn:
+                    txn.put("B", site.rng.randbytes(1_000_000))
+        for name in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL"):
+            assert store.get("N1", "A", pool=name).read() == sent[0], name
 
 
 # ---- reading -------------------------------------------------------------------------------------
