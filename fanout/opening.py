@@ -14,7 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from fanout.config import Access
-from fanout.errors import CatalogStale, FanoutError, TargetError, VolumeError, VolumeStale
+from fanout.errors import (
+    CatalogStale,
+    FanoutError,
+    InterfaceError,
+    TargetError,
+    VolumeError,
+    VolumeStale,
+)
 from fanout.making import entry_of
 from fanout.pool import FIRST_PAUSE
 from fanout.types import FaultClass
@@ -151,13 +158,20 @@ class Opener:
         def attempt(member: Member) -> bool:
             try:
                 step(member)
-            except VolumeError as error:
+            except (VolumeError, InterfaceError) as error:  # the latter: it has failed meanwhile
                 self._drop(member, str(error))
                 return False
             return True
 
         went_well = side_by_side(attempt, members)
         return [member for member, good in zip(members, went_well, strict=True) if good]
+
+    def abandon(self, members: Iterable[Member], reason: str) -> None:
+        """Their opening ends here, wherever it stood: nobody has compared their directories, and they are to be tried again."""
+        for member in members:
+            unfinished = (VolumeState.CLAIMED, VolumeState.AVAILABLE)
+            if member.volume is not None and member.volume.state in unfinished:
+                self._drop(member, reason)
 
     def _drop(self, member: Member, reason: str) -> None:
         """A volume cannot be used for now. One that has spans keeps its books, for when it comes back."""

@@ -173,14 +173,17 @@ class PoolSet:
         found = self._pool(pool)
         if found.config.access is Access.UNAVAILABLE or not found.growing.acquire(blocking=False):
             return []
-        opener = self._opener
+        opener, tried = self._opener, list[Member]()
         try:
             now = self._clock()
-            tried = [m for m in found.members if opener.dead(m) and m.next_try <= now]
+            tried += [m for m in found.members if opener.dead(m) and m.next_try <= now]
             side_by_side(opener.try_again, tried)
             looked_at = [member for member in tried if not opener.dead(member)]
             opener.refuse_stale_catalog(looked_at)
-            return opener.take_over(looked_at)
+            return opener.take_over([m for m in looked_at if m.volume and m.volume.directory])
+        except BaseException:
+            opener.abandon(tried, "its opening was cut short")
+            raise
         finally:
             found.growing.release()
 

@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.engine import Request
-from fanout.errors import CatalogStale, FanoutError, InterfaceError
+from fanout.errors import CatalogStale, FanoutError, InterfaceError, VolumeFull
 from fanout.format import DirectoryRecord, Op, StoredSpan
 from fanout.types import Phase
 from fanout.volume import VolumeState
@@ -119,6 +119,11 @@ class Scribe:
             CatalogStale: its directory knows something that the catalog does not.
             VolumeError: it cannot be written.
         """
+        # Also while it is compared: what is appended meanwhile would be strange to the catalog.
+        with self._writing:
+            return self._catch_up(volume, catalog)
+
+    def _catch_up(self, volume: Volume, catalog: CatalogReader) -> int:
         directory = volume.directory
         assert directory is not None
         held = catalog.held_csns(volume.uuid)
@@ -138,21 +143,20 @@ class Scribe:
         missing.sort(key=lambda aggregate: held[aggregate])
         gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
         retired = catalog.retired()
-        with self._writing:
-            wanted = {entry.aggregate for entry in catalog.dead()}
-            wanted |= {entry.volume for entry in retired}
-            directory.forget_deletes(a for a in directory.deletes() if a not in wanted)
-            for start in range(0, len(missing), CATCH_UP_BATCH):
-                batch = missing[start : start + CATCH_UP_BATCH]
-                records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
-                requests = volume.prepare(records)
-                volume.written(self._engine.run(requests))
-            self._append(volume, gone)
-            untold = _untold(volume, retired)  # into the room that all else has left
-            self._append(volume, untold)
-            gone += untold
-            if (missing or gone) and volume.state is VolumeState.AVAILABLE:
-                volume.flush()
+        wanted = {entry.aggregate for entry in catalog.dead()}
+        wanted |= {entry.volume for entry in retired}
+        directory.forget_deletes(a for a in directory.deletes() if a not in wanted)
+        for start in range(0, len(missing), CATCH_UP_BATCH):
+            batch = missing[start : start + CATCH_UP_BATCH]
+            records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
+            requests = volume.prepare(records)
+            volume.written(self._engine.run(requests))
+        self._append(volume, gone)
+        untold = _untold(volume, retired)  # into the room that all else has left
+        self._append(volume, untold)
+        gone += untold
+        if (missing or gone) and volume.state is VolumeState.AVAILABLE:
+            volume.flush()
         return len(missing) + len(gone)
 
     def _append(self, volume: Volume, records: Sequence[DirectoryRecord]) -> None:
@@ -291,8 +295,8 @@ class Scribe:
         try:
             return volume.prepare(records)
         except FanoutError as error:
-            # Full, failed, or not available any more: its directory is behind, the catalog is not.
-            if not isinstance(error, InterfaceError):
+            # Full, failed, or not available (again): its directory is behind, the catalog is not, and who opens it again compares them.
+            if isinstance(error, VolumeFull):
                 volume.fail(str(error))
             _log.warning("%s: directory not written: %s", volume.path, error)
             return []
@@ -318,7 +322,7 @@ class Scribe:
     def _fail(self, identity: bytes, reason: str) -> None:
         with suppress(FanoutError):
             volume = self._volumes(identity)
-            if volume is not None:
+            if volume is not None and volume.state is VolumeState.AVAILABLE:
                 volume.fail(reason)
 
 

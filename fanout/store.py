@@ -397,18 +397,24 @@ class Store(StoreReader):
                 "%s: not opened again: %s", pool, error
             )  # a stream still uses the old opening
             return 0
+        if volumes:
+            self._take_in(volumes)
+            self._bury()
+        return len(volumes)
+
+    def _take_in(self, volumes: Sequence[Volume]) -> None:
+        """Bring the directories of volumes that came back up to the catalog."""
         behind = list(volumes)
         try:
-            while behind:
-                self._catch_up(behind[0])
-                del behind[0]
+            # What a deletion has just taken out of a directory is in the catalog until its space is free: it must not come back.
+            with self.ledger.steady:
+                while behind:
+                    self._catch_up(behind[0])
+                    del behind[0]
         finally:
             # The catalog could not be asked. Nothing would fill the hole in the evidence before the next opening.
             for volume in behind:
                 volume.fail("its directory could not be compared with the catalog")
-        if volumes:
-            self._bury()
-        return len(volumes)
 
     @contextmanager
     def reconciling(self, pool: str) -> Iterator[None]:

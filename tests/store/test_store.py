@@ -461,30 +461,6 @@ def test_order_of_reading(site: Site) -> None:
         ]
 
 
-def test_a_volume_that_comes_back_while_the_catalog_cannot_be_asked(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would be written again with records missing in its directory, and nothing would append them before the next opening."""
-    site.create()
-    with site.open() as store:
-        site.put(store, "N1")
-        volume = next(v for v in store.pools.volumes() if v.pool == "COPYPOOL1")
-        volume.fail("a test")
-
-        def refuse(*_: object) -> dict[bytes, int]:
-            raise CatalogError(store.catalog.path, "out of memory")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(store.catalog, "held_csns", refuse)
-            with pytest.raises(CatalogError, match="out of memory"):
-                store.revive("COPYPOOL1")
-        assert not volume.writable
-        volumes = store.pools.pools["COPYPOOL1"].members
-        volumes[0].next_try = 0.0
-        assert store.revive("COPYPOOL1") == 1
-        assert volume.writable
-
-
 def test_records_of_commits_that_follow_one_another_share_a_block(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
