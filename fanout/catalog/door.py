@@ -26,7 +26,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -500,8 +500,14 @@ class Catalog(CatalogReader):
         with self._write_lock, translated(self.path):
             self._with_room(lambda: self._writes.execute(_SET_EPOCHS, (listed,)))
 
-    def checkpoint(self) -> int:
+    def checkpoint(self, *, enough: int | None = None) -> int:
         """Fold what readers do not need any more from the log into the database; commits need not wait for it.
+
+        SQLite writes the log from its beginning again only when the next commit finds all of it folded. Where commits never pause, one has
+        always come meanwhile. So of a log that is longer than `enough` bytes the rest is folded while they wait: some milliseconds.
+
+        Args:
+            enough: None: they never wait.
 
         Returns:
             Pages that stay in the log.
@@ -509,10 +515,16 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: it failed. Commits go on as long as the log can grow.
         """
-        with translated(self.path):
-            db = connect(self.path, read_only=False)
-            try:
-                _, pages, folded = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            finally:
-                db.close()
-        return max(0, int(pages) - int(folded))
+        with translated(self.path), closing(connect(self.path, read_only=False)) as db:
+            (size,) = db.execute("PRAGMA page_size").fetchone()
+            pages, left = _fold(db)
+            if enough is not None and pages * size > enough:
+                with self._write_lock:
+                    _, left = _fold(db)
+        return left
+
+
+def _fold(db: sqlite3.Connection) -> tuple[int, int]:
+    """Pages that were in the log when it was begun, and how many of them could not be folded."""
+    _, pages, folded = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return int(pages), max(0, int(pages) - int(folded))

@@ -2,7 +2,7 @@
 
 SQLite writes the log from its beginning again once all of it is folded, in the space that it had. So the size of its file says how
 long it has been once, and not how long it is: what is long once would be folded behind every commit from then on, with two flushes
-and a connection of its own each time.
+and a connection of its own each time. Nor does it write from the beginning while commits never pause: see `Catalog.checkpoint`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ class LogFolder:
             return
         self._next, self._size = now + FOLD_PAUSE, size
         try:
-            self._catalog.checkpoint()
+            self._catalog.checkpoint(enough=self._enough)
         except CatalogError as error:
             _log.warning("the catalog's log was not folded: %s", error)

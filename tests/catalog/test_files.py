@@ -6,15 +6,18 @@ that keeps the log from being folded; a strange file taken for a catalog.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fanout.catalog import Catalog, CatalogReader, LogFolder
+from fanout.catalog.folding import FOLD_PAUSE
 from fanout.errors import CatalogBusy, CatalogError, CatalogVersion
 
 if TYPE_CHECKING:
@@ -181,6 +184,27 @@ def test_a_slow_consumer_of_a_listing_holds_nothing_up(
         assert [first.version, *(entry.version for entry in listing)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_commits_that_never_pause_keep_the_log_short(sample: Sample) -> None:
+    """One has always come while the log was folded: if nobody waited it would grow for ever, some 20 MB a second."""
+    sample.create()
+    log, enough = sample.path.with_name("catalog.db-wal"), 256 << 10
+    done = threading.Event()
+    with sample.open() as writer:
+        folder = LogFolder(writer, enough=enough, clock=itertools.count(step=FOLD_PAUSE).__next__)
+
+        def fold() -> None:
+            while not done.is_set():
+                folder.fold_if_due()
+
+        folding = threading.Thread(target=fold)
+        folding.start()
+        for _ in range(300):
+            writer.commit([sample.commit()])
+        done.set()
+        folding.join()
+        assert log.stat().st_size < 8 * enough
+
+
 def test_a_log_that_was_long_once_is_not_folded_behind_every_commit(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,10 +215,10 @@ def test_a_log_that_was_long_once_is_not_folded_behind_every_commit(
     with sample.open() as writer:
         fold = writer.checkpoint
 
-        def counted() -> int:
+        def counted(**named: int) -> int:
             nonlocal folded
             folded += 1
-            return fold()
+            return fold(**named)
 
         monkeypatch.setattr(writer, "checkpoint", counted)
         folder = LogFolder(writer, enough=enough, clock=lambda: now)
