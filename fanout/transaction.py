@@ -500,6 +500,8 @@ class Transaction:
             required=placing.required,
             aggregates=records,
         )
+        # Until the host has answered, whatever breaks off: perhaps it is committed, so nothing is given back.
+        self._state = State.UNKNOWN
         try:
             csn = shared.host.commit(record)
         except CatalogError as error:
@@ -510,13 +512,10 @@ class Transaction:
             self._stop(State.FAILED)
             self._failure = error
             raise
-        except BaseException:
-            # CommitUnknown, or a host that broke off: perhaps it is committed, so nothing is given back.
-            self._state = State.UNKNOWN
-            raise
+        receipt = self._committed(csn, records, objects)
         placing.give_back()
         shared.taken = placing.taken()
-        return self._committed(csn, records, objects)
+        return receipt
 
     def _objects(self) -> tuple[StoredObject, ...]:
         return tuple(
@@ -553,9 +552,9 @@ class Transaction:
     def _committed(
         self, csn: int, records: tuple[AggregateRecord, ...], objects: tuple[StoredObject, ...]
     ) -> Receipt:
+        self._state = State.COMMITTED
         shared = self._shared
         shared.lists = self._placing.lists
-        self._state = State.COMMITTED
         self._receipt = shared.receipt = Receipt(
             transaction=self._id.hex(),
             attempt=self._attempt,

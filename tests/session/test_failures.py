@@ -18,6 +18,7 @@ from fanout.errors import (
     TransactionFailed,
     TransactionRetry,
 )
+from fanout.sources import once
 from fanout.transaction import State
 from fanout.types import FaultClass, OutcomeCode, Phase
 
@@ -25,6 +26,9 @@ from .conftest import KIB, MIB, NORMAL, SLOT, World, destination
 from .test_vectors import content, store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fanout.host import Span
     from fanout.session import Session
 
 
@@ -506,6 +510,29 @@ def test_a_host_that_says_it_is_of_no_use(world: World) -> None:
     with pytest.raises(TransactionFailed) as caught:
         store(session, "A")
     assert caught.value.reason == "duplicate"
+    world.at_rest()
+
+
+def test_an_interrupt_right_after_the_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While what was reserved and not used goes back: an abort now would hand the committed places to others."""
+    session, release = world.session(), world.host.release
+
+    def interrupted(span: Span, pools: Sequence[str]) -> None:
+        release(span, pools)
+        raise KeyboardInterrupt
+
+    def committing(record: object) -> None:
+        monkeypatch.setattr(world.host, "release", interrupted)
+
+    world.host.before_commit = committing
+    with pytest.raises(KeyboardInterrupt), session.begin() as txn:
+        txn.put("A", once(iter([content("A")])))  # of unknown length: one span more than it needs
+    monkeypatch.undo()
+    assert txn.state is State.COMMITTED
+    assert session.receipt is not None
+    with pytest.raises(InterfaceError, match="committed"):
+        txn.abort()
+    assert world.host.read("C1", "A") == content("A")
     world.at_rest()
 
 
