@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fanout.engine import Stream, Target
     from fanout.types import Outcome
 
+MAX_TARGETS = 16  # legs of a stream
+
 
 @dataclass(frozen=True, slots=True)
 class TeeResult:
@@ -74,11 +76,13 @@ def tee(
     Raises:
         OSError: the source cannot be read.
         SourceLengthError: the source gave another number of bytes than it said; the targets hold a part.
-        ValueError: no targets, one of them twice, or the source among them.
+        ValueError: no targets or too many, one of them twice, or the source among them. Nothing was touched.
     """
+    if isinstance(targets, str | bytes | os.PathLike):
+        raise TypeError(f"targets is a list of paths, not one path: {targets!r}")
     paths = [os.fspath(path) for path in targets]
-    if not paths:
-        raise ValueError("tee needs at least one target")
+    if not 1 <= len(paths) <= MAX_TARGETS:
+        raise ValueError(f"tee takes 1 to {MAX_TARGETS} targets, found {len(paths)}")
     taken = as_source(source, length_hint=size, resend=False)
     _check_distinct(source, paths)
     began = time.monotonic()

@@ -401,6 +401,8 @@ def _node(name: str, table: Table) -> Node:
 
 
 def _lookup(section: Mapping[str, T], name: str, what: str) -> T:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a {what} is str, not {type(name).__name__}")
     if name in section:
         return section[name]
     for known, value in section.items():

@@ -29,6 +29,7 @@ from fanout.catalog.rows import VolumeEntry
 from fanout.config import DeviceType
 from fanout.directory import Directory
 from fanout.engine import Request
+from fanout.engine.target import is_absent_device
 from fanout.errors import TargetError, VolumeError, VolumeForeign
 from fanout.format import Superblock, SuperblockState
 from fanout.medium import (
@@ -313,8 +314,7 @@ def _open_for_creation(
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         if size is None:
-            message = "does not exist; say how large it should be, or make it first"
-            raise VolumeError(path, message) from None
+            raise VolumeError(path, _how_to_make(path)) from None
         with translated(path, "cannot be made"):
             return _made_anew(engine, path, size), True
     except OSError as error:
@@ -330,6 +330,12 @@ def _open_for_creation(
             engine, path, lock=True, named=True, size=preallocated, timeout=OPEN_TIMEOUT
         )
         return target, False
+
+
+def _how_to_make(path: str) -> str:
+    if is_absent_device(path):
+        return "there is no such device: is it plugged in, is the path right?"
+    return 'does not exist; say how large it should be (size = "10 GiB"), or make it first'
 
 
 def _made_anew(engine: Engine, path: str, size: int) -> Target:

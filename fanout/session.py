@@ -26,7 +26,7 @@ from fanout import policy
 from fanout.errors import InterfaceError, TransactionRetry
 from fanout.policy import PRIMARY_RETRIES, Lists
 from fanout.transaction import Progress, Shared, State, Transaction
-from fanout.types import ObjectKind
+from fanout.types import ObjectKind, checked_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -83,7 +83,7 @@ class Session:
         strangers = set(verify) - destination.pools
         if strangers:
             raise ValueError(f"verify: not of this destination: {', '.join(sorted(strangers))}")
-        self.node, self.kind, self.destination = node, kind, destination
+        self.node, self.kind, self.destination = node, checked_kind(kind), destination
         self._shared = Shared(
             engine=engine,
             host=host,
@@ -170,7 +170,10 @@ class Session:
             if shared.progress.transaction != identity:
                 shared.progress = Progress(identity)
             self._transaction = Transaction(
-                shared, transaction=identity, attempt=attempt, kind=kind or self.kind
+                shared,
+                transaction=identity,
+                attempt=attempt,
+                kind=self.kind if kind is None else checked_kind(kind),
             )
             return self._transaction
         finally:

@@ -56,7 +56,7 @@ from fanout.pools import PoolSet
 from fanout.scribe import Scribe
 from fanout.session import Session
 from fanout.store_reader import StoreReader
-from fanout.types import ObjectKind, Receipt
+from fanout.types import ObjectKind, Receipt, checked_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -373,7 +373,7 @@ class Store(StoreReader):
             UnknownPool: no such node; says which there are.
             InterfaceError: the store is open read-only.
         """
-        destination = self.config.destination(node, kind)
+        destination = self.config.destination(node, checked_kind(kind))
         names = [primary.pool for primary in destination.chain if primary.accepts]
         for pool in [*names, *(secondary.pool for secondary in destination.secondaries)]:
             self.revive(pool)
@@ -493,7 +493,7 @@ class Store(StoreReader):
             names = [names]
         encoded = None if names is None else [os.fsencode(name) for name in names]
         owner = self.config.node(node).name
-        selection = deletion.Selection(owner, encoded, kind, version, keep)
+        selection = deletion.Selection(owner, encoded, checked_kind(kind), version, keep)
         if preview:
             return deletion.preview(selection, self.catalog, self._ledger)
         return deletion.delete(selection, self.catalog, self.ledger, self.pools.volume)

@@ -572,8 +572,10 @@ class Transaction:
 
 
 def _encoded(name: str | bytes) -> bytes:
+    if not isinstance(name, str | bytes):
+        raise TypeError(f"put: a name is str or bytes, not {type(name).__name__}")
     try:
-        encoded = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else bytes(name)
+        encoded = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
     except UnicodeEncodeError as error:
         raise InterfaceError(f"put: {name!r} cannot be written as UTF-8: {error.reason}") from error
     if not 1 <= len(encoded) <= MAX_NAME_BYTES:

@@ -124,6 +124,14 @@ class ObjectKind(enum.Enum):
     SPACE_MANAGED = "space-managed"
 
 
+def checked_kind(kind: object) -> ObjectKind:
+    """The kind itself. A plain word is refused: it would equal no kind, and no active-data pool would get the object."""
+    if isinstance(kind, ObjectKind):
+        return kind
+    allowed = ", ".join(f"ObjectKind.{known.name}" for known in ObjectKind)
+    raise TypeError(f"kind must be one of {allowed}, not {kind!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Secondary:
     """A copy pool or an active-data pool on a destination's list."""

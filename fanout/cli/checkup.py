@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fanout.engine.target import is_absent_device
 from fanout.errors import TargetError
 from fanout.units import format_size
 
@@ -134,6 +135,10 @@ def target_facts(engine: Engine, path: str) -> TargetFacts:
 
 def _new_file(engine: Engine, path: str) -> TargetFacts:
     directory = str(Path(path).absolute().parent)
+    if is_absent_device(path):
+        return TargetFacts(
+            path, "other", problem="there is no such device", mend="Is the path right?"
+        )
     if Path(path).is_symlink():
         return TargetFacts(path, "other", problem="is a symbolic link to nothing")
     if not Path(directory).is_dir():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import fanout
+from fanout._tee import MAX_TARGETS
 from fanout.cli import screen
 from fanout.cli.exits import Exit
 from fanout.cli.params import SIZE, force_option, json_option
@@ -78,6 +79,8 @@ def _check(source: str, targets: Sequence[str], *, force: bool) -> None:
         if stat.S_ISDIR(status.st_mode):
             raise click.UsageError(f"{source} is a directory; tee copies one file or device")
         seen[_identity(status)] = source
+    if len(targets) > MAX_TARGETS:
+        raise click.UsageError(f"at most {MAX_TARGETS} targets, and these are {len(targets)}")
     if len(set(targets)) != len(targets):
         raise click.UsageError("a target is named twice")
     for path in targets:
@@ -143,10 +146,11 @@ def _show(result: TeeResult) -> None:
         said = "[green]complete[/]" if outcome.ok else f"[red]{screen.plain(_fault(outcome))}[/]"
         rows.append((screen.plain(os.fsdecode(path)), said))
     screen.show(screen.table(("target", "outcome"), rows))
-    screen.say(
-        f"{format_size(result.bytes)} in {format_seconds(result.seconds)}, {speed}/s to each; "
-        f"XXH3-128 {result.digest}"
-    )
+    if result.digest:
+        screen.say(
+            f"{format_size(result.bytes)} in {format_seconds(result.seconds)}, {speed}/s to each; "
+            f"XXH3-128 {result.digest}"
+        )
     bad = sum(not outcome.ok for outcome in result.outcomes.values())
     if bad:
         verb = "is" if bad == 1 else "are"

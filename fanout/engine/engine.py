@@ -17,7 +17,7 @@ from fanout.engine.status import (
     outcome_of,
 )
 from fanout.engine.stream import Stream
-from fanout.engine.target import ON_SLOW, Target
+from fanout.engine.target import ON_SLOW, Target, is_absent_device
 from fanout.engine.values import EngineInfo, Event, EventKind, Fault, Request
 from fanout.errors import ConfigError, InterfaceError, TargetError
 from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
@@ -37,6 +37,7 @@ _BACKENDS = {
     "threads": _core.BACKEND_THREADS,
     "faulty": _core.BACKEND_FAULTY,
 }
+NO_DEVICE = Outcome(OutcomeCode.ERROR, Phase.OPEN, errno=errno.ENODEV, cls=FaultClass.TRANSPORT)
 _EVENT = struct.Struct("=7QiHHI4B4IHB5x")  # fo_event; 96 bytes
 _EVENT_DTYPE = [
     ("seq", "u8"),
@@ -244,7 +245,7 @@ class Engine:
 
         Args:
             path: file or device. Without `create` and `replace` it must exist.
-            create: make a new file; there must be none.
+            create: make a new file; there must be none. Never among the devices in /dev.
             replace: make a file, or use the existing one in place from offset 0 on.
             read_only: for `read` alone; takes no lock.
             lock: take an exclusive lock that lasts until the last write has ended, even if this process is killed.
@@ -273,6 +274,8 @@ class Engine:
         name = os.fsencode(path)
         if b"\0" in name:
             raise ValueError("a path cannot hold a zero byte")
+        if (create or replace) and is_absent_device(name):
+            raise TargetError(os.fsdecode(name), NO_DEVICE)
         flags = (
             (_core.OPEN_CREATE if create else 0)
             | (_core.OPEN_REPLACE if replace else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 from fanout.engine.status import (
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 ON_SLOW = ("wait", "eject")
 _TARGET_STATES = ("none", "opening", "active", "failed", "detached", "closing")
+
+
+def is_absent_device(path: str | bytes) -> bool:
+    """Whether a path names a device that is not there.
+
+    A file made in its place would lie in memory, where ``/dev`` is, and be gone with the next start of the machine.
+    """
+    if not os.path.ismount("/dev") or os.path.lexists(path):
+        return False
+    try:
+        directory = os.stat(os.path.dirname(path) or os.curdir)
+    except OSError:
+        return False
+    return directory.st_dev == os.stat("/dev").st_dev
 
 
 class Target:

@@ -99,7 +99,9 @@ def test_targets_are_described_and_untouched(run: Shell, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "/no/such/place/f", "/proc/version"])
+@pytest.mark.parametrize(
+    "path", ["/dev/null", "/no/such/place/f", "/proc/version", "/dev/no-such-disk"]
+)
 def test_unusable_targets(run: Shell, path: str) -> None:
     """Exit code 12 and the reason."""
     said = run("doctor", path, "--json", code=Exit.TARGET).json

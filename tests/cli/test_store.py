@@ -91,6 +91,20 @@ def test_init_with_a_foreign_file_in_the_way(tmp_path: Path) -> None:
     assert not (tmp_path / "catalog.db").exists()
 
 
+@pytest.mark.parametrize("size", ["", ', size = "16 MiB'])
+def test_init_makes_no_file_in_the_place_of_a_device(tmp_path: Path, size: str) -> None:
+    """/dev lies in memory: such a volume would be gone with the next start of the machine."""
+    if not os.path.ismount("/dev"):
+        pytest.skip("/dev is no file system of its own here")
+    absent = f"/dev/fanout-test-{os.getpid()}"
+    config = describe(
+        tmp_path, devices={"COPYPOOL1": f'{absent}"{size}'} if size else {"COPYPOOL1": absent}
+    )
+    said = Shell(config)("init", code=Exit.TARGET)
+    assert "no such device" in said.err.lower()
+    assert not os.path.lexists(absent)
+
+
 def test_without_init_nothing_is_created(tmp_path: Path) -> None:
     """Opening never creates."""
     shell = Shell(describe(tmp_path))

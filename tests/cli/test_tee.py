@@ -86,6 +86,8 @@ def test_mistakes_are_refused(run: Shell, tmp_path: Path) -> None:
     run("tee", source, tmp_path / "a", tmp_path / "a", code=Exit.USAGE)
     run("tee", tmp_path, tmp_path / "a", code=Exit.USAGE)
     run("tee", source, "/dev/null", code=Exit.USAGE)
+    run("tee", source, *(tmp_path / f"many{number}" for number in range(17)), code=Exit.USAGE)
+    assert not (tmp_path / "many0").exists()
     run("tee", tmp_path / "nothing", tmp_path / "a", code=Exit.TARGET)
     assert source.read_bytes() == b"data"
     assert not (tmp_path / "a").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -87,5 +88,22 @@ def test_no_file_is_overwritten_by_itself(tmp_path: Path) -> None:
     for targets in wrong:
         with pytest.raises(ValueError, match="target"):
             fanout.tee(source, targets)
+    with pytest.raises(TypeError, match="a list of paths"):  # else one file for each letter
+        fanout.tee(source, str(tmp_path / "a"))
+    many = [tmp_path / f"many{number}" for number in range(17)]
+    with pytest.raises(ValueError, match="1 to 16 targets, found 17"):
+        fanout.tee(source, many)
+    assert not any(path.exists() for path in many)
     assert source.read_bytes() == b"precious"
     assert fanout.tee(b"data", ["/dev/null", tmp_path / "a"]).outcomes[str(tmp_path / "a")].ok
+
+
+def test_a_device_that_is_not_there_is_not_made_as_a_file(tmp_path: Path) -> None:
+    """/dev lies in memory: a file there would pass for a copy until the next start of the machine."""
+    if not os.path.ismount("/dev"):
+        pytest.skip("/dev is no file system of its own here")
+    absent = f"/dev/fanout-test-{os.getpid()}"
+    result = fanout.tee(b"data", [absent, tmp_path / "a"])
+    assert result.outcomes[absent].errno == errno.ENODEV
+    assert result.outcomes[str(tmp_path / "a")].ok
+    assert not os.path.lexists(absent)

@@ -182,6 +182,16 @@ def test_begin_refuses_what_does_not_fit(world: World, arguments: Any, says: str
         world.session().begin(**arguments)
 
 
+def test_a_word_is_no_kind(world: World) -> None:
+    """It equals no `ObjectKind`, so a transaction of that kind would go without the active-data pools and call that complete."""
+    session = world.session()
+    with pytest.raises(TypeError, match="ObjectKind"):
+        session.begin(kind="backup")  # type: ignore[arg-type]
+    with session.begin() as transaction:
+        transaction.put("A", content("A"))
+    assert world.host.names("AD") == ["A"]
+
+
 def test_a_host_that_refuses_for_a_pool_that_it_was_not_asked_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +276,16 @@ def test_names_that_are_refused_leave_the_transaction_open(world: World, name: A
     """One bad name among thousands should cost that object, not the transaction."""
     with world.session().begin() as transaction:
         with pytest.raises(InterfaceError, match="put: "):
+            transaction.put(name, b"x")
+        transaction.put("A", content("A"))
+    assert world.host.names("DP") == ["A"]
+
+
+@pytest.mark.parametrize("name", [5, None, ["A"]])
+def test_a_name_of_the_wrong_type_is_no_name(world: World, name: Any) -> None:
+    """`bytes(5)` is five zero bytes: an object that nobody would find again."""
+    with world.session().begin() as transaction:
+        with pytest.raises(TypeError, match="a name is str or bytes"):
             transaction.put(name, b"x")
         transaction.put("A", content("A"))
     assert world.host.names("DP") == ["A"]

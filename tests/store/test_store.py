@@ -13,7 +13,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -285,6 +285,19 @@ def test_archives_never_go_to_active_data_pools(site: Site) -> None:
         held = {pool for pool in POOLS if site.holds(store, pool, "N1", b"G")}
         assert held == {"DISKPOOL", "COPYPOOL1", "COPYPOOL2"}
         assert store.query_gaps() == []
+
+
+def test_arguments_of_the_wrong_type_store_and_delete_nothing(site: Site) -> None:
+    """A kind that is a plain word would quietly leave the active-data pools out."""
+    site.create()
+    word: Any = "backup"
+    with site.open() as store:
+        with pytest.raises(TypeError, match="ObjectKind"):
+            store.session("N1", kind=word)
+        with pytest.raises(TypeError, match="ObjectKind"):
+            store.delete("N1", "A", kind=word)
+        with pytest.raises(TypeError, match="the name of a node is str"):
+            store.session(None)  # type: ignore[arg-type]
 
 
 def test_sessions_side_by_side(site: Site) -> None:
