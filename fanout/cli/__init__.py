@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from typing import Any, NamedTuple
 
 import click
 
 import fanout
-from fanout.cli.exits import leave
+from fanout.cli.exits import Exit, complain, leave, tell_usage
 
 
 class Entry(NamedTuple):
@@ -106,10 +107,26 @@ class Face(click.Group):
         self.format_commands(ctx, formatter)
         click.Command.format_options(self, ctx, formatter)
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run from the command line; also a help that cannot be printed is no traceback."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            complain(f"standard output: {error.strerror}")
+            sys.exit(Exit.TARGET)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember ``--json`` before anything can be wrong with the rest."""
+        ctx.ensure_object(dict)["json"] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn expected errors into a line and an exit code."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            tell_usage(ctx, error)
+            raise
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:

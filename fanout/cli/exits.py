@@ -176,23 +176,35 @@ def leave(ctx: click.Context, error: BaseException) -> NoReturn:
     """
     state = ctx.obj if isinstance(ctx.obj, dict) else {}
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        # Whoever read our output has had enough. Nothing is left to tell, and nobody to tell it.
+        # Whoever read an object from our output has had enough. Nothing is left to tell, and nobody to tell it.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         ctx.exit(Exit.COMPLETE)
     verdict = judge(error)
     if state.get("debug"):
         traceback.print_exception(error, file=sys.stderr)
     if state.get("json"):
-        said = {
-            "kind": type(error).__name__,
-            "message": verdict.line,
-            "mend": verdict.mend,
-            "exit_code": int(verdict.code),
-        }
-        with contextlib.suppress(OSError):  # it may be standard output that failed
-            click.echo(json.dumps({"ok": False, "error": said}, indent=2))
+        _tell_json(type(error).__name__, verdict)
     complain(verdict.line, verdict.mend)
     ctx.exit(int(verdict.code))
+
+
+def tell_usage(ctx: click.Context, error: click.UsageError) -> None:
+    """With ``--json`` a wrong command line is an object as well; the words on standard error are click's."""
+    if isinstance(ctx.obj, dict) and ctx.obj.get("json"):
+        where = error.ctx.command_path if error.ctx else "fanout"
+        mend = f"'{where} --help' shows what there is."
+        _tell_json("UsageError", Verdict(Exit.USAGE, error.format_message(), mend))
+
+
+def _tell_json(kind: str, verdict: Verdict) -> None:
+    said = {
+        "kind": kind,
+        "message": verdict.line,
+        "mend": verdict.mend,
+        "exit_code": int(verdict.code),
+    }
+    with contextlib.suppress(OSError):  # it may be standard output that failed
+        click.echo(json.dumps({"ok": False, "error": said}, indent=2))
 
 
 def visible(text: str) -> str:
@@ -206,6 +218,7 @@ def visible(text: str) -> str:
 def complain(line: str, mend: str = "") -> None:
     """Print an error on standard error: what happened, and what mends it."""
     lines = "\n".join(visible(part) for part in line.split("\n"))
-    click.echo(f"{click.style('fanout:', fg='red', bold=True)} {lines}", err=True)
-    if mend:
-        click.echo(f"        {mend}", err=True)
+    with contextlib.suppress(OSError):  # the exit code says it, too
+        click.echo(f"{click.style('fanout:', fg='red', bold=True)} {lines}", err=True)
+        if mend:
+            click.echo(f"        {mend}", err=True)

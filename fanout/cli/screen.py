@@ -2,7 +2,9 @@
 
 Without a terminal there is no colour and no progress bar, and lines are 80 columns long, or as long
 as COLUMNS says. Nowhere are they longer than 100: the eye loses the next one. What does not fit is
-folded, never cut.
+folded, never cut; lines have no spaces at their ends.
+
+A pipe that nobody reads any more (``| head``) is no error: the rest goes nowhere, and the command ends with the code that it would have had.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +45,67 @@ if TYPE_CHECKING:
 
 COLUMNS, MOST_COLUMNS = 80, 100
 OUTPUT = "standard output"  # its name in errors
+_TRAILING = re.compile(r" +$", re.MULTILINE)
+
+
+class _Pipe:
+    """A stream that is no terminal.
+
+    Args:
+        stream: where lines go.
+        result: whether a failure matters: what cannot be warned of changes no exit code.
+    """
+
+    def __init__(self, stream: Any, *, result: bool) -> None:
+        self._stream, self._result = stream, result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Whole lines; spaces at their ends are left out."""
+        with self._heard():
+            self._stream.write(_TRAILING.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        """What was written is with whoever reads it."""
+        with self._heard():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            with naming(OUTPUT):
+                yield
+        except OSError as error:
+            if self._result and not isinstance(error, BrokenPipeError):
+                raise
+            _deafen(self._stream)
+
+
+def _deafen(stream: Any) -> None:
+    """Nobody reads it any more: what is left in its buffer, and all that follows, goes nowhere."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def out() -> Console:
     """Standard output."""
-    return _console(sys.stdout)
+    return _console(sys.stdout, result=True)
 
 
 def err() -> Console:
     """Standard error."""
-    return _console(sys.stderr)
+    return _console(sys.stderr, result=False)
 
 
-def _console(stream: Any) -> Console:
+def _console(stream: Any, *, result: bool) -> Console:
     # Made anew each time: the stream may have been replaced, as tests do.
-    console = Console(file=stream, highlight=False, soft_wrap=False)
+    file = stream if stream.isatty() else _Pipe(stream, result=result)
+    console = Console(file=file, highlight=False, soft_wrap=False)
     asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     console.width = min(console.width, MOST_COLUMNS) if asked else COLUMNS
     return console
@@ -64,8 +113,7 @@ def _console(stream: Any) -> Console:
 
 def emit(value: object) -> None:
     """Print one JSON object."""
-    with naming(OUTPUT):
-        click.echo(json.dumps(value, indent=2, ensure_ascii=True))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True), file=_Pipe(sys.stdout, result=True))
 
 
 def warn(line: str) -> None:

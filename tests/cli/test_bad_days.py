@@ -181,3 +181,66 @@ def test_a_full_standard_output(shell: Shell, stored: Path, options: list[str]) 
     assert ended.returncode == Exit.TARGET
     assert "standard output: No space left on device" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_a_pipe_that_nobody_reads_does_not_change_the_exit_code(
+    shell: Shell, stored: Path, options: list[str]
+) -> None:
+    """``fanout query gap | head`` must still say that there are gaps; 0 and 1 would both be wrong."""
+    volume(shell, "COPYPOOL1").unlink()
+    shell("put", "N1", stored, "--as", "two", code=Exit.DEGRADED)
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "fanout",
+                "query",
+                "gap",
+                *options,
+                "--config",
+                str(shell.config),
+            ],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert ended.returncode == Exit.GAPS
+    assert ended.stderr == ""
+
+
+def test_a_standard_error_that_is_full_does_not_change_the_exit_code(shell: Shell) -> None:
+    """A log on a full disk: what cannot be warned of is said by the exit code."""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "fanout",
+                "query",
+                "stgpool",
+                "NONE",
+                "--config",
+                str(shell.config),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == Exit.CONFIG
+    with open("/dev/full", "w") as full:
+        helped = subprocess.run(
+            [sys.executable, "-m", "fanout", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert helped.returncode == Exit.TARGET
+    assert b"Traceback" not in helped.stderr

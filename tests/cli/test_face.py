@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import subprocess
 import sys
 import time
@@ -181,3 +182,26 @@ def test_one_is_no_plural() -> None:
     assert screen.count(1, "object") == "1 object"
     assert screen.count(0, "object") == "0 objects"
     assert screen.count(1234, "gap") == "1,234 gaps"
+
+
+@pytest.mark.parametrize(
+    "words", ["put --json N1", "nothing --json", "query gap --jsn --json", "query --json"]
+)
+def test_a_wrong_command_line_is_an_object_too(words: str) -> None:
+    """A script that asked for JSON parses what it gets, also when it was mistyped."""
+    result = CliRunner().invoke(main, words.split())
+    assert result.exit_code == Exit.USAGE
+    error = json.loads(result.stdout)["error"]
+    assert error["kind"] == "UsageError"
+    assert error["exit_code"] == Exit.USAGE
+    assert error["message"]
+    assert "--help" in error["mend"]
+
+
+def test_lines_without_a_terminal_end_without_spaces() -> None:
+    """They are noise in a diff and in a mail."""
+    with CliRunner().isolation() as (out, *_):
+        screen.show(screen.table(("name", "more"), [("a", ""), ("long name", "b")], title="title"))
+        text = out.getvalue().decode()
+    assert "title\n" in text
+    assert not any(line.endswith(" ") for line in text.split("\n"))
