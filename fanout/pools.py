@@ -39,6 +39,7 @@ from fanout.pool import (
     free_bytes,
     status_of,
 )
+from fanout.units import format_size
 from fanout.volume import Volume, VolumeState
 
 if TYPE_CHECKING:
@@ -278,9 +279,7 @@ class PoolSet:
                         refusal.pool.name, f"it has no volume, and {why}"
                     ) from None
                 if piece == LEAST_SPAN:
-                    why = refusal.pool.growth_refused
-                    message = f"{refusal}; no volume could be added: {why}" if why else str(refusal)
-                    raise PoolFull(refusal.pool.name, message) from None
+                    raise _pool_full(refusal, request) from None
                 piece = LEAST_SPAN  # rather in many pieces than not at all
 
     def _reserve(self, pools: Sequence[Pool], request: ReserveRequest, piece: int) -> list[Span]:
@@ -479,6 +478,18 @@ class PoolSet:
 def _token(span: Span) -> SpanToken:
     assert isinstance(span.token, SpanToken), "not a span of this store"
     return span.token
+
+
+def _pool_full(refusal: _NoRoom, request: ReserveRequest) -> PoolFull:
+    """Why a pool has no room, in figures that an operator knows: what is asked for, and what is free."""
+    pool, wanted = refusal.pool, request.length
+    free = pool.free_bytes()
+    message = str(refusal)
+    if wanted is not None and wanted > free:
+        message = f"no room for {format_size(wanted)}, {format_size(free)} are free"
+    if pool.growth_refused:
+        message += f"; no volume could be added: {pool.growth_refused}"
+    return PoolFull(pool.name, message)
 
 
 def _payload(request: ReserveRequest) -> int:

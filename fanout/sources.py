@@ -206,7 +206,7 @@ class ReaderSource:
         self.name = str(getattr(reader, "name", type(reader).__name__))
         self._reader, self._start, self._used = reader, 0, False
         seekable = getattr(reader, "seekable", None)
-        self.rereadable = bool(seekable and seekable())
+        self.rereadable = bool(seekable and seekable()) and not _is_character_device(reader)
         if self.rereadable:
             self._start = reader.tell()
             end = reader.seek(0, io.SEEK_END)
@@ -385,6 +385,15 @@ def _is_buffer(value: object) -> TypeGuard[Buffer]:
     except TypeError:
         return False
     return True
+
+
+def _is_character_device(reader: Any) -> bool:
+    """A tape or /dev/zero takes a seek and goes nowhere: its end says nothing of its length."""
+    try:
+        number = reader.fileno()
+    except (AttributeError, OSError):
+        return False
+    return stat.S_ISCHR(os.fstat(number).st_mode)
 
 
 def _claim(source: Any, name: str) -> None:

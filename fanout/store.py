@@ -305,9 +305,11 @@ class Store(StoreReader):
         Raises:
             CatalogError: the catalog hangs (`commit_deadline`). All else is closed; the catalog stays locked until the process ends.
         """
+        self._closed = True
         self._closing.close()
 
     def __enter__(self) -> Self:
+        self._must_be_open()
         return self
 
     def __exit__(
@@ -371,8 +373,9 @@ class Store(StoreReader):
 
         Raises:
             UnknownPool: no such node; says which there are.
-            InterfaceError: the store is open read-only.
+            InterfaceError: the store is closed, or open read-only.
         """
+        self._must_be_open()
         destination = self.config.destination(node, checked_kind(kind))
         names = [primary.pool for primary in destination.chain if primary.accepts]
         for pool in [*names, *(secondary.pool for secondary in destination.secondaries)]:
@@ -419,6 +422,7 @@ class Store(StoreReader):
     @contextmanager
     def reconciling(self, pool: str) -> Iterator[None]:
         """One repair run at a time into one pool: a second one waits, and finds nothing left to do."""
+        self._must_be_open()
         with self._reconciling[pool]:
             yield
 
@@ -431,7 +435,9 @@ class Store(StoreReader):
             PoolFull: a pool has no room.
             PoolUnavailable: a pool has no volume that can be written.
             CatalogError: nothing can be committed any more, or nothing new should be begun; says why.
+            InterfaceError: the store is closed.
         """
+        self._must_be_open()
         refusal = self.ledger.refusal
         if refusal is None and (request.attempt, request.ordinal, request.first_span) == (1, 0, 0):
             refusal = self.ledger.shortage
@@ -453,6 +459,7 @@ class Store(StoreReader):
         A client that was cut off before it got its receipt asks this before it sends the transaction again. Pools and gaps are
         those of today: what was repaired since is no gap any more.
         """
+        self._must_be_open()
         return receipt_of(self.catalog, transaction)
 
     # ---- deleting ----------------------------------------------------------------------------------
@@ -489,6 +496,7 @@ class Store(StoreReader):
             CatalogError: the last commit did not happen; those before it did.
             CommitUnknown: nobody knows whether the last one did; open the store again.
         """
+        self._must_be_open()
         if isinstance(names, str | bytes):
             names = [names]
         encoded = None if names is None else [os.fsencode(name) for name in names]

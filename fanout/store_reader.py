@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fanout.config import Access, DeviceType
-from fanout.errors import ObjectNotFound, PoolUnavailable
+from fanout.errors import InterfaceError, ObjectNotFound, PoolUnavailable
 from fanout.read import CopyReader, ObjectReader
 from fanout.types import ObjectKind, PoolKind
 from fanout.units import quoted
@@ -84,6 +84,11 @@ class StoreReader:
         self, config: Config, catalog: CatalogReader, engine: Engine, pools: PoolSet
     ) -> None:
         self.config, self.catalog, self.engine, self.pools = config, catalog, engine, pools
+        self._closed = False
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise InterfaceError(f"{self.config.path}: the store is closed")
 
     # ---- reading -----------------------------------------------------------------------------------
 
@@ -111,13 +116,15 @@ class StoreReader:
         Raises:
             ObjectNotFound: no such object or version, or not in that pool.
             UnknownPool: no such pool or node.
+            InterfaceError: the store is closed.
         """
+        self._must_be_open()
         encoded = name if isinstance(name, bytes) else os.fsencode(name)
         owner = self.config.node(node).name
         entry = self.catalog.find(owner, encoded, kind=kind, version=version)
         if entry is None:
-            which = "" if version is None else f", version {version}"
-            raise ObjectNotFound(f"{owner} has no object {quoted(encoded)}{which}")
+            which = "" if version is None else f"version {version} of "
+            raise ObjectNotFound(f"{owner} has no {which}object {quoted(encoded)}")
         wanted = None if pool is None else self.config.pool(pool).name
         copies = [
             copy
@@ -167,6 +174,7 @@ class StoreReader:
 
     def query_stgpools(self) -> list[PoolStatus]:
         """Every pool: what it is, how full it is, what it holds, and what it lacks."""
+        self._must_be_open()
         held: dict[str, tuple[int, int]] = {}
         for entry in self.catalog.occupancy():
             objects, size = held.get(entry.pool, (0, 0))
@@ -183,6 +191,7 @@ class StoreReader:
 
     def query_volumes(self) -> list[VolumeStatus]:
         """Every volume, open or not, with its state, the reason for it, and its space."""
+        self._must_be_open()
         # Asking a volume is what notices that the engine has let its target go.
         dead = [volume.path for volume in self.pools.volumes() if not volume.writable]
         _log.debug("volumes that cannot be written: %s", dead)
@@ -202,6 +211,7 @@ class StoreReader:
         active_only: bool = False,
     ) -> Iterator[ObjectEntry]:
         """Objects and versions that fit, in the order in which they were stored."""
+        self._must_be_open()
         return self.catalog.objects(
             node=node,
             name=os.fsencode(name) if isinstance(name, str) else name,
@@ -213,12 +223,14 @@ class StoreReader:
         self, *, node: str | None = None, pool: str | None = None
     ) -> list[OccupancyEntry]:
         """How much of each node lies in each pool: the way to compare pools by counts."""
+        self._must_be_open()
         return self.catalog.occupancy(node=node, pool=pool)
 
     def query_gaps(
         self, *, pool: str | None = None, primary: str | None = None, node: str | None = None
     ) -> list[GapEntry]:
         """What is missing where: which pool lacks how many objects and bytes, since when, and why. The oldest first."""
+        self._must_be_open()
         return self.catalog.gaps(pool=pool, primary=primary, node=node)
 
 

@@ -221,6 +221,10 @@ def refuse_links(path: str) -> None:
         raise CatalogError(path, f"is {what}, which is refused")
 
 
+# What SQLite says when its file system is full: of the files, and of the log's index, which an opening makes.
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+
+
 @contextmanager
 def translated(path: str) -> Iterator[None]:
     """SQLite's errors as `CatalogError`, with the path."""
@@ -230,7 +234,8 @@ def translated(path: str) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "")
         if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
             raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
-        raise CatalogError(path, f"{error} ({name})" if name else str(error)) from error
+        mend = "; its file system is full: make room there" if name in _NO_ROOM else ""
+        raise CatalogError(path, f"{error} ({name}){mend}" if name else str(error)) from error
     except MemoryError as error:  # SQLite's own has no class of its own
         raise CatalogError(path, "out of memory") from error
     except UnicodeDecodeError as error:  # a text column of a damaged page

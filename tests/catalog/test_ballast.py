@@ -106,6 +106,19 @@ def test_a_full_disk_still_records_gaps(full: SmallSite, disk: Path) -> None:
 
 
 @pytest.mark.root
+def test_an_opening_on_a_full_disk_says_what_to_do(full: SmallSite, disk: Path) -> None:
+    """Where the log's index cannot be made SQLite speaks of an I/O error, and an operator looks for a broken disk."""
+    for index in disk.glob("*-shm"):  # of nobody: the store is closed
+        index.unlink()
+    fill(disk)
+    with pytest.raises(CatalogError, match="is full: make room there"):
+        full.open()
+    (disk / "filler").unlink()
+    with full.open() as store:
+        put(full, store, {b"A": b"a"})
+
+
+@pytest.mark.root
 def test_without_ballast_the_same_transaction_fails(full: SmallSite, disk: Path) -> None:
     """So it is the ballast that the other test stands on. Nothing of it is visible then, now or later."""
     with full.open() as store, store.session("N1") as session:

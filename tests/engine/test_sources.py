@@ -182,6 +182,13 @@ def test_devices_and_pipes_have_no_length() -> None:
     assert source.length is None
     with source.open() as chunks:
         assert memoryview(next(chunks)).nbytes == CHUNK_BYTES
+    with open("/dev/zero", "rb") as reader:  # it says that it can seek, and that its end is at 0
+        with pytest.raises(SourceNotRereadable):
+            as_source(reader)
+        source = as_source(reader, resend=False)
+        assert source.length is None
+        with source.open() as chunks:
+            assert memoryview(next(chunks)).nbytes == CHUNK_BYTES
 
 
 def test_empty_sources(tmp_path: Path) -> None:

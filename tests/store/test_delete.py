@@ -231,7 +231,7 @@ def test_after_all_is_deleted_as_much_fits_as_at_first(small: SmallSite) -> None
         before = free(store)
         counts = []
         for _ in range(3):
-            with pytest.raises(TransactionFailed, match="no room for a span"):
+            with pytest.raises(TransactionFailed, match="no room for"):
                 fill(store)
             counts.append(len(names(store)))
             assert store.delete("N1", None, keep=0).postponed == ()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fanout.audit import audit_stgpool
 from fanout.engine import Engine
 from fanout.errors import (
     CatalogBusy,
@@ -33,12 +34,15 @@ from fanout.errors import (
     UnknownPool,
     VolumeForeign,
 )
+from fanout.reconcile import backup_stgpool
 from fanout.store import Store
 from fanout.types import ObjectKind
 from tests.faults.kernel import wait_until
 from tests.store.conftest import MIB, POOLS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fanout.read import ObjectReader
     from tests.store.conftest import Site
 
@@ -298,6 +302,33 @@ def test_arguments_of_the_wrong_type_store_and_delete_nothing(site: Site) -> Non
             store.delete("N1", "A", kind=word)
         with pytest.raises(TypeError, match="the name of a node is str"):
             store.session(None)  # type: ignore[arg-type]
+
+
+def test_a_closed_store_says_so(site: Site) -> None:
+    """Breaks if a daemon that mixed up its order of closing hears of a database, or begins what it cannot end."""
+    site.create()
+    with site.open() as store, store.session("N1") as session:
+        store.close()
+        transaction = session.begin()
+        uses: list[Callable[[], object]] = [
+            lambda: transaction.put("A", b"x"),
+            lambda: store.session("N1"),
+            lambda: store.get("N1", "A"),
+            lambda: store.delete("N1", "A"),
+            lambda: store.receipt(bytes(16)),
+            lambda: list(store.query_objects()),
+            store.query_gaps,
+            store.query_occupancy,
+            store.query_stgpools,
+            store.query_volumes,
+            store.__enter__,
+            lambda: backup_stgpool(store, "DISKPOOL", "COPYPOOL1"),
+            lambda: audit_stgpool(store, "DISKPOOL"),
+        ]
+        for use in uses:
+            with pytest.raises(InterfaceError, match="the store is closed"):
+                use()
+        store.close()
 
 
 def test_sessions_side_by_side(site: Site) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import os
 import random
+import re
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,7 @@ def test_all_or_nothing(house: House) -> None:
     with pytest.raises(PoolFull) as caught:
         house.pools.reserve(ask(14 << 20))
     assert caught.value.pool == "COPY"
+    assert re.fullmatch(r"no room for 14\.0 MiB, [\d.]+ MiB are free", caught.value.message)
     assert not bytes_in(house.pools, RegionState.RESERVED)
     assert not any(m.users for pool in house.pools.pools.values() for m in pool.members)
     assert house.pools.reserve(ask(14 << 20, copies=()))
