@@ -258,7 +258,9 @@ def retire_volume(
             raise VolumeError(where, f"the catalog knows no volume at this path; it knows: {there}")
         entry = known[where]
         if not force and _is_well(loaded, catalog, entry, lock_wait):
-            raise VolumeError(where, "it is well; say force to give up what it holds all the same")
+            raise VolumeError(
+                where, "it is well; say force (--force) to give up what it holds all the same"
+            )
         objects, size, lost, shrunk = _losses(catalog, entry)
         catalog.retire(entry.volume, shrunk)
     return RetireReport(entry.pool, objects, size, tuple(lost))
@@ -292,7 +294,7 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: fl
         except FanoutError as error:
             if is_the_hosts(error) or _is_forbidden(error):
                 why = error.message if isinstance(error, VolumeError) else str(error)
-                message = f"{why}: that does not make it lost; mend that, or say force"
+                message = f"{why}: that does not make it lost; mend that, or say force (--force)"
                 raise VolumeError(entry.path, message) from error
             return False
         return True

@@ -473,7 +473,7 @@ def _check_pool(config: Config, pool: Pool, fail: Callable[[str, str], ConfigErr
         message = f'unknown device class "{pool.device_class}"; {there_are}'
         raise fail(f"{key}.device_class", message)
     if device_class.type is DeviceType.DISK and not pool.volumes:
-        example = f'[{{ path = "{pool.name}.vol" }}]'
+        example = f'[{{ path = "{pool.name}.vol", size = "10 GiB" }}]'
         raise fail(f"{key}.volumes", f"a pool of a disk class needs at least one, like {example}")
     if device_class.type is DeviceType.FILE and pool.volumes:
         message = f"volumes of file class {device_class.name} are made in its directory, not listed"

@@ -128,7 +128,7 @@ class Table:
             other = seen.setdefault(key.lower(), key)
             if other != key:
                 raise section.error(
-                    key, f'there is already, and names must differ in more than case: "{other}"'
+                    key, f'differs only in case from "{other}", and names are found in any case'
                 )
             made[key] = make(key, Table(self.path, section.dotted(key), value, None))
         return MappingProxyType(made)

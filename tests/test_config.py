@@ -241,7 +241,7 @@ MISTAKES = [
     ('type = "disk"', 'type = "disk"\ndirectory = "x"', "device_classes.disk.directory", "unknown"),
     ("[pools.DISKPOOL]", '[pools."A B"]', "pools.A B", "not a name"),
     ("[pools.DISKPOOL]", f"[pools.{'P' * 31}]", "pools." + "P" * 31, "1 to 30 characters"),
-    ("[pools.TAPEPOOL]", "[pools.diskpool]", "pools.diskpool", 'already, .* "DISKPOOL"'),
+    ("[pools.TAPEPOOL]", "[pools.diskpool]", "pools.diskpool", 'only in case from "DISKPOOL"'),
     ("[pools.TAPEPOOL]", "[pools.DISKPOOL]", "", "not valid TOML"),
     ('type = "copy"\ndevice_class = "seq"\n\n', "", "pools.COPYPOOL1.type", "missing"),
     ('"primary"\ndevice_class = "disk"', '"primary"', "pools.DISKPOOL.device_class", "missing"),

@@ -136,7 +136,8 @@ def run(
     Scenarios are kept in benchmarks/scenarios; benchmarks/README.md says how
     to write one. benchmarks/scenarios/cost.toml fills in the cost table.
     """
-    plan = scenario.load(file, rounds=rounds)
+    with _mended_by("Correct the scenario; benchmarks/README.md says how to write one."):
+        plan = scenario.load(file, rounds=rounds)
     for path in running.destroyed(plan):
         screen.confirm(f"{path}: what is on this device will be overwritten", force=force)
     command = ["fanout", "bench", "run", str(file), *_given(rounds, directory, backend)]
@@ -178,7 +179,8 @@ def report_(*, file: Path, html: Path, as_json: bool) -> None:
 
     One file without anything from outside: it opens anywhere, also years later.
     """
-    result = results.load(file)
+    with _mended_by(_KEPT):
+        result = results.load(file)
     try:
         report.write(result, html)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -186,6 +188,19 @@ def report_(*, file: Path, html: Path, as_json: bool) -> None:
         raise ConfigError(f"lacks what a report shows: {error!r}", path=str(file)) from error
     if as_json:
         screen.emit({"ok": True, "report": str(html)})
+
+
+_KEPT = "Name a file that 'fanout bench run --save FILE' has kept."
+
+
+@contextlib.contextmanager
+def _mended_by(mend: str) -> Iterator[None]:
+    """A file that is wrong here is no fanout.toml."""
+    try:
+        yield
+    except ConfigError as error:
+        error.add_note(mend)
+        raise
 
 
 @bench.command(short_help="Has anything become slower? Exit code 15 says yes")
@@ -220,9 +235,9 @@ def compare(
     the middle halves of the rounds no longer overlap. Exit code 0: none that
     is judged is worse; 15: one is.
     """
-    found = results.compare(
-        results.load(before), results.load(after), tolerance=tolerance, absolute=absolute
-    )
+    with _mended_by(_KEPT):
+        earlier, later = results.load(before), results.load(after)
+    found = results.compare(earlier, later, tolerance=tolerance, absolute=absolute)
     if as_json:
         screen.emit(results.to_json(found))
     else:

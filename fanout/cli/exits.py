@@ -68,6 +68,8 @@ class Verdict:
     mend: str = ""
 
 
+_WHERE = "Say where it is: --config FILE, or FANOUT_CONFIG; docs/cli.md shows a small one."
+
 # The first class that matches decides, so the special ones stand first.
 _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
     (errors.ConfigError, Exit.CONFIG, "Correct the file; docs/cli.md shows a complete one."),
@@ -136,6 +138,8 @@ def judge(error: BaseException) -> Verdict:
     if isinstance(error, errors.TransactionFailed) and error.reason == "budget":
         # Every retry failed, but nothing says that a later one must.
         return Verdict(Exit.RETRY, _line(error), "Nothing of it is stored. Run the command again.")
+    if isinstance(error, errors.ConfigError) and isinstance(error.__cause__, OSError):
+        return Verdict(Exit.CONFIG, _line(error), "\n".join(_notes(error)) or _WHERE)
     if isinstance(error, MemoryError) or _is_no_thread(error):
         line = f"this machine is short of memory or threads{f': {error}' if str(error) else ''}"
         return Verdict(
@@ -144,12 +148,17 @@ def judge(error: BaseException) -> Verdict:
     for kind, code, mend in _CLASSES:
         if isinstance(error, kind):
             own = error.mend if isinstance(error, Refused) else mend
-            return Verdict(code, _line(error), own)
+            return Verdict(code, _line(error), "\n".join(_notes(error)) or own)
     return Verdict(
         Exit.UNEXPECTED,
         f"unexpected {type(error).__name__}: {error}",
         "This is a mistake in fanout. FANOUT_DEBUG=1 shows where it happened.",
     )
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What a command that knows better how to mend an error has added to it."""
+    return getattr(error, "__notes__", [])
 
 
 def _is_no_thread(error: BaseException) -> bool:

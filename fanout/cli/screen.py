@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -104,7 +104,7 @@ def err() -> Console:
 
 def _console(stream: Any, *, result: bool) -> Console:
     # Made anew each time: the stream may have been replaced, as tests do.
-    file = stream if stream.isatty() else _Pipe(stream, result=result)
+    file: Any = stream if stream.isatty() else _Pipe(stream, result=result)
     console = Console(file=file, highlight=False, soft_wrap=False)
     asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
     console.width = min(console.width, MOST_COLUMNS) if asked else COLUMNS
@@ -113,7 +113,8 @@ def _console(stream: Any, *, result: bool) -> Console:
 
 def emit(value: object) -> None:
     """Print one JSON object."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True), file=_Pipe(sys.stdout, result=True))
+    text = json.dumps(value, indent=2, ensure_ascii=True)
+    click.echo(text, file=cast("IO[str]", _Pipe(sys.stdout, result=True)))
 
 
 def warn(line: str) -> None:

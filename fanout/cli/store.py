@@ -323,7 +323,8 @@ def _show_put(
         f"({rate}/s){retries}"
     )
     if found.skipped:
-        what = " and ".join(f"{count:,} {kind}" for kind, count in found.skipped.items())
+        kinds_of = found.skipped.items()
+        what = " and ".join(screen.count(many, kind.removesuffix("s")) for kind, many in kinds_of)
         screen.say(f"Skipped, because only files are stored: {what}.")
     for path, reason in found.left_out[:10]:
         screen.warn(f"left out: {path}: {reason}")

@@ -90,11 +90,11 @@ def _show_check(report: CheckReport, *, data: bool) -> None:
     read = f"{format_size(report.bytes)} read and compared" if data else "headers and footers only"
     screen.say(f"{looked}; {read} in {format_seconds(report.seconds)}.")
     for problem in report.problems[:LISTED]:
-        screen.warn(_line(problem))
-        screen.say(f"  {screen.plain(problem.mend)}")
+        screen.say(f"[bold red]wrong:[/] {screen.plain(_line(problem))}")
+        screen.say(f"  [dim]mend:[/] {screen.plain(problem.mend)}")
     found = len(report.problems) + report.more
     if found > LISTED:
-        screen.warn(f"{screen.count(found - LISTED, 'problem')} more; --json lists them.")
+        screen.say(f"{screen.count(found - LISTED, 'problem')} more; --json lists them.")
     if report.ok:
         screen.say("Nothing is wrong.")
 

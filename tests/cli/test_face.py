@@ -205,3 +205,21 @@ def test_lines_without_a_terminal_end_without_spaces() -> None:
         text = out.getvalue().decode()
     assert "title\n" in text
     assert not any(line.endswith(" ") for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        ("query gap -c none.toml", "--config FILE"),
+        ("bench run none.toml", "benchmarks/README.md"),
+        ("bench compare none.json none.json", "bench run --save"),
+        ("bench report none.json none.html", "bench run --save"),
+    ],
+)
+def test_a_file_that_is_not_there_has_its_own_mend(words: str, mend: str) -> None:
+    """Not every wrong file is a wrong fanout.toml, and one that is missing cannot be corrected."""
+    result = CliRunner().invoke(main, words.split())
+    assert result.exit_code == Exit.CONFIG
+    assert "No such file" in result.stderr
+    assert mend in result.stderr
+    assert "Correct the file" not in result.stderr

@@ -54,7 +54,10 @@ def test_damage_is_told(shell: Shell, stored: Path) -> None:
     assert (problem["pool"], problem["path"]) == ("COPYPOOL1", str(path))
     assert problem["object"].endswith("one")
     shown = shell("check", code=Exit.INTEGRITY)
-    assert "COPYPOOL1" in shown.err
+    assert (
+        "wrong: COPYPOOL1:" in shown.out
+    )  # what is wrong and its mend stay together, in a log too
+    assert "mend: " in shown.out
     assert problem["mend"][:20] in shown.out
 
 
