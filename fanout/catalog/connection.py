@@ -219,10 +219,19 @@ def refuse_links(path: str) -> None:
     if not stat.S_ISREG(mode):
         what = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         raise CatalogError(path, f"is {what}, which is refused")
+    if not os.access(path, os.R_OK):
+        raise CatalogError(path, "cannot be read by this user; run as the owner of the store")
 
 
-# What SQLite says when its file system is full: of the files, and of the log's index, which an opening makes.
-_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+# What SQLite says of a file system that is full (of the log's index, too, which an opening makes) or may not be written.
+_MENDS = {
+    ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"): "; its file system is full: make room there",
+    (
+        "SQLITE_CANTOPEN",
+        "SQLITE_READONLY",
+        "SQLITE_READONLY_DIRECTORY",
+    ): "; may this user write it, and its directory?",
+}
 
 
 @contextmanager
@@ -234,7 +243,7 @@ def translated(path: str) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "")
         if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
             raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
-        mend = "; its file system is full: make room there" if name in _NO_ROOM else ""
+        mend = next((mend for names, mend in _MENDS.items() if name in names), "")
         raise CatalogError(path, f"{error} ({name}){mend}" if name else str(error)) from error
     except MemoryError as error:  # SQLite's own has no class of its own
         raise CatalogError(path, "out of memory") from error

@@ -18,6 +18,7 @@ from fanout.bench.places import PlaceError
 from fanout.cli import screen, space
 from fanout.cli.exits import Exit, Unsuitable
 from fanout.cli.params import SIZE, force_option, json_option
+from fanout.demo.devices import DeviceError
 from fanout.errors import ConfigError
 from fanout.units import format_seconds, format_size
 
@@ -146,7 +147,7 @@ def run(
             result = running.run(
                 plan, directory=directory, backend=backend, command=command, tell=tell
             )
-    except PlaceError as error:
+    except (PlaceError, DeviceError) as error:
         raise Unsuitable(str(error)) from error
     if save is None and html is not None:
         save = html.with_suffix(".json")

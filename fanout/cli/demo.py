@@ -11,9 +11,10 @@ import click
 from rich.markup import escape
 
 from fanout.cli import screen, space
-from fanout.cli.exits import Exit
+from fanout.cli.exits import Exit, Unsuitable
 from fanout.cli.params import SIZE, json_option
 from fanout.demo import inputs, scenario
+from fanout.demo.devices import DeviceError
 from fanout.demo.report import plain
 from fanout.demo.site import POOLS
 from fanout.units import format_seconds, format_size
@@ -91,7 +92,10 @@ def demo(
     space.require(
         plan.directory, plan.needed_bytes, mend="choose another --directory or a smaller --size"
     )
-    report = scenario.run(plan, _Teller(quiet=as_json))
+    try:
+        report = scenario.run(plan, _Teller(quiet=as_json))
+    except DeviceError as error:
+        raise Unsuitable(str(error)) from error
     if as_json:
         screen.emit(plain(report))
     else:

@@ -61,7 +61,7 @@ def config_option(command: F) -> F:
     return click.option(
         "--config",
         "-c",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(readable=False, path_type=Path),  # what is wrong with it is a ConfigError
         envvar="FANOUT_CONFIG",
         default="fanout.toml",
         show_default=True,

@@ -43,6 +43,15 @@ def test_files_are_private_whatever_the_umask(sample: Sample) -> None:
     }
 
 
+def test_who_may_not_read_it_hears_that(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's "unable to open database file" sends an operator to look for damage."""
+    sample.create()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for opening in (CatalogReader, Catalog.open):
+        with pytest.raises(CatalogError, match="cannot be read by this user; run as the owner"):
+            opening(sample.path)
+
+
 def test_create_never_overwrites(sample: Sample) -> None:
     """Not a catalog, not another file, not through a link; and no draft is left behind."""
     sample.path.write_bytes(b"precious")

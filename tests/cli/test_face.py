@@ -8,14 +8,17 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from fanout import errors
+from fanout.bench import run as running
 from fanout.cli import ENTRIES, FACE, main, screen
 from fanout.cli.exits import Exit, Refused, Unsuitable, judge
+from fanout.demo import devices, scenario
 from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
 
@@ -223,3 +226,27 @@ def test_a_file_that_is_not_there_has_its_own_mend(words: str, mend: str) -> Non
     assert "No such file" in result.stderr
     assert mend in result.stderr
     assert "Correct the file" not in result.stderr
+
+
+def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
+    """What is wrong with the file is 10, whatever it is: 2 is for a wrong command line."""
+    result = CliRunner().invoke(main, ["query", "gap", "--config", str(tmp_path)])
+    assert result.exit_code == Exit.CONFIG
+    assert f"{tmp_path}: cannot be read: Is a directory" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "bench run"])
+def test_a_machine_without_devices_is_unsuitable(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """14 says that the machine is to blame, 5 that the data is."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise devices.DeviceError("no devices here: not root")
+
+    monkeypatch.setattr(scenario if command == "demo" else running, "run", refuse)
+    file = Path(__file__).parents[2] / "benchmarks/scenarios/cost.toml"
+    words = ["demo", "--size", "32MiB", "--directory", str(tmp_path)]
+    result = CliRunner().invoke(main, words if command == "demo" else ["bench", "run", str(file)])
+    assert result.exit_code == Exit.UNSUITABLE, result.output
+    assert "not root" in result.stderr
