@@ -134,12 +134,13 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
 def judge(error: BaseException) -> Verdict:
     """What an error means to an operator."""
     if isinstance(error, KeyboardInterrupt):
-        return Verdict(Exit.INTERRUPTED, "interrupted")
+        return Verdict(Exit.INTERRUPTED, "interrupted", _with_notes(error, ""))
     if isinstance(error, errors.TransactionFailed) and error.reason == "budget":
         # Every retry failed, but nothing says that a later one must.
-        return Verdict(Exit.RETRY, _line(error), "Nothing of it is stored. Run the command again.")
+        mend = "Nothing of it is stored. Run the command again."
+        return Verdict(Exit.RETRY, _line(error), _with_notes(error, mend))
     if isinstance(error, errors.ConfigError) and isinstance(error.__cause__, OSError):
-        return Verdict(Exit.CONFIG, _line(error), "\n".join(_notes(error)) or _WHERE)
+        return Verdict(Exit.CONFIG, _line(error), _with_notes(error, _WHERE))
     if isinstance(error, MemoryError) or _is_no_thread(error):
         line = f"this machine is short of memory or threads{f': {error}' if str(error) else ''}"
         return Verdict(
@@ -148,7 +149,7 @@ def judge(error: BaseException) -> Verdict:
     for kind, code, mend in _CLASSES:
         if isinstance(error, kind):
             own = error.mend if isinstance(error, Refused) else mend
-            return Verdict(code, _line(error), "\n".join(_notes(error)) or own)
+            return Verdict(code, _line(error), _with_notes(error, own))
     return Verdict(
         Exit.UNEXPECTED,
         f"unexpected {type(error).__name__}: {error}",
@@ -156,9 +157,12 @@ def judge(error: BaseException) -> Verdict:
     )
 
 
-def _notes(error: BaseException) -> list[str]:
-    """What a command that knows better how to mend an error has added to it."""
-    return getattr(error, "__notes__", [])
+def _with_notes(error: BaseException, mend: str) -> str:
+    """The mend, with what the command added; of a file that is wrong the command knows better how to mend it."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    if notes and isinstance(error, errors.ConfigError):
+        return " ".join(notes)
+    return " ".join(part for part in (mend, *notes) if part)
 
 
 def _is_no_thread(error: BaseException) -> bool:

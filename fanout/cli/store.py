@@ -212,7 +212,10 @@ def put(
     began = time.monotonic()
     stored = _Stored()
     with Store.open(config) as store, store.session(node, kind=ObjectKind(kind)) as session:
-        with screen.progress("storing", found.bytes or None, quiet=as_json) as bar:
+        with (
+            _counting(stored),
+            screen.progress("storing", found.bytes or None, quiet=as_json) as bar,
+        ):
             for batch in trees.groups(found.items, objects=group, bytes_=GROUP_BYTES):
                 _put_group(session, batch, stored, bar)
         stored.removed = dict(session.removed)
@@ -236,6 +239,18 @@ def _standard_input(size: int | None, spool: int | None, only_once: bool) -> Sou
     if not source.rereadable:
         raise SourceNotRereadable("standard input cannot be read a second time if a pool fails")
     return source  # a file
+
+
+@contextlib.contextmanager
+def _counting(stored: _Stored) -> Iterator[None]:
+    """An error in a later transaction says that the earlier ones stay."""
+    try:
+        yield
+    except BaseException as error:
+        if stored.objects:
+            many = screen.count(stored.objects, "object")
+            error.add_note(f"Stored before, and kept: {many} ({format_size(stored.bytes)}).")
+        raise
 
 
 def _put_group(session: Session, batch: list[trees.Item], stored: _Stored, bar: screen.Bar) -> None:

@@ -204,6 +204,19 @@ def test_put_usage(shell: Shell, arguments: tuple[str, ...]) -> None:
     shell(*arguments, code=Exit.USAGE)
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_later_failure_counts_what_stays(
+    shell: Shell, tree: Callable[..., Path], options: list[str]
+) -> None:
+    """What failed is one transaction: whoever stores a tree in many must hear of the others."""
+    root = tree("many", [100, 100, 100 * MIB])
+    said = shell("put", "N1", root, "--group", "1", *options, code=Exit.FAILED)
+    assert "Stored before, and kept: 2 objects (200 B)." in said.err
+    if options:
+        assert "2 objects" in said.json["error"]["mend"]
+    assert set(pools_of(shell, "N1")) == {"f0", "f1"}
+
+
 def test_versions(shell: Shell, tmp_path: Path) -> None:
     """The newest is what get gives; the older one is there by its number."""
     file = tmp_path / "f"
