@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import fanout
+from fanout.cli import main
+from fanout.config import parse
+from fanout.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -42,6 +48,53 @@ def test_the_first_code_of_the_readme(home: Path, capsys: pytest.CaptureFixture[
     with fanout.Store.open("fanout.toml", read_only=True) as store:
         for pool in ("DISKPOOL", "COPYPOOL1", "ACTIVEDATAPOOL"):
             assert store.get("N1", "home/report.odt", pool=pool).read() == report.read_bytes()
+
+
+def test_the_smallest_store_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stranger copies the file, the commands and the code, in this order, and nothing else is needed."""
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks(ROOT / "README.md", "toml")
+    (tmp_path / "fanout.toml").write_text(text, encoding="utf-8")
+    commands = [
+        shlex.split(line, comments=True)
+        for line in blocks(ROOT / "README.md", "sh")[0].splitlines()
+    ]
+    assert len(commands) == 5
+    for program, *arguments in commands:
+        assert program == "fanout"
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "restored/fanout.toml").read_text(encoding="utf-8") == text
+    code = blocks(ROOT / "README.md", "python")[0]
+    exec(code.replace("/home/ann/report.odt", "fanout.toml"), {})
+    assert "gaps_left=0" in capsys.readouterr().out
+
+
+def keys_shown(text: str) -> dict[str, set[str]]:
+    """The keys of each kind of table in a configuration."""
+    shown: dict[str, set[str]] = {}
+    for section, table in tomllib.loads(text).items():
+        named = section in {"device_classes", "pools", "domains", "nodes"}
+        for each in table.values() if named else [table]:
+            shown.setdefault(section, set()).update(each)
+    return shown
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["store", "engine", "device_classes.seq", "pools.DISKPOOL", "domains.NORMAL", "nodes.N2"],
+)
+def test_the_complete_configuration_shows_every_key(table: str) -> None:
+    """A key that stands nowhere is found by reading the source, or not at all."""
+    (text,) = blocks(ROOT / "docs/cli.md", "toml")
+    parse(text, path="fanout.toml")
+    wrong = re.sub(rf"(?m)^\[{re.escape(table)}\].*$", r"\g<0>\nunknown = 1", text)
+    with pytest.raises(ConfigError, match=r"allowed here: .*\)") as caught:
+        parse(wrong, path="fanout.toml")
+    allowed = str(caught.value).rsplit("allowed here: ", 1)[1].rstrip(")").split(", ")
+    assert set(allowed) == keys_shown(text)[table.split(".", maxsplit=1)[0]]
 
 
 def test_the_tee_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
