@@ -199,6 +199,7 @@ def put(
     everywhere, or a file could not be read; 4 not stored, try again; 5 not
     stored.
     """
+    loaded = configuration.load(config)
     if "-" in paths:
         if len(paths) > 1 or not name:
             raise click.UsageError("standard input is stored alone, and needs --as NAME")
@@ -208,10 +209,10 @@ def put(
     else:
         if name is not None and len(paths) > 1:
             raise click.UsageError("--as NAME goes with one PATH")
-        found = trees.walk(paths, name=name)
+        found = trees.walk(paths, name=name, own=trees.own_files(loaded))
     began = time.monotonic()
     stored = _Stored()
-    with Store.open(config) as store, store.session(node, kind=ObjectKind(kind)) as session:
+    with Store.open(loaded) as store, store.session(node, kind=ObjectKind(kind)) as session:
         with (
             _counting(stored),
             screen.progress("storing", found.bytes or None, quiet=as_json) as bar,
@@ -340,7 +341,7 @@ def _show_put(
     if found.skipped:
         kinds_of = found.skipped.items()
         what = " and ".join(screen.count(many, kind.removesuffix("s")) for kind, many in kinds_of)
-        screen.say(f"Skipped, because only files are stored: {what}.")
+        screen.say(f"Skipped, and not stored: {what}.")
     for path, reason in found.left_out[:10]:
         screen.warn(f"left out: {path}: {reason}")
     if len(found.left_out) > 10:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -14,11 +15,21 @@ from fanout.format import MAX_NAME
 from fanout.sources import Chunks, as_source, naming, once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 
     from typing_extensions import Buffer
 
+    from fanout.config import Config
     from fanout.sources import Source
+
+
+CATALOG_FILES = (
+    "",
+    "-wal",
+    "-shm",
+    ".lock",
+    ".ballast",
+)  # beside each other; a copy of it may have any other name
 
 
 class Item(NamedTuple):
@@ -48,8 +59,32 @@ class Found:
         """Of all items together."""
         return sum(item.length for item in self.items)
 
+    def skip(self, kind: str) -> None:
+        """Count what is not stored; `kind` in the plural."""
+        self.skipped[kind] = self.skipped.get(kind, 0) + 1
 
-def walk(paths: Iterable[str], *, name: str | None = None) -> Found:
+
+def own_files(config: Config) -> frozenset[tuple[int, int]]:
+    """Device and inode of the files of a store: stored in itself it would fill itself."""
+    places = [Path(f"{config.store.catalog}{suffix}") for suffix in CATALOG_FILES]
+    places += [volume.path for pool in config.pools.values() for volume in pool.volumes]
+    for kind in config.device_classes.values():
+        if kind.directory is not None:
+            places += kind.directory.glob("*.fanout")
+    found = set()
+    for place in places:
+        with contextlib.suppress(OSError):
+            status = place.stat()
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+def walk(
+    paths: Iterable[str],
+    *,
+    name: str | None = None,
+    own: Collection[tuple[int, int]] = (),
+) -> Found:
     """Find the regular files of some files and trees, in sorted order.
 
     Objects are named by the path as it was given, without ``.`` and doubled slashes. In trees,
@@ -58,6 +93,7 @@ def walk(paths: Iterable[str], *, name: str | None = None) -> Found:
     Args:
         paths: files and directories.
         name: to use instead of the (one) path.
+        own: device and inode of files that are skipped in trees; see `own_files`.
 
     Raises:
         OSError: a path that was named does not exist or cannot be read.
@@ -68,6 +104,9 @@ def walk(paths: Iterable[str], *, name: str | None = None) -> Found:
         base = os.path.normpath(path) if name is None else name
         if stat.S_ISDIR(Path(path).stat().st_mode):
             for inner, status in _files(path, found):
+                if (status.st_dev, status.st_ino) in own:
+                    found.skip("store files")
+                    continue
                 relative = os.path.relpath(inner, path)
                 _add(found, os.path.normpath(f"{base}/{relative}"), inner, status)
         else:
@@ -97,8 +136,7 @@ def _files(root: str, found: Found) -> Iterator[tuple[str, os.stat_result]]:
 def _add(found: Found, name: str, path: str, status: os.stat_result) -> None:
     """A file of a tree."""
     if not stat.S_ISREG(status.st_mode):
-        kind = "symbolic links" if stat.S_ISLNK(status.st_mode) else "special files"
-        found.skipped[kind] = found.skipped.get(kind, 0) + 1
+        found.skip("symbolic links" if stat.S_ISLNK(status.st_mode) else "special files")
     elif not os.access(path, os.R_OK):
         found.left_out.append((path, "may not be read by this user"))
     elif len(os.fsencode(name)) > MAX_NAME:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,6 @@ from tests.cli.conftest import MIB, Shell, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def pools_of(shell: Shell, node: str) -> dict[str, set[str]]:
@@ -258,6 +258,16 @@ def test_links_are_skipped_and_unreadable_files_are_told(shell: Shell, tmp_path:
     (root / "secret").chmod(0)
     said = shell("put", "N1", root, "--json", code=Exit.DEGRADED).json
     assert said["left_out"][0]["path"].endswith("secret")
+
+
+def test_a_store_is_not_stored_in_itself(shell: Shell, tmp_path: Path) -> None:
+    """``fanout put N1 .`` beside a new fanout.toml: its volumes would fill its pools."""
+    (tmp_path / "mine").write_bytes(b"x")
+    said = shell("put", "N1", tmp_path, "--json").json
+    assert said["skipped"]["store files"] >= 6  # the catalog, its log, four disks and a tape
+    stored = {one["name"] for one in shell("query", "object", "N1", "--json").json["objects"]}
+    assert {Path(name).name for name in stored} == {"mine", "fanout.toml"}
+    assert "store files" in shell("put", "N1", tmp_path).out
 
 
 def test_names_that_are_not_utf8(shell: Shell, tmp_path: Path) -> None:
