@@ -360,6 +360,8 @@ class SpooledSource:
 
 
 def _wrap(value: Any, length: int | None) -> Source:
+    if length is not None and length < 0:
+        raise ValueError(f"a length must not be negative: {length}")
     if isinstance(value, str | os.PathLike):
         if isinstance(os.fspath(value), bytes):
             raise TypeError("a path must be text; bytes are data")

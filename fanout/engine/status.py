@@ -20,7 +20,7 @@ _CODES, _PHASES, _CLASSES = tuple(OutcomeCode), tuple(Phase), tuple(FaultClass)
 
 # The core's expected failures. What is not here is an OSError of that number.
 STATUSES: Mapping[int, tuple[Callable[[str], Exception], str]] = {
-    errno.EBADF: (InterfaceError, "is closed"),
+    errno.EBADF: (InterfaceError, "is closed, or its engine is"),
     errno.ESHUTDOWN: (
         InterfaceError,
         "the engine was closed meanwhile",

@@ -174,6 +174,13 @@ def test_a_hint_is_a_promise(wrong: int) -> None:
         drain(as_source(Pipe(), length_hint=wrong, resend=False))
 
 
+def test_a_negative_length_is_refused_at_once() -> None:
+    """Later it would be blamed on the client's bytes."""
+    for make in (once, lambda data, length: spooled(data, limit_bytes=1, length=length)):
+        with pytest.raises(ValueError, match="negative"):
+            make(iter([b"x"]), length=-1)
+
+
 def test_devices_and_pipes_have_no_length() -> None:
     """Breaks if a character device is taken for an empty file."""
     with pytest.raises(SourceNotRereadable):
