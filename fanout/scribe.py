@@ -69,6 +69,7 @@ class Scribe:
         engine: that does the I/O.
         volumes: gives the open volume of an id, or None.
         idle: called on the scribe's thread after records were written, by whomever.
+        patience: seconds that `close` waits for `idle`.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Scribe:
         volumes: Callable[[bytes], Volume | None],
         *,
         idle: Callable[[], None],
+        patience: float,
     ) -> None:
         self._engine, self._volumes, self._idle = engine, volumes, idle
+        self._patience, self._idling = patience, False
         self._waiting: deque[Entry] = deque()
         # Volumes with records that no flush has covered, in the order in which they got them: a set of ids has another in each process.
         self._touched: dict[bytes, None] = {}
@@ -231,11 +234,17 @@ class Scribe:
                     volume.directory.forget_deletes(aggregates)
 
     def close(self) -> None:
-        """Write and flush what waits, then end; idempotent."""
+        """Write and flush what waits, then end; idempotent. If the thread hangs in `idle` it stays behind."""
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(self._patience)
+            if self._idling:
+                break
+        with self._writing:
+            self._write(self._take(MAX_WAITING))
+            self._flush()
 
     # ---- the thread ----------------------------------------------------------------------------
 
@@ -267,7 +276,11 @@ class Scribe:
             if last:
                 self._flush()
         if not last:
-            self._idle()
+            self._idling = True
+            try:
+                self._idle()
+            finally:
+                self._idling = False
 
     def _write(self, entries: Sequence[Entry]) -> None:
         """Promise 1: one run of requests for all volumes."""

@@ -110,7 +110,12 @@ class Store(StoreReader):
 
     def _begin_writing(self, catalog: Catalog, *, flush_before_acknowledge: bool) -> None:
         folder = LogFolder(catalog)
-        self._scribe = Scribe(self.engine, self.pools.volume, idle=folder.fold_if_due)
+        self._scribe = Scribe(
+            self.engine,
+            self.pools.volume,
+            idle=folder.fold_if_due,
+            patience=self.config.store.commit_deadline,
+        )
         self._closing.callback(self._scribe.close)
         for volume in list(self.pools.volumes()):
             self._catch_up(volume)

@@ -63,6 +63,8 @@ UPDATE volume SET epoch = json_extract(e.value, '$[1]'), device = json_extract(e
     inode = json_extract(e.value, '$[3]')
 FROM json_each(?) AS e WHERE volume.uuid = json_extract(e.value, '$[0]')"""
 
+FOLD_PATIENCE = 1.0  # seconds that the end of the log waits for a commit: one that hangs must not take the fold along
+
 # Result codes that say for sure that the statement was rolled back before COMMIT began.
 _CERTAINLY_NOTHING = frozenset(
     {
@@ -102,7 +104,7 @@ class Catalog(CatalogReader):
         self, path: str | os.PathLike[str], *, lock_wait: float, clock: Callable[[], int]
     ) -> None:
         self._clock = clock
-        self._write_lock = threading.Lock()
+        self._write_lock, self._folding = threading.Lock(), threading.Lock()
         self.last_commit_at = 0
         self.last_versions: dict[bytes, int] = {}
         self._lock_fd = take_lock(os.path.abspath(path), lock_wait)
@@ -216,15 +218,18 @@ class Catalog(CatalogReader):
         if self._lock_fd < 0:
             return
         super().close()
-        if not self._write_lock.acquire(blocking=False):
-            raise CatalogError(self.path, "a write to it hangs: it stays locked until that ends")
-        try:
-            with translated(self.path):
-                self._writes.close()
-        finally:
-            self._write_lock.release()
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        with ExitStack() as held:
+            for lock in (self._write_lock, self._folding):
+                if not lock.acquire(blocking=False):
+                    message = "a write to it hangs: it stays locked until that ends"
+                    raise CatalogError(self.path, message)
+                held.callback(lock.release)
+            try:
+                with translated(self.path):
+                    self._writes.close()
+            finally:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
 
     # ---- commits -------------------------------------------------------------------------------
 
@@ -515,12 +520,19 @@ class Catalog(CatalogReader):
         Raises:
             CatalogError: it failed. Commits go on as long as the log can grow.
         """
-        with translated(self.path), closing(connect(self.path, read_only=False)) as db:
+        with (
+            self._folding,
+            translated(self.path),
+            closing(connect(self.path, read_only=False)) as db,
+        ):
             (size,) = db.execute("PRAGMA page_size").fetchone()
             pages, left = _fold(db)
-            if enough is not None and pages * size > enough:
-                with self._write_lock:
+            long = enough is not None and pages * size > enough
+            if long and self._write_lock.acquire(timeout=FOLD_PATIENCE):
+                try:
                     _, left = _fold(db)
+                finally:
+                    self._write_lock.release()
         return left
 
 

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fanout import Store, backup_stgpool
+from fanout.catalog import LogFolder
 from fanout.errors import CatalogBusy, CatalogError
 from fanout.scribe import Scribe
 from tests.faults.devices import fault_disk
@@ -218,6 +220,42 @@ def test_a_hung_catalog_is_given_up(site: Site, hanging: FaultFS) -> None:
             b"in doubt",
         }  # what was in doubt had landed, and the rest never will
         put_one(again, b"again")
+
+
+def test_a_fold_that_hangs(
+    site: Site,
+    hanging: FaultFS,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Breaks if the store cannot be closed, if the directories wait for it, or if another writer is let in before it has landed."""
+    monkeypatch.setattr("fanout.store.LogFolder", partial(LogFolder, enough=0))
+    store = site.open()
+    hanging.set_rules(Rule(op="fsync", path="/catalog.db", delay=FOR_EVER, count=1))
+    put_one(store, b"folded")
+    hanging.wait_for_calls(1, "fsync")
+    put_one(store, b"beside")
+    problems: list[Exception] = []
+
+    def close() -> None:
+        try:
+            store.close()
+        except CatalogError as problem:
+            problems.append(problem)
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    closing.join(20)
+    assert ["stays locked" in str(problem) for problem in problems] == [True]
+    with pytest.raises(CatalogBusy):
+        site.open(lock_wait=0)
+    hanging.heal()
+    assert store._scribe is not None
+    store._scribe._thread.join(30)
+    store.catalog.close()
+    with caplog.at_level("INFO"), site.open() as again:
+        assert "appended again" not in caplog.text
+        assert len(list(again.query_objects(pool="DISKPOOL"))) == 2
 
 
 def test_a_process_ends_beside_a_catalog_that_hung(site: Site, hanging: FaultFS) -> None:
