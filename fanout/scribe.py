@@ -260,7 +260,7 @@ class Scribe:
             try:
                 self._work(last=last)
             except Exception:
-                # Records may be missing now; the next opening appends them.
+                # What may lack records has failed; the next opening appends them.
                 _log.exception("directories could not be written")
             if last:
                 return
@@ -283,6 +283,15 @@ class Scribe:
                 self._idling = False
 
     def _write(self, entries: Sequence[Entry]) -> None:
+        """Promise 3, whatever it is (no memory): a volume that was written again would have a hole in its evidence."""
+        try:
+            self._write_together(entries)
+        except BaseException:
+            for identity in dict.fromkeys(entry.volume for entry in entries):
+                self._fail(identity, "its directory was not written; it will be reopened")
+            raise
+
+    def _write_together(self, entries: Sequence[Entry]) -> None:
         """Promise 1: one run of requests for all volumes."""
         by_volume: dict[bytes, list[DirectoryRecord]] = {}
         for entry in entries:

@@ -16,7 +16,7 @@ from fanout.errors import CatalogError
 from fanout.scribe import Scribe
 from fanout.volume import Volume, VolumeState
 from tests.faults.kernel import wait_until
-from tests.store.test_delete import sound
+from tests.store.test_delete import put, sound
 from tests.store.test_space import ACTIVE, fill_active, small
 
 if TYPE_CHECKING:
@@ -93,6 +93,26 @@ def test_a_record_comes_while_it_is_opened(site: Site, monkeypatch: pytest.Monke
         assert volume.directory is not None
         assert volume.directory.held_csns() == store.catalog.held_csns(volume.uuid)
         assert not site.put(store, "N1").degraded
+
+
+def test_no_memory_for_its_records(small: SmallSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While those of a commit are prepared, volume by volume: it is not written again with these missing."""
+    with small.open() as store:
+        volume = next(v for v in store.pools.volumes() if v.pool == ACTIVE)
+        short = threading.Event()
+
+        def no_memory(*_: object, **__: object) -> None:
+            short.set()
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(volume.directory, "prepare", no_memory)
+            put(store, {b"c": b"3"})
+            assert short.wait(5)
+            wait_until(store._scribe._writing.acquire, "the end of it")  # type: ignore[union-attr]
+            store._scribe._writing.release()  # type: ignore[union-attr]
+        put(store, {b"d": b"4"})
+    sound(small)
 
 
 def test_a_commit_while_its_directory_is_compared(
