@@ -303,7 +303,7 @@ class PoolSet:
                 left, wish = left - capacity, wish - capacity
         except BaseException:
             for span in spans:
-                self._cancel(span)
+                self._cancel(_token(span).held)
             raise
         return spans
 
@@ -343,25 +343,28 @@ class PoolSet:
     def _take(self, pools: Sequence[Pool], members: Sequence[Member], length: int) -> Span:
         held: dict[str, Held] = {}
         placements = []
-        for pool, member in zip(pools, members, strict=True):
-            volume = member.volume
-            assert volume is not None
-            assert volume.allocator is not None
-            region = volume.allocator.reserve(length)
-            assert region is not None, "the volume had offered it"
-            promised = volume.promise(region.offset)
-            assert promised, "the directory was not full"
-            member.users += 1
-            held[pool.name] = Held(volume, region.offset, length, volume.openings)
-            placements.append(Placement(pool.name, volume.target, region.offset))
+        try:
+            for pool, member in zip(pools, members, strict=True):
+                volume = member.volume
+                assert volume is not None
+                assert volume.allocator is not None
+                region = volume.allocator.reserve(length)
+                assert region is not None, "the volume had offered it"
+                member.users += 1
+                held[pool.name] = Held(volume, region.offset, length, volume.openings)
+                placements.append(Placement(pool.name, volume.target, region.offset))
+                if not volume.promise(region.offset):  # a record of others has taken the room
+                    raise _NoRoom(pool, "its directory is full")
+        except BaseException:
+            self._cancel(held)
+            raise
         token = SpanToken(held, tuple(entry.volume.uuid for entry in held.values()))
         orphan = weakref.finalize(token, self._orphans.append, held)
         orphan.atexit = False
         return Span(length, tuple(placements), token)
 
-    def _cancel(self, span: Span) -> None:
-        """Nothing was ever submitted to the span."""
-        held = _token(span).held
+    def _cancel(self, held: dict[str, Held]) -> None:
+        """Nothing was ever submitted to these regions of a span."""
         for pool, entry in list(held.items()):
             assert entry.volume.allocator is not None
             entry.volume.allocator.cancel(entry.offset)

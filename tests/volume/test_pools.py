@@ -30,9 +30,10 @@ from fanout.errors import (
 from fanout.format import DirectoryRecord, Op, SpanFraming, StoredSpan
 from fanout.host import Fragment, ReserveRequest, Span, WrittenSpan
 from fanout.making import create_volumes, probe
+from fanout.pool import directory_full
 from fanout.pools import PoolSet
 from fanout.types import ObjectKind
-from fanout.volume import VolumeState
+from fanout.volume import Volume, VolumeState
 from tests.independent_reader import Volume as IndependentVolume
 
 if TYPE_CHECKING:
@@ -251,6 +252,24 @@ def test_a_full_directory_is_a_full_volume(house: House) -> None:
     with pytest.raises(PoolFull, match="COPY"):
         house.pools.reserve(ask(1))
     assert next(s for s in house.pools.status() if s.pool == "COPY").state == "full"
+
+
+def test_a_directory_that_becomes_full_meanwhile(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records of deletions and repairs take room that nobody was promised, also between the look and the promise."""
+
+    def look(volume: Volume) -> bool:
+        full, spare = directory_full(volume), 1 << 40
+        while volume.pool == "COPY" and volume.promise(spare):
+            spare += 1
+        return full
+
+    monkeypatch.setattr("fanout.pools.directory_full", look)
+    with pytest.raises(PoolFull, match="COPY"):
+        house.pools.reserve(ask(1))
+    assert not bytes_in(house.pools, RegionState.RESERVED)
+    assert not any(m.users for pool in house.pools.pools.values() for m in pool.members)
 
 
 # ---- settling ----------------------------------------------------------------------------------------------
