@@ -21,7 +21,7 @@ What it promises:
 4. One member that cannot be committed (a key that is taken) does not take the rest of its group with it.
 5. Nobody waits for a catalog that has not answered for `deadline` seconds. Whose commit it has been given gets `CommitUnknown`, the
    others `CatalogError`, and the store is read-only from then on. The write itself cannot be called back: this thread stays behind
-   with it. Should it end after all, its outcome is known, and promise 3 is kept.
+   with it. Should it end after all, its outcome is known, and promise 3 is kept. Nor for this thread, should it have ended.
 
 Why a thread of its own and not a leader among the callers: a `KeyboardInterrupt` strikes the main thread at any point. A caller
 that led the group could be struck between COMMIT and the others' acknowledgement. It costs two switches between
@@ -168,21 +168,24 @@ class Committer:
             except queue.Full:
                 if ticket is not None:
                     self._give_up_if_hung(ticket)
-                elif self._patience() == 0:
+                elif self._patience() == 0 or not self._thread.is_alive():
                     break
         return None
 
     def _give_up_if_hung(self, ticket: _Ticket) -> None:
         """Promise 5."""
         with self._asking:
-            if self._left() > 0:
+            alive = self._thread.is_alive()
+            if ticket.done.is_set() or (self._left() > 0 and alive):
                 return  # it has answered meanwhile
             if not self._hung:
                 self._hung = True
-                self._refusal = (
-                    f"read-only: the catalog has not answered for {self._deadline:g} s; mend what keeps it from "
-                    "being written (its disk hangs?), end this process, then open the store again"
+                why = (
+                    f"the catalog has not answered for {self._deadline:g} s; mend what keeps it from being written (its disk hangs?)"
+                    if alive
+                    else "the thread that writes to the catalog has ended (out of memory?)"
                 )
+                self._refusal = f"read-only: {why}, end this process, then open the store again"
                 _log.error("%s: %s", self._catalog.path, self._refusal)
             begun = ticket.begun
         if begun:

@@ -16,7 +16,7 @@ import pytest
 
 from fanout.catalog import CatalogReader
 from fanout.committer import Committer
-from fanout.errors import CatalogError, InterfaceError
+from fanout.errors import CatalogError, CommitUnknown, InterfaceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +155,33 @@ def test_wrong_books_stop_the_store(sample: Sample, catalog: Catalog, books: Boo
         committer.commit(sample.commit())
     committer.close()
     assert catalog.store().csn == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("where", "outcome"), [("_collect", CatalogError), ("_finish", CommitUnknown)]
+)
+def test_a_committer_that_ends_keeps_nobody_waiting(
+    sample: Sample,
+    catalog: Catalog,
+    books: Books,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    outcome: type[Exception],
+) -> None:
+    """Memory runs out in its own few lines: who waits, and who comes later, is told so."""
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    committer = Committer(catalog, settled=books.settle, deadline=0.5)
+    monkeypatch.setattr(committer, where, no_memory)
+    told = in_threads([partial(committer.commit, sample.commit())])
+    assert isinstance(told[0], outcome)
+    with pytest.raises(CatalogError, match="has ended"):
+        committer.commit(sample.commit())
+    assert committer.refusal is not None
+    committer.close()
 
 
 DOUBT = """
