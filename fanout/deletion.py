@@ -134,6 +134,7 @@ def delete(
     run = _Run()
     for batch in _batches(selection, catalog):
         with ledger.steady:
+            ledger.write_out()
             plan = _Plan(catalog, volumes, batch)
             if plan.deletions:
                 commit = Commit(

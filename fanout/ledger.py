@@ -136,6 +136,10 @@ class Ledger:
         """
         return self._hand_in(commit, [(span, (pool,)) for span in spans])
 
+    def write_out(self) -> None:
+        """Have the directories take what was committed so far. Nothing promises room for what they say of deletions: see what is left of it then."""
+        self._scribe.write_out()
+
     def commit_deletions(self, commit: Commit) -> int:
         """Commit deletions; returns the commit sequence number. Their space is free after `bury`.
 

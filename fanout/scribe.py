@@ -112,6 +112,11 @@ class Scribe:
             self._written = True
             self._wake.notify()
 
+    def write_out(self) -> None:
+        """Write what waits: from then on the directories know what room it takes."""
+        with self._writing:
+            self._write(self._take(MAX_WAITING))
+
     def catch_up(self, volume: Volume, catalog: CatalogReader) -> int:
         """Append to a volume that has just been opened what a crash, or a failure, had lost; then flush it.
 
