@@ -511,8 +511,10 @@ class Tree:
         if config is not None:
             config.direct_io = int(not self._cached)
             config.hard_remove = 1  # no .fuse_hidden files: an unlinked open file is just that
-            # The kernel caches no names and sizes, for a crash changes them.
-            config.entry_timeout = config.negative_timeout = config.attr_timeout = 0.0
+            # The kernel caches no names, for a crash changes them. Whoever looks one up is told sizes and times as well: only for a
+            # file that stays open across a crash they are old.
+            config.entry_timeout = config.negative_timeout = 0.0
+            config.attr_timeout = 60.0
         self.ready.set()
 
     def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
@@ -586,13 +588,20 @@ def _serve_control(control: socket.socket, tree: Tree) -> None:
 def _serve(backing: str, mount: str, log: str, control: socket.socket, *, cached: bool) -> None:
     import mfusepy  # type: ignore[import-untyped]  # here: only the daemon needs libfuse
 
+    kept = threading.local()
+
+    def wrapper(door: Any, method: Callable[..., int], *arguments: Any) -> int:
+        """Around every request. A thread state of Python that is ensured once more stays; ctypes would make one for each request."""
+        if not hasattr(kept, "state"):
+            kept.state = ctypes.pythonapi.PyGILState_Ensure()
+        return int(mfusepy.FUSE._wrapper(door, method, *arguments))
+
     # libfuse is given the operations that Tree has, and no others.
     operations = type("Operations", (Tree, mfusepy.Operations), {})
+    door = type("Door", (mfusepy.FUSE,), {"_wrapper": wrapper})
     tree = operations(Path(backing), Log(log), cached=cached)
     threading.Thread(target=_serve_control, args=(control, tree), daemon=True).start()
-    mfusepy.FUSE(
-        tree, mount, foreground=True, fsname="faultfs", allow_other=True, max_threads=MAX_THREADS
-    )
+    door(tree, mount, foreground=True, fsname="faultfs", allow_other=True, max_threads=MAX_THREADS)
 
 
 def _guard(server: int, mount: str, lifeline: int) -> None:

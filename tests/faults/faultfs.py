@@ -12,8 +12,8 @@ hold and freeze, unmounts and removes everything, also when the test fails; a gu
 
 Limits, found by trying (kernel 6.18, libfuse 3.14): the kernel passes requests of at most 1 MiB, so longer writes arrive in
 pieces. O_DSYNC is not honoured for ring writes, and not at all without page cache: test it through a loop device. `mmap` with
-MAP_SHARED (SQLite's WAL index) needs `cached=True`. Through `cached=True` the kernel holds pages of an open file: open it
-again after a crash.
+MAP_SHARED (SQLite's WAL index) needs `cached=True`. The kernel holds the size of an open file, and through `cached=True` its
+pages: open it again after a crash.
 """
 
 from __future__ import annotations
