@@ -226,6 +226,8 @@ def ext4(device: str) -> Iterator[Ext4]:
             "mkfs.ext4",
             "-q",
             "-F",
+            "-b",
+            "4096",
             "-E",
             "nodiscard,lazy_itable_init=1,lazy_journal_init=1",
             device,
