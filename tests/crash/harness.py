@@ -217,14 +217,20 @@ class Harness:
 
     # ---- judgement -----------------------------------------------------------------------------------
 
-    def judge(self, what: str, **options: bool) -> None:
-        """The oracle, in a fresh process. Raises AssertionError with `what` happened and all that is wrong."""
+    def judge(self, what: str, *, goes_on: bool = False, **options: bool) -> None:
+        """The oracle, in a fresh process. Raises AssertionError with `what` happened and all that is wrong.
+
+        Args:
+            what: in words.
+            goes_on: the store is used after this, and not put back to a template.
+            options: of `oracle.examine`.
+        """
         kept = self.kept / "journal"
         self.journal.save(kept)
         where = {"journal": str(kept), "below": str(self.fs.backing()) if self.direct else ""}
         child = self.nursery.run(
             "tests.crash.workloads:judge",
-            {"config": self.config, **where, **options},
+            {"config": self.config, **where, "goes_on": goes_on, **options},
         )
         assert not child.journal.words, "\n".join([what, *child.journal.words])
         assert child.status == 0, f"{what}\n{child.errors}"

@@ -66,7 +66,7 @@ def die_often(harness: Harness, rng: random.Random, kills: int) -> int:
             harness.begin_at("new")
         what = one_life(harness, rng)
         last = number == kills - 1 or number % GENERATION == GENERATION - 1
-        harness.judge(f"kill {number}: {what}", quick=not last, repair=last)
+        harness.judge(f"kill {number}: {what}", goes_on=not last, quick=not last, repair=last)
         acknowledged += len(harness.journal.of(Fate.ACKNOWLEDGED)) if last else 0
     return acknowledged
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MNT_DETACH = 2
+_BIND, _RECURSIVE, _PRIVATE = 1 << 12, 1 << 14, 1 << 18  # MS_…
+_CLONE_NEWNS = 0x20000
 LOOP_CLR_FD = 0x4C01
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,6 +32,15 @@ def mount(source: str, target: str | Path, kind: str, options: str = "") -> None
 def unmount(target: str | Path, *, lazily: bool = False) -> None:
     """Unmount. Raises OSError, EBUSY among others; `lazily` never does for that reason."""
     _check(_libc.umount2(os.fsencode(target), MNT_DETACH if lazily else 0), str(target))
+
+
+def cover(target: str | Path, source: str | Path) -> None:
+    """For this process alone, and until it ends: what lies at `source` is seen at `target`, too, whatever is mounted there."""
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    for what, where, flags in ((None, "/", _RECURSIVE | _PRIVATE), (source, target, _BIND)):
+        name = os.fsencode(what) if what is not None else None
+        result = _libc.mount(name, os.fsencode(where), None, ctypes.c_ulong(flags), None)
+        _check(result, str(where))
 
 
 def mounts() -> Iterator[tuple[str, str, str]]:

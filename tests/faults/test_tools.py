@@ -534,6 +534,21 @@ def test_names_need_a_sync_of_their_directory() -> None:
         assert fs.path("synced").read_bytes() == b"x" * 4096
 
 
+def test_one_process_sees_the_medium_itself() -> None:
+    """Past all rules; everybody else, and the mount after it, stays with the faults."""
+    with FaultFS() as fs:
+        file = fs.create_file("disk", 4096)
+        fs.set_rules(Rule(op="open", errno=errno.EIO, count=None))
+        child = os.fork()
+        if child == 0:
+            kernel.cover(fs.mount, fs.backing())
+            os._exit(file.read_bytes() != bytes(4096))
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            file.read_bytes()
+        assert len(fs.injected("open")) == 1
+
+
 def test_sqlite_keeps_its_promise_here_and_an_unsynced_commit_is_lost() -> None:
     """The model is neither too harsh for a correct writer nor too soft for one that does not sync."""
     with FaultFS(cached=True) as fs:
