@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -138,10 +139,7 @@ class Harness:
         saved, media, lines = self.templates[template]
         self.site.restore(saved, self.fs.backing())
         for path, data in media.items():
-            with open(path, "r+b") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_directly(path, data)
         self.fs.settle()
         self.journal = Journal()
         self.journal.take(b"".join(lines))
@@ -234,6 +232,18 @@ class Harness:
         )
         assert not child.journal.words, "\n".join([what, *child.journal.words])
         assert child.status == 0, f"{what}\n{child.errors}"
+
+
+def write_directly(path: str, data: bytes) -> None:
+    """To a device, in requests as large as it takes: out of the page cache they would be one for each page."""
+    with mmap.mmap(-1, len(data)) as aligned:
+        aligned.write(data)
+        fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            assert os.pwrite(fd, aligned, 0) == len(data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _function(workload: str) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = ("backup", "archive", "space-managed")
 LOCK_SECONDS = 45.0  # longer than the fault file system holds anything
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.002
 
 
 class Locked(Exception):

@@ -144,7 +144,7 @@ type = "primary"
         for path in sorted(path for path in base.rglob("*") if path.is_file()):
             data = path.read_bytes()
             pieces = [(at, data[at : at + _PAGE]) for at in range(0, len(data), _PAGE)]
-            full = {at: piece for at, piece in pieces if piece.strip(b"\0")}
+            full = {at: piece for at, piece in pieces if piece != bytes(len(piece))}
             found[str(path.relative_to(base))] = len(data), full
         return found
 
