@@ -17,7 +17,8 @@ KILLS ?= 100000
 LONG = $(BIN)/python -P -m pytest -m long -o faulthandler_timeout=14400 $(PYTEST_ARGS)
 POLICY = fanout/policy.py,fanout/placing.py,fanout/blame.py
 
-.PHONY: help system setup build driver demo test test-python test-c test-faults faults-kills faults-devices nightly coverage lint format
+.PHONY: help system setup build driver demo test test-python test-c test-faults nightly coverage lint format
+.PHONY: faults-kills faults-kills-io_uring faults-kills-threads faults-moments faults-devices
 .PHONY: sanitize sanitize-address sanitize-thread sanitize-python stress soak fuzz bench cost clean
 
 help: ## show this list
@@ -62,10 +63,16 @@ test-python: build driver
 test-faults: build ## what fails on purpose: simulation, loops, crash states, planted bugs; kills and the matrix on real devices
 	@scripts/setup.sh faults
 	$(BIN)/python -m tests.sim.suite faults
-	$(MAKE) --jobs=2 --output-sync=target faults-kills faults-devices
+	$(MAKE) --jobs=4 --output-sync=target faults-kills faults-moments faults-devices
 
-faults-kills: # beside faults-devices: both wait for devices most of the time
-	FANOUT_EVIDENCE=tests/crash/results/kills $(LONG) tests/crash/test_kill_points.py tests/crash/test_random_kills.py
+# Side by side: each waits for its devices and deadlines now and then.
+faults-kills: faults-kills-io_uring faults-kills-threads
+
+faults-kills-io_uring faults-kills-threads: faults-kills-%:
+	FANOUT_EVIDENCE=tests/crash/results/kills-$* $(LONG) tests/crash/test_kill_points.py -k $*
+
+faults-moments:
+	FANOUT_EVIDENCE=tests/crash/results/moments $(LONG) tests/crash/test_random_kills.py
 
 faults-devices:
 	FANOUT_EVIDENCE=tests/crash/results/devices $(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py
