@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.sim.ground import scratch
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -218,20 +220,22 @@ def plant(bug: Bug, where: Path) -> None:
 
 def hunt(bug: Bug, *, limit: int = LIMIT) -> tuple[int, str] | None:
     """How many seeds it takes to find a bug, and what is found; None: it was not found."""
-    with tempfile.TemporaryDirectory(prefix="fanout-bug-") as name:
+    # Of this process: a child that is killed, or ends by an assertion of the core, clears nothing away.
+    with tempfile.TemporaryDirectory(prefix="fanout-bug-") as name, scratch() as sites:
         where = Path(name)
         plant(bug, where)
         for first in range(0, limit, CHUNK):
-            found = _run(where, first)
+            found = _run(where, first, sites)
             if found is not None:
                 return found
     return None
 
 
-def _run(where: Path, first: int) -> tuple[int, str] | None:
+def _run(where: Path, first: int, sites: str) -> tuple[int, str] | None:
     """Some seeds in a process of their own: an assertion of the core ends it, and some bugs never come to an end."""
     seeds = f"{first}:{first + CHUNK}"
     command = [sys.executable, "-m", "tests.sim.run", "--first-finding", "--seeds", seeds]
+    command += ["--within", sites]
     # Compiled once for all processes of a bug, and not beside the sources, of which the tests' are not copies.
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(where / "cache"), "PYTHONPATH": ""}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

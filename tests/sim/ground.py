@@ -155,13 +155,24 @@ def new_engine(seed: int) -> Engine:
     )  # fmt: skip
 
 
-class Grounds:
-    """The sites that were used so far, on a memory file system if there is one. A context manager."""
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A directory on a memory file system, if there is one."""
+    shm = "/dev/shm"
+    return tempfile.TemporaryDirectory(
+        prefix="fanout-sim-", dir=shm if os.path.isdir(shm) else None
+    )
 
-    def __init__(self) -> None:
-        shm = "/dev/shm"
-        self._base = tempfile.TemporaryDirectory(
-            prefix="fanout-sim-", dir=shm if os.path.isdir(shm) else None
+
+class Grounds:
+    """The sites that were used so far. A context manager.
+
+    Args:
+        within: a directory of somebody who clears it away however this process ends; empty: one of its own.
+    """
+
+    def __init__(self, within: str = "") -> None:
+        self._base = (
+            tempfile.TemporaryDirectory(prefix="fanout-sim-", dir=within) if within else scratch()
         )
         self._made: dict[int, Ground] = {}
 

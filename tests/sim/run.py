@@ -139,11 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first-finding", action="store_true", help="name each, stop at once")
     parser.add_argument("--seed", type=int, help="one, with its trace")
     parser.add_argument("--drop", default="", help="parts of it that are left out")
+    parser.add_argument("--within", default="", help="the directory for the sites")
     options = parser.parse_args(arguments)
     if options.seed is None:
         logging.disable()  # what fails here fails on purpose
     gc.freeze()  # what is there now stays: nobody need look at it between runs
-    with Grounds() as grounds:
+    with Grounds(options.within) as grounds:
         if options.seed is not None:
             gone = {int(part) for part in options.drop.split(",") if part}
             return show(draw(options.seed).without(gone), grounds, rebuild=options.rebuild)

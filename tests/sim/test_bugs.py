@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from tests.sim import bugs
 from tests.sim.bugs import BUGS, ROOT, hunt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 
 def test_every_patch_still_fits() -> None:
@@ -23,3 +32,16 @@ def test_a_planted_bug_is_found() -> None:
     found = hunt(bug, limit=300)
     assert found is not None
     assert "V4" in found[1]
+
+
+def test_a_child_that_dies_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites of a child that was killed stay on the memory file system: what it leaves must lie where its parent clears it away."""
+    monkeypatch.setattr(bugs, "scratch", lambda: nullcontext(str(tmp_path)))
+    fatal = bugs._bug(
+        "it aborts", "fanout/policy.py",
+        "    if lists.destination.copy_continue:\n", "    __import__('os').abort()\n    if lists.destination.copy_continue:\n",
+    )  # fmt: skip
+    found = hunt(fatal, limit=100)
+    assert found is not None
+    assert "signal" in found[1]
+    assert list(tmp_path.glob("fanout-sim-*/site*"))
