@@ -17,11 +17,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import xxhash
-
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 BLOCK = 4096
@@ -155,7 +153,7 @@ class Disk(File):
     def change(self, change: Change) -> None:
         """A write was carried out."""
         self.volatile.append(change)
-        self.touched.update(_blocks_of(change))
+        self.touched.update(blocks_of(change))
 
     def put(self, offset: int, data: bytes) -> None:
         at = 0
@@ -176,7 +174,7 @@ class Disk(File):
     def lose(self, keep: Callable[[Change], Sequence[int] | bool]) -> int:
         lost = super().lose(keep)
         for change in self.volatile:
-            self.stale.update(_blocks_of(change))
+            self.stale.update(blocks_of(change))
         self.volatile = []
         return lost
 
@@ -260,75 +258,6 @@ class Log(File):
         self.settle()
 
 
-class Snapshot:
-    """The disks at a moment, to which they can be brought back in every way in which the power may have failed there.
-
-    Attributes:
-        changes: what no flush has covered, and in which file.
-    """
-
-    def __init__(self, medium: Medium) -> None:
-        self._disks = [(disk, dict(disk.blocks)) for disk in medium.disks.values()]
-        logs = medium.logs.values()
-        self._logs = [(log, bytes(log.durable), log.exists) for log in logs if log.volatile]
-        self._files = list(medium.files.values())
-        self.changes = [(file, change) for file in self._files for change in file.volatile]
-        self._stale = {
-            disk: {n for file, change in self.changes if file is disk for n in _blocks_of(change)}
-            for disk, _ in self._disks
-        }
-        # Of what no loss can change.
-        self._certain = self._certain_log = 0
-        for index, (disk, blocks) in enumerate(self._disks):
-            for number in blocks.keys() - self._stale[disk]:
-                self._certain ^= _digest_of(index, disk, number)
-        for log in logs:
-            if not log.volatile:
-                self._certain_log ^= _digest_of_log(log)
-
-    def become(self, state: Mapping[int, Fate]) -> tuple[int, int]:
-        """Let the disks be what this loss would have left; `settle` then writes it.
-
-        Returns:
-            A digest of the volumes, and one of the catalog's files. They depend on nothing but what is there.
-        """
-        for disk, blocks in self._disks:
-            disk.blocks = dict(blocks)
-            disk.stale |= self._stale[disk]
-        for log, durable, exists in self._logs:
-            log.durable, log.exists, log.stale = bytearray(durable), exists, True
-        for file in self._files:
-            file.volatile = []
-        for number, (file, change) in enumerate(self.changes):
-            fate = state[number]
-            if fate is True:
-                file.apply(change)
-            elif fate:
-                file.apply(change, fate)
-        volumes = self._certain
-        for index, (disk, _) in enumerate(self._disks):
-            for number in self._stale[disk]:
-                volumes ^= _digest_of(index, disk, number)
-        catalog = self._certain_log
-        for log, _, _ in self._logs:
-            catalog ^= _digest_of_log(log)
-        return volumes, catalog
-
-
-def _digest_of(index: int, disk: Disk, number: int) -> int:
-    """Of a block, and 0 of one that is as it was made: so the digest of a disk is that of its blocks, in any order."""
-    block = disk.block(number)
-    if block == disk.template[number * BLOCK : (number + 1) * BLOCK]:
-        return 0
-    return xxhash.xxh3_128_intdigest(block, seed=number << 8 | index)
-
-
-def _digest_of_log(log: Log) -> int:
-    digest = xxhash.xxh3_128(f"{log.path.name} {log.exists}".encode())
-    digest.update(log.durable)
-    return digest.intdigest()
-
-
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
     """The first of those that follow each other without a gap, and how many these are."""
     first = end = 0
@@ -342,7 +271,8 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
         yield first, end - first
 
 
-def _blocks_of(change: Change) -> range:
+def blocks_of(change: Change) -> range:
+    """The blocks of a volume that a write touches."""
     assert change.data is not None
     return range(change.offset // BLOCK, (change.offset + len(change.data) - 1) // BLOCK + 1)
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
+from tests.conftest import SEED
 from tests.sim.crashes import EXHAUSTIVE, run_crashes, states
 from tests.sim.ground import Grounds
 from tests.sim.medium import Change
+from tests.sim.oracle import connect
+from tests.sim.recovery import Recovery
 
 
 def test_every_cut_of_the_smallest_workload() -> None:
@@ -37,3 +43,34 @@ def test_the_states_of_a_cut() -> None:
         count,
     }
     assert list(states([], rng, 10)) == [{}]
+
+
+def test_what_sqlite_recovers_of_a_log(tmp_path: Path) -> None:
+    """States that come to different catalogs would be taken for the same, and only one of them be looked at."""
+    rng = random.Random(SEED)
+    made, path = tmp_path / "made.db", tmp_path / "catalog.db"
+    with closing(sqlite3.connect(made, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE t (x)")
+        for size in (10, 9000, 30, 100_000, 5):
+            db.execute("INSERT INTO t VALUES (?)", (rng.randbytes(size),))
+        path.write_bytes(made.read_bytes())
+        whole = Path(f"{made}-wal").read_bytes()
+    recovery, seen = Recovery(), set[int]()
+    for _ in range(200):
+        log, same = bytearray(whole), rng.randrange(len(whole))
+        recovery.begin(same)
+        for _ in range(2):
+            at = rng.randrange(same, len(log))
+            log[at] ^= rng.randrange(256)
+            del log[rng.choice((len(log), rng.randint(at, len(log)))) :]
+            Path(f"{path}-shm").unlink(missing_ok=True)
+            Path(f"{path}-wal").write_bytes(log)
+            with closing(connect(str(path))) as db:
+                db.execute("PRAGMA user_version").fetchall()
+                told = Path(f"{path}-shm").read_bytes()[16:40]
+            found = recovery.of(log)
+            assert found.is_told(told), f"seed {SEED}: {found}, {told!r}"
+            assert found == Recovery().of(log), f"seed {SEED}"
+            seen.add(found.frames)
+    assert len(seen) > 3
