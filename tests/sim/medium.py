@@ -26,6 +26,7 @@ BLOCK = 4096
 SECTOR = 512
 RECORD = struct.Struct("=5QqqQHBBI")  # fo_carried of csrc/fanout.h
 NONE, WRITE, READ, FLUSH, OPEN = 0, 1, 2, 3, 7  # fo_op_kind
+LONG = 4 << 20  # bytes of a journal whose memory is given back
 IN_FLIGHT = -115  # EINPROGRESS: the power failed before it ended
 SHORT, DELAY = 3, 5  # fo_fault_action
 
@@ -64,6 +65,10 @@ class Change:
     flying: bool = False
     doomed: bool = False
 
+    def is_due(self, before: int) -> bool:
+        """Whether a flush that was issued at this moment covers it."""
+        return self.done < before and not self.doomed and not self.flying
+
     def less(self, newer: Change) -> Iterator[Change]:
         """What is left of it beside a newer one."""
         if self.data is None:
@@ -88,13 +93,16 @@ class File:
     def flushed(self, before: int) -> None:
         """A flush that was issued at this moment did what it should."""
         kept: list[Change] = []
+        newest = {(c.offset, len(c.data)): c for c in self.volatile if c.data and c.is_due(before)}
         for change in self.volatile:
-            if change.done < before and not change.doomed and not change.flying:
-                self.apply(change)
-                if kept:  # what is older and never became durable cannot come back over it
-                    kept = [left for older in kept for left in older.less(change)]
-            else:
+            if not change.is_due(before):
                 kept.append(change)
+                continue
+            if change.data and newest[change.offset, len(change.data)] is not change:
+                continue  # written again, perhaps thousands of times: the last one decides
+            self.apply(change)
+            if kept:  # what is older and never became durable cannot come back over it
+                kept = [left for older in kept for left in older.less(change)]
         self.volatile = kept
 
     def failed(self, before: int) -> None:
@@ -302,7 +310,8 @@ class Medium:
         self._index = catalog.with_name(catalog.name + "-shm")
         self.catalog, self._database = catalog, str(catalog)
         self.journal = os.memfd_create("journal")
-        self._read = 0
+        self._drained: list[tuple[Carried, bytes]] = []
+        self._latest: dict[tuple[int, int], bytes] = {}  # by inode and offset
         self._clock = 0  # of the catalog's files
         self.faults: list[tuple[str, Carried]] = []
         self.dark = self.struck = False
@@ -319,9 +328,8 @@ class Medium:
 
     def begin(self) -> None:
         """A new engine, which counts from 0 again."""
-        os.ftruncate(self.journal, 0)
         os.lseek(self.journal, 0, os.SEEK_SET)
-        self._read = 0
+        self._drained, self._latest = [], {}
         self.faults, self.dark, self.struck = [], False, False
         for disk in self.disks.values():
             for change in disk.volatile:
@@ -329,18 +337,33 @@ class Medium:
 
     def take(self) -> None:
         """Take over what the engine has carried out since."""
+        self.drain()
+        if self._drained:
+            drained, self._drained = self._drained, []
+            for carried, written in drained:
+                self._carried(carried, written)
+
+    def drain(self) -> None:
+        """Empty the journal, without taking over what stands in it. Of what is written again and again, while a target is tried, one copy is kept."""
         end = os.lseek(self.journal, 0, os.SEEK_CUR)
-        if end == self._read:
+        if not end:
             return
-        data = os.pread(self.journal, end - self._read, self._read)
-        self._read = end
+        data = os.pread(self.journal, end, 0)
+        os.lseek(self.journal, 0, os.SEEK_SET)
+        if end > LONG:
+            os.ftruncate(self.journal, 0)
         at = 0
-        while at < len(data):
+        while at < end:
             carried = Carried._make(RECORD.unpack_from(data, at))
             at += RECORD.size
             written = data[at : at + carried.data]
             at += carried.data
-            self._carried(carried, written)
+            if written:
+                place = carried.ino, carried.offset
+                if self._latest.get(place) == written:
+                    written = self._latest[place]
+                self._latest[place] = written
+            self._drained.append((carried, written))
 
     def _carried(self, carried: Carried, written: bytes) -> None:
         if carried.kind == NONE:

@@ -25,7 +25,7 @@ import fanout.store
 import fanout.volume
 from fanout.catalog import Catalog
 from fanout.catalog.ballast import Ballast
-from fanout.engine import Engine, Fault, Target
+from fanout.engine import Engine, Fault, Stream, Target
 from fanout.making import create_volume
 from fanout.pool import Pool
 from fanout.pools import PoolSet
@@ -37,8 +37,8 @@ from tests.sim.ground import DIRECTORY_BYTES, HARD_DEADLINE, new_engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fanout.engine import Stream
     from tests.sim import plan as plans
+    from tests.sim.medium import Medium
     from tests.sim.world import World
 
 A_WHILE = 0.001  # seconds from one look for admission to the next
@@ -94,6 +94,18 @@ def _patient(open_stream: Callable[..., Stream]) -> Callable[..., Stream]:
     return stream
 
 
+def _draining(medium: Medium, sync: Callable[..., Any]) -> Callable[..., Any]:
+    """`Stream.sync`: while it waits a target may be tried ten thousand times, and all of it stands in the journal."""
+
+    def drained(stream: Stream, *, timeout: float | None = None) -> Any:
+        try:
+            return sync(stream, timeout=timeout)
+        finally:
+            medium.drain()
+
+    return drained
+
+
 def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     """Clock, ids and threads of one world, where the product takes them from."""
     module = threads.Module()
@@ -104,6 +116,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
         yield user, "threading", module
     yield fanout.committer, "queue", module
     yield Engine, "stream", _patient(Engine.stream)
+    yield Stream, "sync", _draining(world.medium, Stream.sync)
     yield Target, "geometry", world.ground.geometry()
     yield fanout.opening, "ThreadPoolExecutor", threads.Executor
     yield fanout.pools, "Pool", lambda config, kind: Pool(config, kind, growing=threads.Lock())  # type: ignore[arg-type]
