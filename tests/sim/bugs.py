@@ -171,6 +171,8 @@ BUGS = (
          "            csn = self._hand_in(commit, ())\n            told.wait()",
          "            csn = 0\n            with suppress(CommitUnknown):\n                csn = self._hand_in(commit, ())\n                told.wait()",
          "fanout/ledger.py", "from fanout.errors import CatalogError, TransactionFailed", "from fanout.errors import CatalogError, CommitUnknown, TransactionFailed"),
+    _bug("a repair after a deletion does not say whom it holds", "fanout/reconcile.py",
+         "complete = len(before) + len(new) == entry.objects", "complete = len(before) + len(new) == len(members)"),
     _bug("a rebuild brings deleted members back", "fanout/rebuild/members.py",
          "        return members_of(run for found in self.evidence for run in found.record.deleted)", "        return MemberSet()"),
     _bug("only one volume is told what was deleted of an aggregate", "fanout/ledger.py",

@@ -387,6 +387,11 @@ def check_bytes(books: Books, rot: Rot, proved: set[Any]) -> None:
             if key in proved:
                 continue
             data = bytearray(books.aggregates[number]["bytes"])
+            if copy["present"] is None:
+                here = [(p["data_start"], p["data_start"] + p["data_length"]) for p in places]
+                holes = holdings.less([(0, len(data))], here)
+                what = f"{pool} says that it has all of aggregate {number}, and has not {holes}"
+                demand(not holes, "V16", what)
             for place in sorted(places, key=lambda place: place["span"]):
                 at, length, path = place["data_start"], place["data_length"], place["path"]
                 if path not in descriptors:
