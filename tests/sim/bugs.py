@@ -175,6 +175,8 @@ BUGS = (
          "complete = len(before) + len(new) == entry.objects", "complete = len(before) + len(new) == len(members)"),
     _bug("a rebuild brings deleted members back", "fanout/rebuild/members.py",
          "        return members_of(run for found in self.evidence for run in found.record.deleted)", "        return MemberSet()"),
+    _bug("a rebuild takes in what was given up, unasked", "fanout/rebuild/media.py",
+         "            if self._take_retired:\n", "            if volume:\n"),
     _bug("only one volume is told what was deleted of an aggregate", "fanout/ledger.py",
          "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n"),
     _bug("the space of what was deleted is free before the directories say so", "fanout/scribe.py",

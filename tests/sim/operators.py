@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CROWDED = 100  # aggregates that the directories of a secondary's volumes have room for, however they came to be there
 PAUSE = 100.0  # simulated seconds before a run
+LEFT_ASIDE = 0.4  # of the rebuilds at which volumes have come back
 MOST_MEMBERS = 100  # of an aggregate
 
 # What a pool's copies are, by aggregate and pool: the members that are held.
@@ -367,25 +368,38 @@ class Operators:
         was = world.books()
         world.look_away()
         found = {path: away for path, away in self.away.items() if away.kept is not None}
-        none = not found and len(self.away) == len(world.ground.pool_of)
-        if none or holdings.ill(was, world.known.rot) or not self._all_is_told(was, found):
+        aside = self._is_left_aside(step, was, found)
+        back = {} if aside else found
+        none = not back and len(self.away) == len(world.ground.pool_of)
+        if none or holdings.ill(was, world.known.rot) or not self._all_is_told(was, back):
             world.note("the catalog is not lost: the volumes know less")
             return
         for path, away in found.items():
             assert away.kept is not None
             losses.find_disk(world.medium.disks[path], away.kept)
-            del self.away[path]
         losses.lose_catalog(world.medium)
-        report = rebuild_catalog(world.ground.config, take_retired=True, lock_wait=0)
+        report = rebuild_catalog(world.ground.config, take_retired=not aside, lock_wait=0)
         losses.adopt_catalog(world.medium)
         now = world.books()
-        world.note(f"the catalog was lost; {len(found)} volumes have come back")
+        words = "left aside" if aside else "come back"
+        world.note(f"the catalog was lost; {len(found)} volumes have {words}")
         world.counts["catalogs lost"] += 1
-        world.counts["found again"] += len(found)
+        world.counts["left aside" if aside else "found again"] += len(found)
         skipped = {volume.path for volume in report.skipped}
-        demand(skipped == set(self.away) and not report.lost, "V16", f"{report}")
-        self._check_rebuilt(was, now, found)
+        retired = {volume.path for volume in report.retired}
+        empty = self.away.keys() - found.keys()
+        demand((skipped, retired) == (empty, found.keys() - back.keys()), "V16", f"{report}")
+        demand(not report.lost, "V16", f"{report}")
+        for path in back:
+            del self.away[path]
+        self._check_rebuilt(was, now, back)
         self._end_closed()
+
+    def _is_left_aside(self, step: Rebuild, was: Books, found: Mapping[str, Away]) -> bool:
+        """Whether volumes that have come back stay away for the rebuild. It needs others, which know what is held and that these were given up."""
+        others = len(self.away) < len(self.world.ground.pool_of)
+        wanted = self.world.rng("aside", step.id).random() < LEFT_ASIDE
+        return bool(found) and wanted and others and self._all_is_told(was, {})
 
     def _all_is_told(self, was: Books, found: Mapping[str, Away]) -> bool:
         """Whether the volumes know of every object: also of what nobody holds, if what held it comes back whole."""

@@ -462,9 +462,12 @@ def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]
 
 def comparable(books: Books, *, without: Collection[str] = ()) -> list[Any]:
     """What two catalogs of the same store must agree on; but for what these pools hold."""
-    fields = ("uuid", "tx", "csn", "node_name", "kind", "primary_pool", "objects", "bytes")
+    fields = ("uuid", "tx", "csn", "node_name", "kind", "primary_pool", "objects")
     return [
-        [tuple(aggregate[name] for name in fields) for aggregate in books.aggregates.values()],
+        [
+            (*(aggregate[name] for name in fields), _end_of(books, number))
+            for number, aggregate in books.aggregates.items()
+        ],
         [
             (member, row["name"], row["start"], row["length"], row["digest"])
             for number in books.aggregates
@@ -484,3 +487,11 @@ def comparable(books: Books, *, without: Collection[str] = ()) -> list[Any]:
             if pool not in without
         ),
     ]
+
+
+def _end_of(books: Books, aggregate: int) -> int:
+    """Of its data. If its last members were deleted, and every copy was made since, nobody knows any more how long these were."""
+    rows = books.members(aggregate)
+    if books.aggregates[aggregate]["objects"] - 1 in rows:
+        return int(books.aggregates[aggregate]["bytes"])
+    return max((row["start"] + row["length"] for row in rows.values()), default=0)

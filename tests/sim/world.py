@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 COUNTED = (
     "sessions", "attempts", "committed", "retries", "failed", "cuts", "lost", "faults", "catalog faults", "operations",
     "audits", "rebuilds", "switches", "deleted", "rotten", "marked", "retired", "lost for good", "catalogs lost",
-    "found again", "came back",
+    "found again", "left aside", "came back",
 )  # fmt: skip
 REBUILD_EVERY = 8  # of so many plans one is rebuilt from its volumes at the end
 _CARRIED = f"%s (%d, %d) ({', '.join(['%d'] * 9)})"  # how an operation stands in the trace: without its inode
