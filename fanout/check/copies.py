@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fanout.catalog import AggregateEntry, CopyEntry, MemberEntry, Place
     from fanout.check.findings import Findings
     from fanout.format import SpanFooter, SpanHeader
+    from fanout.types import Member
     from fanout.volume import Volume
 
 BATCH_BLOCKS = 8  # of the sums, read at once
@@ -56,7 +57,9 @@ class CopyCheck:
         self._damaged: list[tuple[Volume, Place, FanoutError]] = []
         self._empty: set[tuple[bytes, int]] = set()  # objects without bytes that a good span names
         self._broken = False  # a span could not be read: what is missing has been said
-        self._digests: dict[tuple[bytes, int], bytes] = {}  # by name and start, of the bytes
+        self._digests: dict[
+            tuple[bytes, int, int], bytes
+        ] = {}  # by name, start and end, of the bytes
         self._bad: list[BadBlock] = []
 
     def check(self) -> set[int]:
@@ -134,7 +137,7 @@ class CopyCheck:
         unfinished: dict[
             int, tuple[int, xxhash.xxh3_128]
         ] = {}  # by position: of an object that goes on there
-        newest: dict[tuple[bytes, int], int] = {}
+        newest: dict[tuple[bytes, int, int], int] = {}
         for volume, place, footer in sorted(
             self._spans, key=lambda span: (span[1].data_start, span[1].span)
         ):
@@ -153,9 +156,9 @@ class CopyCheck:
                 if digest is None:
                     unfinished[end] = start, hasher
                     continue
-                if place.span >= newest.get((name, start), 0):
-                    newest[name, start] = place.span
-                    self._digests[name, start] = hasher.digest()
+                if place.span >= newest.get((name, start, end), 0):
+                    newest[name, start, end] = place.span
+                    self._digests[name, start, end] = hasher.digest()
                 start, hasher = end, xxhash.xxh3_128()
             for _ in pieces:
                 pass  # a span without a byte of data has a header to be summed
@@ -194,7 +197,7 @@ class CopyCheck:
             harmed = [
                 member.name
                 for member in self._residents(bad.place, bad.begin, bad.end)
-                if self._digests.get((member.name, member.start)) != member.digest
+                if self._digest_of(member) != member.digest
             ]
             if harmed:
                 self._note(bad.volume, bad.offset, bad.what, harmed)
@@ -204,7 +207,9 @@ class CopyCheck:
     def _good(self) -> set[int]:
         footers = [footer for _, _, footer in self._spans]
         objects = Objects(footers)
-        found = {(m.name, m.offset): m for m in objects.certain}
+        found: dict[tuple[bytes, int], list[Member]] = {}
+        for named in objects.certain:
+            found.setdefault((named.name, named.offset), []).append(named)
         perhaps = {(m.name, m.offset): m for m in objects.perhaps}
         coverage = Coverage(self._copy.places)
         good = set()
@@ -215,7 +220,7 @@ class CopyCheck:
                 self._catalog_note(member, "is said to be held, and no span holds its bytes")
                 continue
             key = member.name, member.start
-            there = found.pop(key, None) or perhaps.get(key)
+            there = _taken(found, key, member) or perhaps.get(key)
             if there is None:
                 if not self._broken:
                     self._catalog_note(member, "is said to be held, and no footer names it")
@@ -229,7 +234,7 @@ class CopyCheck:
     def _good_bytes(self, member: MemberEntry) -> bool:
         if not self._findings.data:
             return True
-        if self._digests.get((member.name, member.start)) == member.digest:
+        if self._digest_of(member) == member.digest:
             return True
         if any(
             bad.begin < member.start + member.length and member.start < bad.end for bad in self._bad
@@ -239,6 +244,9 @@ class CopyCheck:
         at = fmt.HEAD_SIZE + member.start - place.data_start
         self._note(volume, place.offset + at, "its bytes have another digest", [member.name])
         return False
+
+    def _digest_of(self, member: MemberEntry) -> bytes | None:
+        return self._digests.get((member.name, member.start, member.start + member.length))
 
     def _span_of(self, member: MemberEntry) -> tuple[Volume, Place]:
         serving = self._copy.servers(member.start, member.length)
@@ -302,3 +310,18 @@ class CopyCheck:
             name=member.name,
             pool=self._copy.pool,
         )
+
+
+def _taken(
+    found: dict[tuple[bytes, int], list[Member]], key: tuple[bytes, int], member: MemberEntry
+) -> Member | None:
+    """One of what footers name there: versions without bytes share their place with each other, and with the next one."""
+    those = found.pop(key, [])
+    if not those:
+        return None
+    same = [one for one in those if (one.length, one.digest) == (member.length, member.digest)]
+    taken = (same or those)[0]
+    those.remove(taken)
+    if those:
+        found[key] = those
+    return taken

@@ -102,6 +102,19 @@ def test_a_healthy_store(small: SmallSite) -> None:
     assert check_store(small.path).ok
 
 
+def test_versions_without_bytes_share_their_place(small: SmallSite) -> None:
+    """Of one name, in one transaction: each is named by itself, and none is missing."""
+    with (
+        small.open() as store,
+        store.session("N1") as session,
+        session.begin() as txn,
+    ):
+        for data in (b"", b"", b"bytes", b"", b""):
+            txn.put(b"a", data)
+    report = check_store(small.path)
+    assert report.ok, report.problems
+
+
 def test_never_beside_a_writer(small: SmallSite) -> None:
     """It says so, whoever it is."""
     with small.open() as store:
