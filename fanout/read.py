@@ -114,6 +114,8 @@ class CopyReader:
         direct: list[tuple[int, ReadAhead | None]] = [(BATCH_BLOCKS, None), (1, None)]
         self._ways = [(BATCH_BLOCKS, ahead), *direct] if ahead else direct
         self._footers: dict[str, tuple[Place, SpanFooter]] = {}  # the current span of each copy
+        # What was wrong with blocks, by volume and offset. Thousands of objects may lie in one.
+        self._wrong: dict[tuple[bytes, int], IntegrityError] = {}
 
     # ---- small: at once, unchecked -------------------------------------------------------------
 
@@ -189,9 +191,17 @@ class CopyReader:
         read_end = min((first + blocks) * size, fmt.HEAD_SIZE + place.data_length)
         read_end = min(read_end, -(-limit // size) * size)
         begin, length = place.offset + first * size, read_end - first * size
+        known = self._wrong.get((place.volume, begin))
+        if known is not None:
+            raise known.with_traceback(None)
         data = memoryview(volume.read(begin, length, ahead=ahead))
-        for at in range(0, len(data), size):
-            self._check(footer, first + at // size, data[at : at + size], volume, place)
+        try:
+            for at in range(0, len(data), size):
+                self._check(footer, first + at // size, data[at : at + size], volume, place)
+        except IntegrityError as error:
+            if blocks == 1:  # read by itself: there is no doubt
+                self._wrong[place.volume, begin] = error
+            raise
         skip = fmt.HEAD_SIZE + start - place.data_start - first * size
         return data[skip : limit - first * size]
 

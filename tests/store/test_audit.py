@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -343,6 +343,30 @@ def test_every_copy_was_damaged_once(site: Site) -> None:
         with site.open() as store:
             assert audit_stgpool(store, pool, fix=True).marked == repair(store, pool) == 1
     all_is_well(site)
+
+
+def test_a_damaged_block_is_read_once_for_all_that_lie_in_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block holds tens of thousands of tiny objects: for each of them it would be read and summed again, several times."""
+    site.create()
+    tiny = {b"%d" % number: site.rng.randbytes(20) for number in range(500)}
+    with site.open() as store:
+        put(store, tiny)
+    assert site.flip("DISKPOOL", tiny[b"250"]) == 1
+    sizes: list[int] = []
+    read = Volume.read
+
+    def counted(volume: Volume, offset: int, length: int, **options: Any) -> bytes:
+        sizes.append(length)
+        return read(volume, offset, length, **options)
+
+    monkeypatch.setattr(Volume, "read", counted)
+    with site.open() as store:
+        report = audit_stgpool(store, "DISKPOOL")
+    assert [name for name, _ in report.damaged] == [b"250"]
+    assert sum(size > 20 for size in sizes) < 20
+    assert sizes.count(20) == len(tiny)
 
 
 def test_what_a_newer_version_replaced_is_no_gap_of_an_active_data_pool(site: Site) -> None:
