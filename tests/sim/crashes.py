@@ -15,6 +15,7 @@ SQLite recovers one of them, and every so-manyth of the others, and has to agree
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import logging
@@ -229,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--core", default="0/1", help="the share of one of several processes: I/N")
     options = parser.parse_args(arguments)
     logging.disable()
+    gc.freeze()  # what is there now stays: nobody need look at it between runs
     share, shares = map(int, options.core.split("/"))
     began = time.process_time()
     with Grounds() as grounds:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import itertools
 import json
 import logging
@@ -26,6 +27,7 @@ import time
 from collections import Counter, defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -117,10 +119,12 @@ class Known:
     Attributes:
         untroubled: what each volume is given when nothing fails; None: not known yet.
         healed: stores that came right.
+        rows: a digest of what the catalog says, by one of its files: of hundreds of cases the bytes are the same.
     """
 
     untroubled: Writes | None = None
     healed: set[int] = field(default_factory=set)
+    rows: dict[int, bytes] = field(default_factory=dict)
 
 
 class LoopWorld(World):
@@ -190,12 +194,24 @@ class LoopWorld(World):
             for change in file.volatile:
                 digest.update(b"%d %d %d" % (change.offset, change.flying, change.doomed))
                 digest.update(change.data or b"")
-        with closing(connect(str(self.ground.catalog))) as db:
-            for table in TABLES:
-                digest.update(repr(db.execute(f"SELECT {table}").fetchall()).encode())
+        digest.update(self._rows())
         for transaction, sent in self.history.items():
             digest.update(f"{transaction} {sent.fate} {len(sent.objects)}".encode())
         return digest.intdigest()
+
+    def _rows(self) -> bytes:
+        """A digest of the catalog's rows."""
+        files = xxhash.xxh3_128()
+        for path in map(Path, self.medium.logs):
+            files.update(path.read_bytes() if path.exists() else b"none")
+        key = files.intdigest()
+        if key not in self._known.rows:
+            digest = xxhash.xxh3_128()
+            with closing(connect(str(self.ground.catalog))) as db:
+                for table in TABLES:
+                    digest.update(repr(db.execute(f"SELECT {table}").fetchall()).encode())
+            self._known.rows[key] = digest.digest()
+        return self._known.rows[key]
 
 
 def run_loops(
@@ -250,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--core", default="0/1", help="the share of one of several processes: I/N")
     options = parser.parse_args(arguments)
     logging.disable()
+    gc.freeze()  # what is there now stays: nobody need look at it between runs
     share, shares = map(int, options.core.split("/"))
     began = time.process_time()
     names = list(WORKLOADS)[share::shares]
