@@ -283,6 +283,7 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: fl
                 catalog_epoch=entry.epoch,
                 size=entry.size,
                 lock_wait=lock_wait,
+                moved=entry.pool in config.pools and config.pools[entry.pool].moved,
                 claim=False,
             ).close()
         except VolumeBusy:

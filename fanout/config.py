@@ -137,6 +137,9 @@ class Pool:
     """Section ``[pools.NAME]``.
 
     Only primaries have `next`, `max_size`, lists, `copy_continue`; only the others have `on_slow`.
+
+    Attributes:
+        moved: the files of its volumes were moved to another kind of file system on purpose.
     """
 
     name: str
@@ -151,6 +154,7 @@ class Pool:
     access: Access = Access.READWRITE
     on_slow: OnSlow = OnSlow.WAIT
     verify: Verify = Verify.NONE
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +352,7 @@ def _check_volume_size(table: Table, name: str, size: int) -> None:
         raise table.error(name, f"the size of a volume is {allowed}, found {size} bytes")
 
 
-_ANY_POOL = ("type", "device_class", "volumes", "access", "on_slow", "verify")
+_ANY_POOL = ("type", "device_class", "volumes", "access", "on_slow", "verify", "moved")
 _PRIMARY_ONLY = ("next", "max_size", "copy_pools", "active_data_pools", "copy_continue")
 
 
@@ -377,6 +381,7 @@ def _pool(name: str, table: Table, verify: Verify) -> Pool:
         access=table.choice("access", Access, Access.READWRITE),
         on_slow=table.choice("on_slow", OnSlow, OnSlow.WAIT),
         verify=table.choice("verify", Verify, verify),
+        moved=table.flag("moved", default=False),
     )
 
 

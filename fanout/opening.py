@@ -78,7 +78,8 @@ class Opener:
     ) -> None:
         """Look at a volume; nothing is written. What keeps it from being opened becomes its reason."""
         entry = member.entry
-        access = self._pools[entry.pool].config.access
+        config = self._pools[entry.pool].config
+        access = config.access
         if access is Access.UNAVAILABLE:
             member.reason = "the access of its pool is unavailable"
             return
@@ -94,9 +95,10 @@ class Opener:
                 size=entry.size,
                 lock_wait=lock_wait,
                 read_only=read_only,
+                moved=config.moved,
                 timeout=timeout,
                 claim=False,
-                on_slow=self._pools[entry.pool].config.on_slow.value,
+                on_slow=config.on_slow.value,
             )
         except VolumeStale as error:
             if error.catalog_is_older:

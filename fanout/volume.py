@@ -242,7 +242,7 @@ class Volume:
             raise VolumeForeign(
                 self.path,
                 f"was made on a file system of type {block.fs_magic:#x} and is now on one of type "
-                f"{kind:#x}: is everything mounted? If it was moved on purpose, open it as moved",
+                f"{kind:#x}: is everything mounted? If it was moved on purpose, say moved = true in [pools.{pool}]",
             )
 
     def _check_epoch(self, known: int) -> None:

@@ -79,7 +79,7 @@ def check_store(
         closing.enter_context(writer_lock(path, wait=lock_wait))
         catalog = closing.enter_context(CatalogReader(path))
         engine = closing.enter_context(open_engine(config))
-        check = _Check(catalog, engine, data=data, on_progress=on_progress)
+        check = _Check(config, catalog, engine, data=data, on_progress=on_progress)
         closing.callback(check.close)
         return check.run(lock_wait)
 
@@ -88,9 +88,15 @@ class _Check:
     """One check. Single use, one thread."""
 
     def __init__(
-        self, catalog: CatalogReader, engine: Engine, *, data: bool, on_progress: Progress | None
+        self,
+        config: Config,
+        catalog: CatalogReader,
+        engine: Engine,
+        *,
+        data: bool,
+        on_progress: Progress | None,
     ) -> None:
-        self._catalog, self._engine = catalog, engine
+        self._config, self._catalog, self._engine = config, catalog, engine
         self._findings = Findings(catalog.path, data=data, on_progress=on_progress)
         self._volumes: dict[bytes, Volume] = {}
         self._kinds: dict[str, PoolKind] = {}
@@ -129,7 +135,8 @@ class _Check:
     def _check_volumes(self, lock_wait: float) -> None:
         self._kinds = {pool.name: pool.kind for pool in self._catalog.pools()}
         self._findings.total = sum(usage.live_bytes for usage in self._catalog.usage())
-        checker = VolumeCheck(self._catalog, self._engine, self._findings)
+        moved = {pool.name for pool in self._config.pools.values() if pool.moved}
+        checker = VolumeCheck(self._catalog, self._engine, self._findings, moved=moved)
         for entry in self._catalog.volumes():
             volume = checker.check(entry, lock_wait)
             if volume is not None:

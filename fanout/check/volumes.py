@@ -21,7 +21,7 @@ from fanout.scribe import record_of
 from fanout.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from fanout.catalog import CatalogReader, VolumeEntry
     from fanout.check.findings import Findings
@@ -45,10 +45,25 @@ _FIELDS = (
 
 
 class VolumeCheck:
-    """Opens the volumes of a store, and checks each by itself and against the catalog."""
+    """Opens the volumes of a store, and checks each by itself and against the catalog.
 
-    def __init__(self, catalog: CatalogReader, engine: Engine, findings: Findings) -> None:
+    Args:
+        catalog: open.
+        engine: that reads.
+        findings: takes what is wrong.
+        moved: pools whose files were moved to another kind of file system on purpose.
+    """
+
+    def __init__(
+        self,
+        catalog: CatalogReader,
+        engine: Engine,
+        findings: Findings,
+        *,
+        moved: Collection[str],
+    ) -> None:
         self._catalog, self._engine, self._findings = catalog, engine, findings
+        self._moved = moved
         self._ahead = ReadAhead()
 
     def check(self, entry: VolumeEntry, lock_wait: float) -> Volume | None:
@@ -82,6 +97,7 @@ class VolumeCheck:
                 catalog_epoch=entry.epoch,
                 size=entry.size,
                 lock_wait=lock_wait,
+                moved=entry.pool in self._moved,
                 claim=False,
             )
         except VolumeBusy:

@@ -107,6 +107,7 @@ class Media:
                 volume=volume,
                 catalog_epoch=epoch,
                 lock_wait=lock_wait,
+                moved=self.config.pools[pool].moved,
                 claim=False,
             )
         except VolumeBusy:
