@@ -51,6 +51,7 @@ MAX_WAITING = 65_536  # records; about 40 MiB
 BATCH = 1024  # records in one run of requests
 GATHER = 0.02  # seconds that records wait for others: one alone takes a whole block
 CATCH_UP_BATCH = 512
+BEHIND = "directories could not be written: volumes that lack records have failed, and get them when they are opened again"
 
 _log = logging.getLogger("fanout.scribe")
 
@@ -239,7 +240,7 @@ class Scribe:
                     volume.directory.forget_deletes(aggregates)
 
     def close(self) -> None:
-        """Write and flush what waits, then end; idempotent. If the thread hangs in `idle` it stays behind."""
+        """End the thread, then write and flush what waits; idempotent. If it hangs in `idle` it stays behind."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -247,9 +248,12 @@ class Scribe:
             self._thread.join(self._patience)
             if self._idling:
                 break
-        with self._writing:
-            self._write(self._take(MAX_WAITING))
-            self._flush()
+        try:
+            with self._writing:
+                self._write(self._take(MAX_WAITING))
+                self._flush()
+        except Exception:
+            _log.exception(BEHIND)
 
     # ---- the thread ----------------------------------------------------------------------------
 
@@ -260,32 +264,27 @@ class Scribe:
                     self._wake.wait()
                 if 0 < len(self._waiting) < BATCH and not self._closed:
                     self._wake.wait(GATHER)
-                last = self._closed and not self._waiting
+                if self._closed:
+                    return
                 self._written = False
             try:
-                self._work(last=last)
+                self._work()
             except Exception:
-                # What may lack records has failed; the next opening appends them.
-                _log.exception("directories could not be written")
-            if last:
-                return
+                _log.exception(BEHIND)
 
     def _take(self, most: int) -> list[Entry]:
         """What waits, in its order. The caller holds the directories: who takes a later record must not write it earlier."""
         with self._wake:
             return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
-    def _work(self, *, last: bool) -> None:
+    def _work(self) -> None:
         with self._writing:
             self._write(self._take(BATCH))
-            if last:
-                self._flush()
-        if not last:
-            self._idling = True
-            try:
-                self._idle()
-            finally:
-                self._idling = False
+        self._idling = True
+        try:
+            self._idle()
+        finally:
+            self._idling = False
 
     def _write(self, entries: Sequence[Entry]) -> None:
         """Promise 3, whatever it is (no memory): a volume that was written again would have a hole in its evidence."""

@@ -161,7 +161,7 @@ BUGS = (
     _bug("a checkpoint forgets what was there", "fanout/directory.py",
          "        after = self._records.copy()\n", "        after = Records()\n"),
     _bug("the close does not flush the directories", "fanout/scribe.py",
-         "            if last:\n                self._flush()", "            if last:\n                pass"),
+         "                self._write(self._take(MAX_WAITING))\n                self._flush()", "                self._write(self._take(MAX_WAITING))"),
     _bug("a later span says that its data begins at 0", "fanout/aggregate.py",
          "WrittenSpan(number, span, used, self._start, data_length)", "WrittenSpan(number, span, used, 0, data_length)"),
     _bug("footers carry the sums of nothing", "fanout/aggregate.py",
