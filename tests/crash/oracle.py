@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import subprocess
 import sys
@@ -544,7 +543,10 @@ def move(config: Path, below: Path) -> None:
     from fanout.volume import Volume
 
     kernel.cover(config.parent, below)
-    mock.patch.object(Volume, "open", functools.partial(Volume.open, moved=True)).start()
+    opened = Volume.open
+    mock.patch.object(
+        Volume, "open", lambda *where, **how: opened(*where, **{**how, "moved": True})
+    ).start()
 
 
 def _stage(
