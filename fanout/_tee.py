@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fanout.engine import Engine
+from fanout.engine.stream import MAX_TARGETS
 from fanout.errors import TargetError
 from fanout.sources import as_source
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from fanout.engine import Stream, Target
     from fanout.types import Outcome
-
-MAX_TARGETS = 16  # legs of a stream
 
 
 @dataclass(frozen=True, slots=True)

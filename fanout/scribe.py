@@ -51,7 +51,7 @@ MAX_WAITING = 65_536  # records; about 40 MiB
 BATCH = 1024  # records in one run of requests
 GATHER = 0.02  # seconds that records wait for others: one alone takes a whole block
 CATCH_UP_BATCH = 512
-BEHIND = "directories could not be written: volumes that lack records have failed, and get them when they are opened again"
+BEHIND = "directories could not be written; volumes that lack records get them when they are opened again"
 
 _log = logging.getLogger("fanout.scribe")
 

@@ -33,6 +33,7 @@ from fanout.bench.plan import (
 )
 from fanout.bench.work import BLOCK_BYTES, MIB
 from fanout.config import MAX_SLOT_SIZE, MIN_SLOT_SIZE
+from fanout.engine.stream import MAX_TARGETS
 from fanout.units import format_size
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from fanout.tables import Table
 
-MAX_TARGETS = 16  # legs of a stream
 MAX_STREAMS = 32
 MAX_DEPTH = 64
 MAX_POINTS = 64

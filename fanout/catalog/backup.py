@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fanout.catalog.connection import check_identity, connect, refuse_links, translated
+from fanout.catalog.connection import SIDES, check_identity, connect, refuse_links, translated
 from fanout.catalog.locks import sync_directory
 from fanout.catalog.reader import CatalogReader
 from fanout.errors import CatalogError
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PAGES = 256  # of 4 KiB, between two reports of progress
-
-_SIDES = ("-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def backup(
     except OSError as error:
         raise CatalogError(target, f"cannot be made: {error.strerror}") from error
     finally:
-        for suffix in ("", *_SIDES):
+        for suffix in ("", *SIDES):
             with suppress(FileNotFoundError):
                 Path(draft + suffix).unlink()
     return made

@@ -22,6 +22,7 @@ from fanout.errors import CatalogError, CatalogVersion
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+SIDES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database, as ends of its name
 APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
 SCHEMA_VERSION = 3
 # What a schema of an older version must be, as `_digest` says it: a trigger or a view of somebody else's is refused there, too.
@@ -224,13 +225,16 @@ def refuse_links(path: str) -> None:
 
 
 # What SQLite says of a file system that is full (of the log's index, too, which an opening makes) or may not be written.
+_FULL, _FORBIDDEN = (
+    "; its file system is full: make room there",
+    "; may this user write it, and its directory?",
+)
 _MENDS = {
-    ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"): "; its file system is full: make room there",
-    (
-        "SQLITE_CANTOPEN",
-        "SQLITE_READONLY",
-        "SQLITE_READONLY_DIRECTORY",
-    ): "; may this user write it, and its directory?",
+    "SQLITE_FULL": _FULL,
+    "SQLITE_IOERR_SHMSIZE": _FULL,
+    "SQLITE_CANTOPEN": _FORBIDDEN,
+    "SQLITE_READONLY": _FORBIDDEN,
+    "SQLITE_READONLY_DIRECTORY": _FORBIDDEN,
 }
 
 
@@ -243,8 +247,8 @@ def translated(path: str) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "")
         if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
             raise CatalogVersion(path, f"not a catalog, or a damaged one: {error}") from error
-        mend = next((mend for names, mend in _MENDS.items() if name in names), "")
-        raise CatalogError(path, f"{error} ({name}){mend}" if name else str(error)) from error
+        told = f"{error} ({name}){_MENDS.get(name, '')}" if name else str(error)
+        raise CatalogError(path, told) from error
     except MemoryError as error:  # SQLite's own has no class of its own
         raise CatalogError(path, "out of memory") from error
     except UnicodeDecodeError as error:  # a text column of a damaged page

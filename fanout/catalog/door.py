@@ -37,6 +37,7 @@ from fanout.catalog.ballast import SUFFIX as BALLAST
 from fanout.catalog.ballast import Ballast
 from fanout.catalog.connection import (
     SCHEMA_VERSION,
+    SIDES,
     connect,
     connect_writer,
     translated,
@@ -44,7 +45,7 @@ from fanout.catalog.connection import (
 )
 from fanout.catalog.drafts import LARGEST, insert_pools, insert_volumes, write_draft
 from fanout.catalog.intake import Counters, Intake, pack
-from fanout.catalog.locks import sync_directory, take_lock
+from fanout.catalog.locks import LOCK, sync_directory, take_lock
 from fanout.catalog.members import to_json
 from fanout.catalog.reader import CatalogReader
 from fanout.errors import CatalogError
@@ -162,7 +163,7 @@ class Catalog(CatalogReader):
         except OSError as error:
             raise CatalogError(path, f"cannot be made: {error.strerror}") from error
         finally:
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in ("", *SIDES):
                 with suppress(FileNotFoundError):
                     Path(draft + suffix).unlink()
 
@@ -189,6 +190,11 @@ class Catalog(CatalogReader):
         return cls(path, lock_wait=lock_wait, clock=clock)
 
     @staticmethod
+    def files(path: str | os.PathLike[str]) -> list[str]:
+        """Where the files of a catalog lie, those that are there and those that may come: database, what SQLite keeps beside it, lock, ballast."""
+        return [f"{os.fspath(path)}{end}" for end in ("", *SIDES, LOCK, BALLAST)]
+
+    @staticmethod
     def discard(path: str | os.PathLike[str]) -> None:
         """Remove a catalog and all that it knows, for good.
 
@@ -199,7 +205,7 @@ class Catalog(CatalogReader):
         path = os.path.abspath(path)
         lock = take_lock(path, 0.0)
         try:
-            for suffix in ("", "-wal", "-shm", BALLAST):
+            for suffix in ("", *SIDES, BALLAST):
                 with suppress(FileNotFoundError):
                     Path(path + suffix).unlink()
             sync_directory(path)

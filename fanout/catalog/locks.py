@@ -11,6 +11,7 @@ from pathlib import Path
 from fanout.catalog.connection import refuse_links
 from fanout.errors import CatalogBusy, CatalogError
 
+LOCK = ".lock"  # what its name adds to the database's
 LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 
@@ -20,7 +21,7 @@ def take_lock(path: str, wait: float) -> int:
     Not on the database itself: closing any descriptor of it would drop the locks that SQLite holds there.
     """
     refuse_links(path)
-    lock = f"{path}.lock"
+    lock = f"{path}{LOCK}"
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.catalog.asking import ACTIVE, IN_SET
-from fanout.catalog.connection import connect_writer, translated
+from fanout.catalog.connection import SIDES, connect_writer, translated
 from fanout.catalog.door import Catalog
 from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.locks import sync_directory, take_lock
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from fanout.types import Member, ObjectKind
 
 MAX_ORDINAL = 1 << 16  # what comes from the media must not use the numbers up
-_SIDES = ("-wal", "-shm", "-journal")  # of a database
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +185,7 @@ def restore(
     except OSError as error:
         raise CatalogError(path, f"cannot be made: {error.strerror}") from error
     finally:
-        for suffix in ("", *_SIDES):
+        for suffix in ("", *SIDES):
             with suppress(FileNotFoundError):
                 Path(draft + suffix).unlink()
 
@@ -214,10 +213,10 @@ def _set_aside(path: str) -> str:
     """Rename a database and what belongs to it. The database first: without its log it would be an older one."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     kept, number = f"{path}.replaced-{stamp}", 1
-    while any(os.path.lexists(kept + suffix) for suffix in ("", *_SIDES)):
+    while any(os.path.lexists(kept + suffix) for suffix in ("", *SIDES)):
         number += 1
         kept = f"{path}.replaced-{stamp}-{number}"
-    for suffix in ("", *_SIDES):
+    for suffix in ("", *SIDES):
         with suppress(FileNotFoundError):
             os.rename(path + suffix, kept + suffix)
     sync_directory(path)

@@ -57,9 +57,8 @@ class CopyCheck:
         self._damaged: list[tuple[Volume, Place, FanoutError]] = []
         self._empty: set[tuple[bytes, int]] = set()  # objects without bytes that a good span names
         self._broken = False  # a span could not be read: what is missing has been said
-        self._digests: dict[
-            tuple[bytes, int, int], bytes
-        ] = {}  # by name, start and end, of the bytes
+        # Of the bytes, by name, start and end.
+        self._digests: dict[tuple[bytes, int, int], bytes] = {}
         self._bad: list[BadBlock] = []
 
     def check(self) -> set[int]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import fanout
-from fanout._tee import MAX_TARGETS
 from fanout.cli import screen
 from fanout.cli.exits import Exit
 from fanout.cli.params import SIZE, force_option, json_option
+from fanout.engine.stream import MAX_TARGETS
 from fanout.types import Phase
 from fanout.units import format_seconds, format_size
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fanout.catalog import Catalog
 from fanout.errors import SourceError
 from fanout.format import MAX_NAME
 from fanout.sources import Chunks, as_source, naming, once
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 
     from fanout.config import Config
     from fanout.sources import Source
-
-
-CATALOG_FILES = (
-    "",
-    "-wal",
-    "-shm",
-    ".lock",
-    ".ballast",
-)  # beside each other; a copy of it may have any other name
 
 
 class Item(NamedTuple):
@@ -66,7 +58,7 @@ class Found:
 
 def own_files(config: Config) -> frozenset[tuple[int, int]]:
     """Device and inode of the files of a store: stored in itself it would fill itself."""
-    places = [Path(f"{config.store.catalog}{suffix}") for suffix in CATALOG_FILES]
+    places = [Path(name) for name in Catalog.files(config.store.catalog)]
     places += [volume.path for pool in config.pools.values() for volume in pool.volumes]
     for kind in config.device_classes.values():
         if kind.directory is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fanout.engine.target import Target
     from fanout.types import Outcome
 
+MAX_TARGETS = _core.MAX_LEGS  # of one stream
 _PROOF_BYTES = 64 << 20  # read back at once: signals are looked at in between
 _LEG_STATES = ("active", "failed", "ejected", "synced")
 _OUT = ("failed", "ejected")
