@@ -27,15 +27,16 @@ _TARGET_STATES = ("none", "opening", "active", "failed", "detached", "closing")
 def is_absent_device(path: str | bytes) -> bool:
     """Whether a path names a device that is not there.
 
-    A file made in its place would lie in memory, where ``/dev`` is, and be gone with the next start of the machine.
+    A file made in its place would lie in memory, where ``/dev`` is, and be gone with the next start of the machine. What is mounted below
+    ``/dev`` is left alone, and not even looked at: it may hang.
     """
-    if not os.path.ismount("/dev") or os.path.lexists(path):
+    name = os.path.abspath(os.fsdecode(path))
+    if not name.startswith("/dev/"):
         return False
-    try:
-        directory = os.stat(os.path.dirname(path) or os.curdir)
-    except OSError:
-        return False
-    return directory.st_dev == os.stat("/dev").st_dev
+    with open("/proc/self/mounts", "rb") as file:
+        mounts = [os.fsdecode(line.split()[1]) for line in file]
+    over = [place for place in mounts if name.startswith(f"{place.rstrip('/')}/")]
+    return max(over, key=len, default="") == "/dev" and not os.path.lexists(name)
 
 
 class Target:

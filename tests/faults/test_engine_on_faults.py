@@ -694,12 +694,13 @@ def test_a_frozen_server_never_stops_writes_to_a_healthy_target(
         hung.close()
 
 
+@pytest.mark.parametrize("create", [False, True])
 def test_opening_on_a_frozen_server_waits_no_longer_than_it_was_told(
-    backend: str, healthy: Path, rng: random.Random
+    backend: str, create: bool, healthy: Path, rng: random.Random
 ) -> None:
     data = rng.randbytes(LENGTH)
     with FaultFS() as fs, make_engine(backend) as engine:
-        place = file_place(fs)
+        path = fs.path("new") if create else file_place(fs).path
         good = engine.open(healthy / "good", create=True, size=SIZE)
         with fs.frozen():
             began = time.monotonic()
@@ -707,7 +708,7 @@ def test_opening_on_a_frozen_server_waits_no_longer_than_it_was_told(
 
             def open_it() -> None:
                 try:
-                    engine.open(place.path, timeout=0.3)
+                    engine.open(path, create=create, timeout=0.3)
                 except (TargetError, TimeoutError) as problem:
                     failures.append(problem)
 
