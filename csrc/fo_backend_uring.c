@@ -53,10 +53,14 @@ static const unsigned int ladder[] = {
     0,
 };
 
-static unsigned int completion_entries(const fo_engine *e) {
+/* Data operations that can be in the kernel at once. */
+static uint32_t most_in_flight(const fo_engine *e) {
     uint32_t lanes = FO_MAX_TARGETS * FO_MAX_DEPTH;
-    uint32_t ops = e->machine.op_count < lanes ? e->machine.op_count : lanes;
-    uint32_t wanted = ops + e->machine.cfg.control_slots + 64;
+    return (e->machine.op_count < lanes ? e->machine.op_count : lanes) + e->machine.cfg.control_slots;
+}
+
+static unsigned int completion_entries(const fo_engine *e) {
+    uint32_t wanted = most_in_flight(e) + 64;
     uint32_t entries = SQ_ENTRIES * 2;
     while (entries < wanted) { /* so that the completion queue can never overflow */
         entries *= 2;
@@ -112,6 +116,14 @@ static void register_buffers(fo_engine *e, uring *u) {
     }
 }
 
+/* What cannot be handed over without blocking goes to threads of the kernel's, by default four for each CPU.  Each can sit behind a
+ * file system that hangs, and with the last of them every other target that needs one would hang too.  They are made when they
+ * are needed.  Before Linux 5.15 their number cannot be changed. */
+static void allow_workers(const fo_engine *e, uring *u) {
+    unsigned int most[2] = {most_in_flight(e), 0}; /* of files and devices; of the rest: as it is */
+    (void)io_uring_register_iowq_max_workers(&u->ring, most);
+}
+
 static void leave_ring(fo_engine *e, uring *u) {
     fo_fork_hold();
     atomic_store(&e->fork_fds[FO_FORK_RING], -1);
@@ -146,6 +158,7 @@ static int uring_start(fo_engine *e, char reason[160]) {
     }
     (void)io_uring_ring_dontfork(&u->ring);
     register_buffers(e, u);
+    allow_workers(e, u);
     u->fixed_files = io_uring_register_files_sparse(&u->ring, FO_MAX_TARGETS) == 0;
     e->backend_state = u;
     arm_wake(e, u);

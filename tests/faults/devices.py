@@ -11,6 +11,7 @@ of them does to a writer (kernel 6.18):
 | `LoopDevice.hollow` | the file under it was cut short | EIO for reads behind the cut; writes grow it again |
 | `LoopDevice.set_read_only` | `blockdev --setro` | EPERM, also on open descriptors |
 | `zram` | `fail` / `heal` | EIO for incompressible data, until healed |
+| `Ext4.frozen` | the freeze ioctl | writes hang, flushes too, until it is thawed |
 | `Ext4.power_cut` | the shutdown ioctl | EIO from then on; after `remount` what was not synced is gone |
 | `throttled` | cgroup limit | slow writes, no errors |
 | `file_size_limit` | RLIMIT_FSIZE of this process | a real short write, then EFBIG; needs no privilege |
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _SHUTDOWN_NOLOGFLUSH = 2
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 _BLKROSET = 0x125D
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -208,6 +210,19 @@ class Ext4:
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("I", _SHUTDOWN_NOLOGFLUSH))
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Whoever writes inside hangs in the kernel, where no signal gets to; thawed after, whatever happens."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _FIFREEZE, 0)
+            try:
+                yield
+            finally:
+                fcntl.ioctl(fd, _FITHAW, 0)
         finally:
             os.close(fd)
 

@@ -7,6 +7,7 @@ break: the healthy target waits with the hung one, or the process cannot end bef
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -22,13 +23,15 @@ if needs.why_not("engine"):
     needs.require("engine")
 
 from fanout.engine import Engine
-from fanout.errors import TargetError
+from fanout.engine.stream import MAX_TARGETS
+from fanout.errors import ConfigError, TargetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 SIZE = 8 << 20
+SLOT = 64 << 10
 HARD = 0.5
 SLACK = 1.5  # seconds that a busy machine may add
 RATE = 4096  # bytes per second: a slot of 64 KiB takes 16 s
@@ -176,3 +179,38 @@ def test_a_device_that_hangs_for_a_while_and_comes_back(
     assert codes == ["TIMED_OUT", "OK"]
     assert late >= quarantined > 0
     assert (state, synced) == ("failed", 0)
+
+
+def test_writes_that_hang_leave_the_kernel_a_thread_for_their_peers(tmp_path: Path) -> None:
+    """Breaks if writes that hang take up all of the threads that the kernel has for a ring: by default four for each processor."""
+    per_file = 64
+    count = min((os.cpu_count() or 1) * 4 // per_file + 1, MAX_TARGETS)
+    try:
+        engine = Engine(backend="io_uring", memory_bytes=16 << 20, slot_size_bytes=SLOT)
+    except ConfigError as problem:
+        pytest.skip(f"io_uring cannot run here: {problem}")
+    data = bytes(range(256)) * (SLOT >> 8)
+    with (
+        engine,
+        scratch() as memory,
+        devices.ext4_disk(64 << 20 if count == 1 else 1 << 30) as disk,
+    ):
+        hung = [
+            engine.open(disk.path / str(i), create=True, depth=per_file, size=per_file * SLOT)
+            for i in range(count)
+        ]
+        peers = [engine.open(path / "peer", create=True, size=SLOT) for path in (tmp_path, memory)]
+        with engine.stream(hung) as stuck:
+            stuck.place([0] * count)
+            with disk.frozen():
+                stuck.write(data * per_file)
+                stuck.seal()
+                kernel.wait_until(
+                    lambda: all(leg.inflight == per_file for leg in stuck.legs()), "all hang"
+                )
+                with engine.stream(peers) as stream:
+                    stream.place([0] * len(peers))
+                    stream.write(data)
+                    assert all(outcome.ok for outcome in stream.sync(timeout=20.0).values())
+                assert all(leg.completed == 0 for leg in stuck.legs())
+            assert all(outcome.ok for outcome in stuck.sync(timeout=60.0).values())
