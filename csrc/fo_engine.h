@@ -32,7 +32,7 @@ typedef struct fo_block fo_block;
 typedef struct fo_pool {
     pthread_cond_t cond;
     fo_block *block;
-    uint32_t head, tail; /* jobs, by operation index */
+    uint32_t head, tail, jobs; /* that no worker has taken, by operation index; how many */
     uint32_t idle, workers, max;
     bool stop;
 } fo_pool;

@@ -78,6 +78,7 @@ static void work(fo_pool *p) {
         }
         s = e->jobs[p->head].submission;
         p->head = e->jobs[p->head].next;
+        p->jobs--;
         (void)pthread_mutex_unlock(&e->mutex);
         result = fo_device_run(b, &s, fo_engine_memory(e, &s));
         (void)pthread_mutex_lock(&e->mutex);
@@ -122,7 +123,7 @@ static int spawn(fo_pool *p) {
 int fo_pool_push(fo_pool *p, const fo_submission *s) {
     fo_engine *e = p->block->engine;
     uint32_t op = fo_token_index(s->token);
-    if (p->idle == 0 && p->workers < p->max) {
+    if (p->idle <= p->jobs && p->workers < p->max) { /* who is idle has been told of those, but may not have woken up yet */
         int rc = spawn(p);
         if (rc != 0 && p->workers == 0) {
             return rc;
@@ -136,6 +137,7 @@ int fo_pool_push(fo_pool *p, const fo_submission *s) {
         e->jobs[p->tail].next = op;
     }
     p->tail = op;
+    p->jobs++;
     (void)pthread_cond_signal(&p->cond);
     return 0;
 }
@@ -145,6 +147,7 @@ void fo_pool_cancel(fo_pool *p) {
     while (p->head != FO_NIL) {
         fo_engine_post(e, e->jobs[p->head].submission.token, -ECANCELED);
         p->head = e->jobs[p->head].next;
+        p->jobs--;
     }
 }
 

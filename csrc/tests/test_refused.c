@@ -323,6 +323,41 @@ static void jobs_behind_a_hung_worker(void) {
     check_nothing_left(nothing);
 }
 
+static atomic_int writers;
+static atomic_bool met;
+
+/* The first waits until another one is here too, or does not come. */
+static void meet(void) {
+    bool first = atomic_fetch_add(&writers, 1) == 0;
+    for (int i = 0; first && i < 5000 && !atomic_load(&met); i++) {
+        (void)usleep(1000);
+        atomic_store(&met, atomic_load(&writers) > 1);
+    }
+}
+
+/* Two jobs at once for a lane whose one worker sleeps: told of the first, it has not woken up when the second comes. */
+static void a_worker_for_each_job(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    unsigned char *bytes = test_bytes(SLOT, 8);
+    fo_open o = {.flags = FO_OPEN_REPLACE, .hard_ns = 120 * SECOND};
+    fo_request r[2];
+    fo_outcome why;
+    uint16_t id;
+    CHECK_EQ(fo_target_open(e, test_path("two"), &o, SECOND, &id, &why), 0);
+    r[0] = (fo_request){.target = id, .kind = FO_OP_WRITE, .length = SLOT, .data = bytes};
+    r[1] = r[0];
+    r[1].offset = SLOT;
+    CHECK_EQ(fo_run(e, r, 1, SECOND), 0);
+    before_write = meet;
+    CHECK_EQ(fo_run(e, r, 2, SECOND), 0);
+    before_write = NULL;
+    CHECK(atomic_load(&met));
+    CHECK_EQ(fo_target_finish(e, id, 0, SECOND, &why), 0);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    free(bytes);
+    check_nothing_left(nothing);
+}
+
 /* The kernel keeps the engine thread: the close does not wait for it, and nothing is freed under it. */
 static void thread_that_stays(void) {
     fo_engine *e = open_engine(FO_BACKEND_URING);
@@ -357,6 +392,7 @@ int main(void) {
     RUN(made_and_locked);
     RUN(no_fallocate);
     RUN(jobs_behind_a_hung_worker);
+    RUN(a_worker_for_each_job);
     RUN(thread_that_stays);
     free(life_bytes);
     test_dir_remove();
