@@ -15,6 +15,7 @@ from fanout.engine.status import (
     fail,
     nanoseconds,
     outcome_of,
+    whole,
 )
 from fanout.engine.stream import Stream
 from fanout.engine.target import ON_SLOW, Target, is_absent_device
@@ -65,6 +66,7 @@ _EVENT_DTYPE = [
 ]
 _CODES, _PHASES, _CLASSES = tuple(OutcomeCode), tuple(Phase), tuple(FaultClass)
 _CLOSE_POLL_SECONDS = 0.002
+_MOST_SLOTS, _MOST_32, _MOST_64 = 4096, (1 << 32) - 1, (1 << 64) - 1
 
 
 class Engine:
@@ -268,6 +270,7 @@ class Engine:
         Raises:
             TargetError: it cannot be opened; `outcome.phase` says at which step.
             InterfaceError: closed, or too many targets.
+            ValueError: a number that is negative or too large, a path that cannot be one. Nothing was touched.
         """
         if on_slow not in ON_SLOW:
             raise ValueError(f"on_slow is one of {', '.join(ON_SLOW)}: {on_slow!r}")
@@ -288,10 +291,10 @@ class Engine:
         status, core, why = self._core.target_open(
             name,
             flags=flags,
-            depth=depth,
-            size=size,
+            depth=whole(depth, "depth", _MOST_32),
+            size=whole(size, "size"),
             lock_wait_ns=nanoseconds(lock_wait),
-            granule=granule,
+            granule=whole(granule, "granule", _MOST_32),
             on_slow=ON_SLOW.index(on_slow),
             soft_ns=nanoseconds(soft_deadline),
             hard_ns=nanoseconds(hard_deadline),
@@ -356,7 +359,7 @@ class Engine:
             One outcome per request, in their order. Those that got no slot within `timeout` seconds are NOT_SUBMITTED.
 
         Raises:
-            InterfaceError: closed, or a WRITE or READ without data.
+            InterfaceError: closed, a WRITE or READ without data, or an offset or length that is negative or too large.
         """
         records = []
         for request in requests:
@@ -364,7 +367,10 @@ class Engine:
                 raise InterfaceError(f"a {request.kind.name} request needs data")
             target = self._id(request.target)
             records.append((target, request.kind, request.offset, request.length, request.data))
-        status, outcomes = self._core.run(records, nanoseconds(timeout))
+        try:
+            status, outcomes = self._core.run(records, nanoseconds(timeout))
+        except OverflowError as error:
+            raise InterfaceError(f"run: an offset or a length of no file: {error}") from error
         if status not in (0, -errno.ETIMEDOUT):
             fail(status, "run")
         return [outcome_of(outcome) for outcome in outcomes]
@@ -481,25 +487,29 @@ def _open_core(
     if backend not in _BACKENDS:
         allowed = ", ".join(_BACKENDS)
         raise ConfigError(f"{backend!r} is no backend; one of {allowed}", key="engine.backend")
-    if slot <= 0 or memory % slot:
-        raise ConfigError(
-            f"{memory} bytes of memory are no multiple of the slot size {slot}", key="engine.memory"
-        )
-    slots = memory // slot
     try:
+        memory, slot = whole(memory, "memory_bytes"), whole(slot, "slot_size_bytes", _MOST_32)
+        slots, rest = divmod(memory, slot) if slot else (0, memory)
+        if rest or not 0 < slots <= _MOST_SLOTS:
+            raise ConfigError(
+                f"{memory} bytes of memory are not 1 to {_MOST_SLOTS} slots of {slot} bytes",
+                key="engine.memory",
+            )
         return _core.Engine(
             slot_size=slot,
             slot_count=slots,
-            max_streams=streams,
+            max_streams=whole(streams, "max_streams", _MOST_32),
             control_slots=min(4, max(1, slots // 16)),
             quarantine_slots=min(16, slots // 4),
             backend=_BACKENDS[backend],
             soft_ns=nanoseconds(soft),
             hard_ns=nanoseconds(hard),
             patience_ns=nanoseconds(patience),
-            seed=seed,
+            seed=whole(seed, "seed", _MOST_64),
         )
-    except (ValueError, OverflowError) as error:
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigError(str(error), key="engine") from error
     except OSError as error:
         if error.errno == errno.ENOMEM:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import math
+import operator
 import os
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from fanout import _core
 from fanout.errors import InterfaceError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fanout.engine.values import Leg
 
 _CODES, _PHASES, _CLASSES = tuple(OutcomeCode), tuple(Phase), tuple(FaultClass)
+MOST_BYTES = (1 << 63) - 1  # what an offset of the kernel's can be
 
 # The core's expected failures. What is not here is an OSError of that number.
 STATUSES: Mapping[int, tuple[Callable[[str], Exception], str]] = {
@@ -51,11 +53,22 @@ def fail(status: int, what: str) -> NoReturn:
     raise make(f"{what}: {text}")
 
 
+def whole(number: SupportsIndex, what: str, most: int = MOST_BYTES) -> int:
+    """A whole number for the core. Raises TypeError, and ValueError when it is negative or larger than `most`."""
+    try:
+        found = operator.index(number)
+    except TypeError:
+        raise TypeError(f"{what} is a whole number, not {number!r}") from None
+    if not 0 <= found <= most:
+        raise ValueError(f"{what} is a whole number from 0 to {most}, not {found}")
+    return found
+
+
 def checked_size(size: int | None) -> int:
     """The size of a lease for the core; None: whatever there is."""
     if size is None:
         return 0
-    if size <= 0:
+    if not 0 < size <= MOST_BYTES:
         raise InterfaceError(f"a lease of {size} bytes")
     return size
 

@@ -89,7 +89,11 @@ class Stream:
         if self._verify and length is None:
             raise InterfaceError("place: what is to be read back needs a length")
         written = self._written()
-        checked(self._core.place(list(offsets), limit), "place")
+        try:
+            status = self._core.place(list(offsets), limit)
+        except OverflowError as error:
+            raise InterfaceError(f"place: an offset or a length of no file: {error}") from error
+        checked(status, "place")
         self._unproven.extend(written)
         self._offsets = tuple(offsets) if self._verify else ()
 

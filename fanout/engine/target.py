@@ -11,6 +11,7 @@ from fanout.engine.status import (
     fail,
     nanoseconds,
     outcome_of,
+    whole,
 )
 from fanout.engine.values import Geometry
 from fanout.errors import InterfaceError
@@ -100,8 +101,10 @@ class Target:
 
         Raises:
             InterfaceError: closed, a stream still uses it, or another thread is finishing or closing it.
+            ValueError: `length` is negative or too large. It stays open.
         """
-        status, why = self._core.finish(-1 if length is None else length, nanoseconds(timeout))
+        size = -1 if length is None else whole(length, "length")
+        status, why = self._core.finish(size, nanoseconds(timeout))
         if why is None or (status < 0 and not why[0]):
             fail(status, self.path)
         return outcome_of(why)

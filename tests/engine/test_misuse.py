@@ -12,7 +12,7 @@ import xxhash
 
 from fanout import _core
 from fanout.engine import Engine, Request
-from fanout.errors import InterfaceError, TargetError
+from fanout.errors import ConfigError, InterfaceError, TargetError
 from fanout.types import OutcomeCode, Phase
 
 from .conftest import SLOT, SLOTS
@@ -85,6 +85,62 @@ def test_what_has_ended(engine: Engine, tmp_path: Path) -> None:
         engine.stream([first])
     first.close()
     assert {target.state for target in reopened} == {"active"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"memory_bytes": "x"}, "memory_bytes is a whole number"),
+        ({"memory_bytes": None}, "memory_bytes is a whole number"),
+        ({"memory_bytes": -SLOT}, "memory_bytes is a whole number from 0"),
+        ({"memory_bytes": 1 << 60}, "not 1 to 4096 slots"),
+        ({"memory_bytes": 1 << 70}, "memory_bytes is a whole number from 0"),
+        ({"memory_bytes": 0, "slot_size_bytes": 0}, "not 1 to 4096 slots"),
+        ({"slot_size_bytes": "x"}, "slot_size_bytes is a whole number"),
+        ({"slot_size_bytes": -1}, "slot_size_bytes is a whole number from 0"),
+        ({"max_streams": 1 << 40}, "max_streams is a whole number from 0"),
+        ({"max_streams": "3"}, "max_streams is a whole number"),
+        ({"seed": 1 << 64}, "seed is a whole number from 0"),
+    ],
+)
+def test_an_engine_of_no_such_size(setting: dict[str, Any], says: str) -> None:
+    """Breaks if a setting that makes no sense is told of in the words of another layer: a format string, a type of C."""
+    with pytest.raises(ConfigError, match=says):
+        Engine(**setting)
+
+
+def test_numbers_that_fit_no_file(engine: Engine, tmp_path: Path) -> None:
+    """Breaks if such a number comes out as an error of the conversion to C, or touches anything."""
+    wrong: dict[Any, type[Exception]] = {-1: ValueError, 1 << 64: ValueError, "x": TypeError}
+    for what in ("size", "granule", "depth"):
+        for number, error in wrong.items():
+            options: dict[str, Any] = {what: number}
+            with pytest.raises(error, match=f"{what} is a whole number"):
+                engine.open(tmp_path / "no", create=True, **options)
+    assert not (tmp_path / "no").exists()
+    target = engine.open(tmp_path / "file", create=True)
+    with engine.stream([target]) as stream:
+        calls: list[Callable[[], object]] = [
+            lambda: stream.place([-1]),
+            lambda: stream.place([1 << 70]),
+            lambda: stream.place([0], -1),
+            lambda: stream.place([0], 1 << 70),
+            lambda: stream.lease(1 << 70),
+            lambda: engine.run([Request(Phase.ALLOCATE, target, offset=-1, length=1)]),
+            lambda: engine.write(target, -target.granule, bytes(target.granule)),
+            lambda: engine.read(target, 1 << 70, 1),
+        ]
+        for call in calls:
+            with pytest.raises(InterfaceError):
+                call()
+        stream.place([0])
+        stream.write(b"still in order")
+        assert stream.sync()[target].ok
+    for number in (-1, 1 << 63):
+        with pytest.raises(ValueError, match="length is a whole number from 0"):
+            target.finish(number)
+    assert target.finish(14).ok
+    assert (tmp_path / "file").read_bytes() == b"still in order"
 
 
 def test_everything_from_every_thread_at_once(
