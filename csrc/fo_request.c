@@ -87,13 +87,14 @@ static uint32_t wave(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t de
     uint32_t n = 0;
     while (n < count && n < 256) {
         uint32_t slot = FO_NIL;
-        bool begun;
+        bool begun, room;
         if (e->closing) {
             break;
         }
-        begun = fo_machine_event_room(&e->machine, 1, 0) && start(e, &reqs[n], &slot);
-        if (!begun && reqs[n].outcome.code == UINT8_MAX) { /* no slot, or no room for its events */
-            if (n != 0 || fo_engine_wait_slots(e, deadline) != 0) {
+        room = fo_machine_event_room(&e->machine, 1, 0); /* for its events: nobody but who reads some can make it */
+        begun = room && start(e, &reqs[n], &slot);
+        if (!begun && reqs[n].outcome.code == UINT8_MAX) {
+            if (n != 0 || !room || fo_engine_wait_slots(e, deadline) != 0) {
                 break;
             }
             continue;

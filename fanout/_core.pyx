@@ -49,6 +49,7 @@ cdef enum:
     PIECE_BYTES = 16 << 20   # at most this between two looks at signals: about 3 ms
     EVENT_BATCH = 128
     EVENT_BYTES = 96
+    MANY_EVENTS = 512        # half of what the core keeps besides what it may yet have to tell
     STASH_BATCHES = 512      # 65,536 events, 6 MiB: what is kept when nobody reads events
 
 cdef extern from "errno.h":
@@ -98,6 +99,11 @@ cdef int export(object data, Py_buffer *view, int flags) except -1:
     except ValueError as error:  # numpy's way of saying so
         raise BufferError(str(error)) from None
     return 0
+
+
+cdef uint64_t seq_of(bytes batch):
+    """The number of its first event."""
+    return (<const c.fo_event *><const char *>batch).seq
 
 
 cdef tuple outcome_tuple(const c.fo_outcome *o):
@@ -190,19 +196,39 @@ cdef class Engine:
         """One batch of raw records, or None."""
         cdef c.fo_event batch[EVENT_BATCH]
         cdef int count
-        with nogil:
-            count = c.fo_events(self._engine, batch, EVENT_BATCH, timeout_ns)
+        if timeout_ns == 0:  # with the GIL, so that batches are stashed in their order
+            count = c.fo_events(self._engine, batch, EVENT_BATCH, 0)
+        else:
+            with nogil:
+                count = c.fo_events(self._engine, batch, EVENT_BATCH, timeout_ns)
         if count <= 0:
             return None
         return PyBytes_FromStringAndSize(<char *>batch, count * EVENT_BYTES)
 
+    cdef uint64_t pending_events(self) noexcept:
+        cdef c.fo_info info
+        c.fo_engine_info(self._engine, &info)
+        return info.events_pending
+
     cdef int stash_events(self) except -1:
-        """Make room: the core drops no event, so somebody has to read before streams go on."""
-        while (batch := self.take_events(0)) is not None:
+        """Make room: the core drops no event, so somebody has to read before streams go on.
+
+        The last ones stay there: whoever waits or polls for events is not left without.
+        """
+        while self.pending_events() > EVENT_BATCH:
+            batch = self.take_events(0)
+            if batch is None:
+                return 0
             self._stash.append(batch)
             if len(self._stash) > STASH_BATCHES:
                 self._stash.popleft()
                 self.lost_batches += 1
+        return 0
+
+    cdef int make_room(self) except -1:
+        """Before a call that cannot be taken up again where it finds no room for its events."""
+        if self.pending_events() > MANY_EVENTS:
+            self.stash_events()
         return 0
 
     def close(self, uint64_t timeout_ns):
@@ -256,6 +282,12 @@ cdef class Engine:
         try:
             while True:
                 batch = self.take_events(min(left, SLICE_NS))
+                if self._stash:  # filled meanwhile
+                    if batch is not None and seq_of(batch) < seq_of(self._stash[0]):
+                        return batch
+                    if batch is not None:
+                        self._stash.append(batch)
+                    return self._stash.popleft()
                 if batch is not None:
                     return batch
                 status = self.go_on(-ETIMEDOUT, &left)
@@ -370,11 +402,14 @@ cdef class Engine:
         options.soft_ns = soft_ns
         options.hard_ns = hard_ns
         options.patience_ns = patience_ns
-        with nogil:
-            status = c.fo_target_open(
-                self._engine, name, &options, timeout_ns, &number, &why
-            )
-        self.leave(0)
+        try:
+            self.make_room()
+            with nogil:
+                status = c.fo_target_open(
+                    self._engine, name, &options, timeout_ns, &number, &why
+                )
+        finally:
+            self.leave(0)
         if status < 0:
             return status, None, outcome_tuple(&why)
         target._engine = self
@@ -399,6 +434,7 @@ cdef class Engine:
         if status < 0:
             return status, []
         try:
+            self.make_room()
             array = <c.fo_request *>PyMem_Calloc(count + 1, sizeof(c.fo_request))
             views = <Py_buffer *>PyMem_Calloc(count + 1, sizeof(Py_buffer))
             if array is NULL or views is NULL:
@@ -438,6 +474,7 @@ cdef class Engine:
         if status < 0:
             return status, []
         try:
+            self.make_room()
             array = <c.fo_readback *>PyMem_Calloc(count + 1, sizeof(c.fo_readback))
             if array is NULL:
                 raise MemoryError

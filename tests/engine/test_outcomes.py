@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from fanout.engine import Engine, EventKind, Fault, Request, Target
 from fanout.errors import TargetError
 from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
-from .conftest import SLOT, Run
+from .conftest import SLOT, SLOTS, Run
 
 if TYPE_CHECKING:
     import random
@@ -302,6 +303,26 @@ def test_many_unread_events_do_not_stop_the_writers(faulty: Engine, tmp_path: An
         assert outcomes[healthy].ok
     assert sum(event.merged for event in faulty.events()) == 1500
     assert faulty.info.events_lost == 0
+
+
+def test_whoever_polls_finds_unread_events_however_many(engine: Engine, tmp_path: Any) -> None:
+    """Breaks if events that are set aside, so that streams go on, are hidden from a poll, or stop an opening or a request."""
+    target = engine.open(tmp_path / "a", create=True)
+    poll = select.poll()
+    poll.register(engine.fileno(), select.POLLIN)
+    seen, rounds = [], 1024 + 48 * SLOTS + 1536 + 2560 + 200  # what the core keeps, and more
+    for number in range(rounds):
+        with engine.stream([target]) as stream:
+            assert number == 0 or poll.poll(0)
+            assert engine.run([Request(Phase.WRITE, target, data=b"")])[0].ok
+            if number % 64 == 0:
+                engine.open(tmp_path / "b", replace=True).close()
+            stream.abort()
+    while poll.poll(0):
+        seen += engine.events()
+    assert [event.kind for event in seen] == [EventKind.DRAINED] * rounds
+    assert [event.seq for event in seen] == list(range(1, rounds + 1))
+    assert engine.info.events_lost == 0
 
 
 def test_an_ejected_target_is_not_ok(faulty: Engine, tmp_path: Any, data: bytes) -> None:
