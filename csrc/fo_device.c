@@ -71,8 +71,13 @@ static int create_file(fo_block *b, int flags) {
 static int open_existing(fo_block *b, int flags) {
     struct stat st;
     int fd = -1;
-    if (stat(b->path, &st) == 0 && S_ISBLK(st.st_mode) && (b->opt.flags & FO_OPEN_LOCK)) {
-        flags |= O_EXCL; /* refuses a device that is mounted, or that another holds */
+    if (stat(b->path, &st) == 0) {
+        if (S_ISCHR(st.st_mode) || S_ISFIFO(st.st_mode)) {
+            return -EINVAL; /* as fo_probe says, but before an open that waits for a peer, rewinds a tape or starts a watchdog */
+        }
+        if (S_ISBLK(st.st_mode) && (b->opt.flags & FO_OPEN_LOCK)) {
+            flags |= O_EXCL; /* refuses a device that is mounted, or that another holds */
+        }
     }
     if (!(b->opt.flags & FO_OPEN_BUFFERED)) {
         fd = fo_fork_open(file_entry(b), b->path, flags | O_DIRECT, 0);

@@ -143,6 +143,10 @@ static void open_flags(void) {
     CHECK_EQ(q.outcome.code, FO_OUTCOME_OK);
     CHECK_EQ(fo_target_close(e, id, SECOND), 0);
     CHECK_EQ(try_open(e, test_dir, (fo_open){0}, &id, &why), -EISDIR);
+    CHECK_EQ(try_open(e, test_dir, (fo_open){.flags = FO_OPEN_READONLY}, &id, &why), -EINVAL);
+    REQUIRE(mkfifo(test_path("fifo"), 0600) == 0); /* an open of it would wait for a writer */
+    CHECK_EQ(try_open(e, test_path("fifo"), (fo_open){.flags = FO_OPEN_READONLY}, &id, &why), -EINVAL);
+    (void)unlink(test_path("fifo"));
     CHECK_EQ(try_open(e, test_path("new"), (fo_open){.granule = 3000}, &id, &why), -EINVAL);
     CHECK_EQ(try_open(e, test_path("new"), (fo_open){.granule = 1 << 20}, &id, &why), -EINVAL); /* larger than a slot */
     CHECK_EQ(try_open(e, test_path("new"), (fo_open){.flags = FO_OPEN_BUFFERED}, &id, &why), 0);
