@@ -192,7 +192,7 @@ typedef struct fo_config {
 
 typedef struct fo_info {
     uint32_t backend;    /* the one that runs */
-    uint32_t huge_pages; /* 2: hugetlb, 1: transparent huge pages advised, 0: small pages */
+    uint32_t huge_pages; /* 2: hugetlb, 1: transparent huge pages advised, 0: small pages, or fo_engine_look was not called */
     uint32_t registered; /* arena registered with the ring */
     uint32_t hash_isa;   /* 0 scalar/baseline, 2 AVX2, 3 AVX-512 */
     uint32_t slot_size, slot_count;
@@ -215,6 +215,8 @@ int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out);
  * -ETIMEDOUT says that something was still in flight (the kernel ends it in the background). */
 int fo_engine_close(fo_engine *e, uint64_t timeout_ns);
 void fo_engine_info(fo_engine *e, fo_info *out);
+/* Counts the huge pages, the first time, for fo_engine_info to tell.  Takes long in a large process: nobody else waits meanwhile. */
+void fo_engine_look(fo_engine *e);
 /* 1: this is a forked child, and everything but closing answers -EOWNERDEAD.  Looks at nothing that a lock guards. */
 int fo_engine_dead(const fo_engine *e);
 /* Up to max events, oldest first; returns how many.  timeout 0 does not wait. */

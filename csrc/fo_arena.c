@@ -3,7 +3,7 @@
  *
  * Huge pages are the largest single saving of the whole engine: a 1 MiB direct write costs 29 to 49 ms CPU per GiB from
  * 4 KiB pages and 4.5 to 9.5 from huge ones, because one segment replaces 256.  Transparent huge pages have to be asked for
- * on most systems (`madvise`), and asking is not getting: the count is read back and reported.
+ * on most systems (`madvise`), and asking is not getting: the count is read back for who asks.
  *
  * MADV_WIPEONFORK: a forked child must neither see clients' bytes nor make the parent copy pages that a device is reading.
  * MADV_DONTFORK would leave a hole that another mapping of the child could fill.
@@ -11,7 +11,6 @@
 #include "fo_arena.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -55,9 +54,8 @@ static void populate(const fo_arena *a) {
     }
 }
 
-int fo_arena_open(fo_arena *a, size_t size, char *reason, size_t reason_size) {
+int fo_arena_open(fo_arena *a, size_t size) {
     uintptr_t start;
-    bool advised;
     memset(a, 0, sizeof *a);
     a->size = size;
     a->mapped = size + HUGE_SIZE;
@@ -67,19 +65,23 @@ int fo_arena_open(fo_arena *a, size_t size, char *reason, size_t reason_size) {
     }
     start = ((uintptr_t)a->mapping + HUGE_SIZE - 1) / HUGE_SIZE * HUGE_SIZE;
     a->base = (unsigned char *)start;
-    advised = madvise(a->base, size, MADV_HUGEPAGE) == 0;
+    a->advised = madvise(a->base, size, MADV_HUGEPAGE) == 0;
     populate(a);
     (void)madvise(a->base, size, MADV_WIPEONFORK); /* before Linux 4.14 the child shares the pages, and never looks */
-    if (advised && size >= HUGE_SIZE) {
+    return 0;
+}
+
+uint32_t fo_arena_huge_pages(const fo_arena *a, char *reason, size_t reason_size) {
+    if (a->advised && a->size >= HUGE_SIZE) {
         long long huge = huge_bytes(a);
-        a->huge_pages = huge < 0 || huge >= (long long)(size / HUGE_SIZE * HUGE_SIZE) / 2;
+        if (huge < 0 || huge >= (long long)(a->size / HUGE_SIZE * HUGE_SIZE) / 2) {
+            return 1;
+        }
     }
-    if (!a->huge_pages) {
-        (void)snprintf(reason, reason_size, "%s",
-                       size < HUGE_SIZE ? "small pages: the budget is less than one huge page"
-                       : advised        ? "small pages: the kernel has no transparent huge pages to give"
-                                        : "small pages: this kernel refuses MADV_HUGEPAGE");
-    }
+    (void)snprintf(reason, reason_size, "%s",
+                   a->size < HUGE_SIZE ? "small pages: the budget is less than one huge page"
+                   : a->advised        ? "small pages: the kernel has no transparent huge pages to give"
+                                       : "small pages: this kernel refuses MADV_HUGEPAGE");
     return 0;
 }
 

@@ -4,6 +4,7 @@
 #ifndef FO_ARENA_H
 #define FO_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,11 +13,14 @@ typedef struct fo_arena {
     size_t size;
     void *mapping; /* what was mapped: base rounded down, to be given back whole */
     size_t mapped;
-    uint32_t huge_pages; /* as fo_info.huge_pages */
+    bool advised; /* huge pages were asked for */
 } fo_arena;
 
-/* -ENOMEM.  reason gets one sentence when the pages are small. */
-int fo_arena_open(fo_arena *a, size_t size, char *reason, size_t reason_size);
+/* -ENOMEM. */
+int fo_arena_open(fo_arena *a, size_t size);
+/* Whether the pages are huge, as fo_info.huge_pages; else reason gets one sentence.  The kernel looks at every page of the process
+ * for it: 100 ms where it has 2 GiB. */
+uint32_t fo_arena_huge_pages(const fo_arena *a, char *reason, size_t reason_size);
 void fo_arena_close(fo_arena *a);
 
 #endif

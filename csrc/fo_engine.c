@@ -262,6 +262,26 @@ void *fo_engine_main(void *arg) {
 
 int fo_engine_dead(const fo_engine *e) { return atomic_load(&e->dead) ? 1 : 0; }
 
+void fo_engine_look(fo_engine *e) {
+    char reason[160] = "";
+    uint32_t huge;
+    if (atomic_load(&e->dead)) {
+        return;
+    }
+    (void)pthread_mutex_lock(&e->look_mutex);
+    if (!e->looked) {
+        e->looked = true;
+        huge = fo_arena_huge_pages(&e->arena, reason, sizeof reason);
+        (void)pthread_mutex_lock(&e->mutex);
+        e->huge_pages = huge;
+        if (huge == 0) {
+            fo_engine_add_reason(e, reason);
+        }
+        (void)pthread_mutex_unlock(&e->mutex);
+    }
+    (void)pthread_mutex_unlock(&e->look_mutex);
+}
+
 void fo_engine_info(fo_engine *e, fo_info *out) {
     const fo_machine *m = &e->machine;
     memset(out, 0, sizeof *out);
@@ -272,7 +292,7 @@ void fo_engine_info(fo_engine *e, fo_info *out) {
     }
     (void)pthread_mutex_lock(&e->mutex);
     out->backend = e->backend->kind;
-    out->huge_pages = e->arena.huge_pages;
+    out->huge_pages = e->huge_pages;
     out->registered = e->registered;
     out->hash_isa = e->hash->isa;
     out->slot_size = m->cfg.slot_size;

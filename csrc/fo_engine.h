@@ -105,6 +105,9 @@ struct fo_engine {
     uint64_t wakeups;
     uint32_t ring_flags, registered;
     char reason[160];
+    pthread_mutex_t look_mutex; /* before the other one: of fo_engine_look alone, which takes its time */
+    bool looked;
+    uint32_t huge_pages;
     /* fork: read by the child without the mutex */
     atomic_bool dead;
     atomic_int fork_fds[FO_MAX_TARGETS * 2 + 4];

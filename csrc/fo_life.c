@@ -48,6 +48,7 @@ static void engine_free(fo_engine *e) {
     (void)pthread_cond_destroy(&e->slots_cond);
     (void)pthread_cond_destroy(&e->state_cond);
     (void)pthread_mutex_destroy(&e->mutex);
+    (void)pthread_mutex_destroy(&e->look_mutex);
     fo_arena_close(&e->arena);
     fo_machine_free(&e->machine);
     free(e->jobs);
@@ -73,6 +74,7 @@ static fo_engine *engine_new(void) {
     e->refs = 1;
     e->wake_fd = e->event_fd = -1;
     (void)pthread_mutex_init(&e->mutex, NULL);
+    (void)pthread_mutex_init(&e->look_mutex, NULL);
     (void)pthread_condattr_init(&attr);
     (void)pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&e->slots_cond, &attr);
@@ -86,12 +88,11 @@ static fo_engine *engine_new(void) {
 }
 
 static int engine_memory(fo_engine *e, const fo_config *cfg, char reason[160]) {
-    char pages[160] = "";
     int rc = fo_machine_init(&e->machine, cfg, reason);
     if (rc != 0) {
         return rc;
     }
-    rc = fo_arena_open(&e->arena, (size_t)cfg->slot_count * cfg->slot_size, pages, sizeof pages);
+    rc = fo_arena_open(&e->arena, (size_t)cfg->slot_count * cfg->slot_size);
     e->jobs = calloc(e->machine.op_count, sizeof *e->jobs);
     e->inbox = calloc(e->machine.op_count, sizeof *e->inbox);
     if (rc != 0 || e->jobs == NULL || e->inbox == NULL) {
@@ -105,9 +106,6 @@ static int engine_memory(fo_engine *e, const fo_config *cfg, char reason[160]) {
         return rc;
     }
     atomic_store(&e->fork_fds[FO_FORK_WAKE], e->wake_fd);
-    if (pages[0] != '\0') {
-        fo_engine_add_reason(e, pages);
-    }
     e->hash = fo_hash_best();
     return 0;
 }

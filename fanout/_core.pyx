@@ -257,6 +257,13 @@ cdef class Engine:
         found = [reference() for reference in list(self._open_streams.values())]
         return [stream for stream in found if stream is not None]
 
+    def look(self):
+        """Let `info` say what pages the arena has; slow in a large process, the first time."""
+        if self.enter() == 0:
+            with nogil:
+                c.fo_engine_look(self._engine)
+            self.leave(0)
+
     def info(self):
         """The whole snapshot by name, or None when closed. In a forked child it says so."""
         cdef c.fo_info info

@@ -170,6 +170,7 @@ cdef extern from "fanout.h" nogil:
     int fo_engine_open(const fo_config *cfg, char *reason, fo_engine **out) noexcept
     int fo_engine_close(fo_engine *e, uint64_t timeout_ns) noexcept
     void fo_engine_info(fo_engine *e, fo_info *out) noexcept
+    void fo_engine_look(fo_engine *e) noexcept
     int fo_engine_dead(const fo_engine *e) noexcept
     int fo_events(fo_engine *e, fo_event *out, uint32_t max, uint64_t timeout_ns) noexcept
     int fo_event_fd(fo_engine *e) noexcept

@@ -174,6 +174,7 @@ static void measure(fo_engine *e, const options *o, const uint16_t *ids, const u
 static void print(fo_engine *e, const options *o, const uint16_t *ids, const result *r) {
     double gib = (double)o->bytes / (double)(1 << 30);
     fo_info info;
+    fo_engine_look(e);
     fo_engine_info(e, &info);
     printf("{\"bytes\": %llu, \"targets\": %u, \"seconds\": %.6f, \"cpu_seconds\": %.6f, ", (unsigned long long)o->bytes,
            o->count, r->seconds, r->cpu_seconds);

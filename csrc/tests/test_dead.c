@@ -126,6 +126,7 @@ static void in_a_forked_child(void) {
         fo_leg leg;
         CHECK_EQ(fo_engine_dead(r.e), 1);
         CHECK_EQ(fo_now(r.e), 0);
+        fo_engine_look(r.e);
         fo_engine_info(r.e, &info);
         CHECK_EQ(info.dead, 1);
         CHECK_EQ(fo_stream_legs(r.s, &leg, 1), -EOWNERDEAD);

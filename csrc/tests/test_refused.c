@@ -104,6 +104,7 @@ static fo_engine *open_engine(uint32_t kind) {
     cfg.max_streams = 2;
     cfg.hard_ns = SECOND / 4;
     REQUIRE(fo_engine_open(&cfg, reason, &e) == 0);
+    look(e); /* less than a huge page */
     return e;
 }
 

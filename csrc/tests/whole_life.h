@@ -222,6 +222,18 @@ static void use(life *l) {
     }
 }
 
+/* What the pages are is asked for once, and not before somebody wants to know. */
+static void look(fo_engine *e) {
+    fo_info before, after;
+    fo_engine_info(e, &before);
+    fo_engine_look(e);
+    fo_engine_look(e);
+    fo_engine_info(e, &after);
+    CHECK_EQ(before.huge_pages, 0);
+    CHECK(strstr(before.reason, "small pages") == NULL);
+    CHECK((strstr(after.reason, "small pages") == NULL) == (after.huge_pages != 0));
+}
+
 /* 0, or the first refusal. */
 static int whole_life(uint32_t backend, const unsigned char *bytes, bool (*may_fail)(int err)) {
     life memory = {.backend = backend, .may_fail = may_fail, .bytes = bytes}, *l = &memory;
@@ -239,6 +251,7 @@ static int whole_life(uint32_t backend, const unsigned char *bytes, bool (*may_f
         CHECK(reason[0] != '\0');
         return rc == -EOPNOTSUPP || WELL(rc) ? rc : l->first;
     }
+    look(l->e);
     use(l);
     (void)WELL(fo_engine_close(l->e, 10 * SECOND));
     return l->first;

@@ -178,11 +178,12 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        """A snapshot: backend, memory, counters.
+        """A snapshot: backend, memory, counters. The first one counts the huge pages: 100 ms or so in a process of 2 GiB.
 
         Raises:
             InterfaceError: closed.
         """
+        self._core.look()
         found = self._core.info()
         if found is None:
             fail(-errno.EBADF, "engine")
