@@ -1024,7 +1024,7 @@ cdef class Lease:
         cdef c.fo_stream *handle
         cdef uint32_t failed = 0
         cdef int status
-        if self._ended:
+        if self._ended or self._handle is NULL:
             return -EBADF
         if not 0 <= length <= self._size:
             return -EINVAL

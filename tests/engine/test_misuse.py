@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 from functools import partial
@@ -141,6 +142,17 @@ def test_numbers_that_fit_no_file(engine: Engine, tmp_path: Path) -> None:
             target.finish(number)
     assert target.finish(14).ok
     assert (tmp_path / "file").read_bytes() == b"still in order"
+
+
+def test_handles_that_nobody_opened() -> None:
+    """Breaks if a handle that was made past its maker (by a copy, a mock, a debugger) leads anywhere."""
+    kinds: tuple[Any, ...] = (_core.Lease, _core.Stream, _core.Target)
+    lease, stream, target = (kind.__new__(kind) for kind in kinds)
+    assert lease.commit(0, 0) == -errno.EBADF
+    lease.end()
+    assert stream.write(b"", 0, 0) == stream.abort() == -errno.EBADF
+    assert (stream.close(), stream.position) == (0, 0)
+    assert target.close(0) == target.geometry() == -errno.EBADF
 
 
 def test_everything_from_every_thread_at_once(
