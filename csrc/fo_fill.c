@@ -34,7 +34,7 @@ int fo_stream_take(fo_stream *s, uint64_t deadline, uint32_t *slot) {
         if (rc != 0) {
             return rc;
         }
-        if (!fo_machine_event_room(&e->machine, s->count, 0)) {
+        if (!fo_machine_event_room(&e->machine, FO_MAX_LEGS, 0)) {
             return -ENOBUFS;
         }
         *slot = fo_machine_take(&e->machine, s->flow);

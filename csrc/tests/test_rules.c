@@ -619,6 +619,25 @@ static void starving_twice(void) {
     drop_world(w);
 }
 
+/* Room for the events of a slot is taken with the slot: two streams that ask in turn are not promised the same. */
+static void room_is_promised_once(void) {
+    fo_open o = {0};
+    world *w = open_world(2, &o);
+    fo_machine *m = &w->m;
+    uint32_t slot, cap = m->event_cap;
+    m->event_cap = m->event_count + m->targets_open * FO_EVENTS_PER_TARGET + m->live_legs * FO_EVENTS_PER_LEG +
+                   FO_MAX_LEGS * FO_EVENTS_PER_OP; /* as if all others were unread */
+    CHECK(fo_machine_event_room(m, FO_MAX_LEGS, 0));
+    slot = fo_machine_take(m, w->flow);
+    CHECK(!fo_machine_event_room(m, 1, 0));
+    fo_machine_check(m);
+    fo_machine_publish(m, w->flow, slot, 0, SLOT);
+    fo_machine_check(m);
+    m->event_cap = cap;
+    fo_machine_free(m);
+    free(w);
+}
+
 int main(void) {
     RUN(bounds_of_the_configuration);
     RUN(too_many_bytes);
@@ -645,5 +664,6 @@ int main(void) {
     RUN(patience_at_its_edges);
     RUN(fast_and_late);
     RUN(starving_twice);
+    RUN(room_is_promised_once);
     return test_end();
 }

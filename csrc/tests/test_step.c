@@ -147,7 +147,7 @@ static void publish(world *w, uint32_t i) {
     uint64_t length = (below(w, 16) + 1) * 4096;
     const fo_flow *f = &w->m.flows[w->flows[i]];
     if (f->sealed || f->aborted || !fo_machine_flow_alive(&w->m, w->flows[i]) ||
-        !fo_machine_event_room(&w->m, f->count, 0)) {
+        !fo_machine_event_room(&w->m, FO_MAX_LEGS, 0)) {
         return;
     }
     if (w->filling[i] == FO_NIL) {
