@@ -212,6 +212,8 @@ class _Plan:
         deletions: one for each aggregate.
         gone: the versions.
         postponed: name and reason of those that cannot go now.
+        active: of those that go the active ones. Asked together with the contents: since the versions were selected, others may have
+            deleted what was newer.
     """
 
     def __init__(
@@ -221,6 +223,7 @@ class _Plan:
         self.deletions: list[Deletion] = []
         self.gone: list[ObjectEntry] = []
         self.postponed: list[tuple[bytes, str]] = []
+        self.active: list[ObjectEntry] = []
         self._room: dict[bytes, int] = {}
         by_aggregate: dict[bytes, list[ObjectEntry]] = {}
         for one in batch:
@@ -253,6 +256,7 @@ class _Plan:
         else:
             self.deletions.append(deletion)
             self.gone += wanted
+            self.active += [one for one in wanted if there[one.member].active]
 
     def _obstacle(self, deletion: Deletion, volume_of: Volumes) -> str:
         """Why an aggregate cannot be touched now; empty: it can (promise 1)."""
@@ -278,8 +282,8 @@ class _Plan:
         """Gaps of active-data pools that lack what is active again (promise 3)."""
         gone = {one.version for one in self.gone}
         back: dict[bytes, set[int]] = {}
-        for one in self.gone:
-            if not one.active or one.kind is not ObjectKind.BACKUP:
+        for one in self.active:
+            if one.kind is not ObjectKind.BACKUP:
                 continue
             left = [
                 other

@@ -157,6 +157,41 @@ def test_the_newest_that_is_left_is_active(small: SmallSite) -> None:
     sound(small)
 
 
+def test_what_was_active_when_it_was_deleted(small: SmallSite) -> None:
+    """Another caller deletes what is newer than a version that is just being deleted: it was active, and what is older is now.
+
+    The active-data pool never had that; nobody would have noticed the gap.
+    """
+    with small.locked("ACTIVEDATAPOOL"), small.open(lock_wait=0) as store:
+        put(store, {b"a": b"first"})
+    with small.open() as store:
+        put(store, {b"a": b"second"})
+        put(store, {b"a": b"third"})
+        copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        second = sorted(entry.version for entry in store.query_objects())[1]
+        steady = store.ledger.steady
+        before = [b"a"]
+
+        class OthersFirst:
+            """Whoever waits for the lock is overtaken once."""
+
+            def __enter__(self) -> None:
+                while before:
+                    assert store.delete("N1", before.pop()).objects == 1
+                steady.acquire()
+
+            def __exit__(self, *_: object) -> None:
+                steady.release()
+
+        store.ledger.steady = OthersFirst()  # type: ignore[assignment]
+        assert store.delete("N1", b"a", version=second).objects == 1
+        (left,) = store.query_objects(active_only=True)
+        assert store.get("N1", b"a").read() == b"first"
+        (gap,) = store.query_gaps()
+        assert (gap.pool, gap.aggregate, gap.objects) == ("ACTIVEDATAPOOL", left.aggregate, 1)
+    sound(small)
+
+
 def test_expiration_keeps_the_newest(small: SmallSite) -> None:
     with small.open() as store:
         for number in range(5):
