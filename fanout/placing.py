@@ -13,6 +13,7 @@ What it promises:
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -168,9 +169,10 @@ class Placing:
         return taken
 
     def give_back(self) -> None:
-        """Release every span that was not entered."""
-        for writer in self.writers:
-            self._give_back(writer)
+        """Release every span that was not entered; each is tried once, also when the host raises."""
+        with ExitStack() as every:
+            for writer in reversed(self.writers):
+                every.callback(self._give_back, writer)
 
     def _try(self, index: int, name: bytes, length: int | None) -> bool:
         """Whether this primary takes the object; if so its aggregate is the current one."""
@@ -292,6 +294,8 @@ class Placing:
         raise why
 
     def _give_back(self, writer: AggregateWriter) -> None:
-        while writer.ahead:
-            span = writer.ahead.pop().span
-            self._host.release(span, [placement.pool for placement in span.placements])
+        with ExitStack() as every:
+            while writer.ahead:
+                span = writer.ahead.popleft().span
+                pools = [placement.pool for placement in span.placements]
+                every.callback(self._host.release, span, pools)

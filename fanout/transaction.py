@@ -119,17 +119,15 @@ class Shared:
     def sweep(self, *, timeout: float = 0.0) -> None:
         """Give back what has drained, waiting at most `timeout` seconds for all of it.
 
-        A closed engine has let go of everything, and nobody can say any more what drained.
+        A closed engine has let go of everything, and nobody can say any more what drained. What breaks off leaves the others pending.
         """
         end = self.clock() + timeout
-        waiting, self.pending = self.pending, []
-        while waiting and not self.engine.closed:
-            stretch = waiting.pop()
-            if not stretch.release(
-                self.host, timeout=max(0.0, end - self.clock()) if timeout else 0.0
-            ):
-                self.pending.append(stretch)
-        self.pending += waiting
+        for stretch in self.pending[::-1]:
+            if self.engine.closed:
+                break
+            left = max(0.0, end - self.clock()) if timeout else 0.0
+            if stretch.release(self.host, timeout=left):
+                self.pending.remove(stretch)
 
 
 class Transaction:
@@ -469,11 +467,12 @@ class Transaction:
         self._state = state
         shared, placing = self._shared, self._placing
         shared.lists = placing.lists
+        # First of all: whatever breaks off here, the session sweeps them later.
+        shared.pending += placing.stretches
         for stretch in placing.stretches:
             if not stretch.settled:
                 stretch.stream.abort()
         placing.give_back()
-        shared.pending += placing.stretches
         shared.sweep()
 
     # -- committing

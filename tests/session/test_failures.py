@@ -513,6 +513,37 @@ def test_a_host_that_says_it_is_of_no_use(world: World) -> None:
     world.at_rest()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug")])
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_a_host_that_breaks_off_while_it_takes_something_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException, nth: int
+) -> None:
+    """Of three aggregates, each with a span that it never entered: all but the one that the host was asked for goes back."""
+    session, release = world.session(destination(max_size=MIB)), world.host.release
+    calls: list[tuple[Span, tuple[str, ...]]] = []
+
+    def broken(span: Span, pools: Sequence[str]) -> None:
+        calls.append((span, tuple(pools)))
+        if len(calls) == nth:
+            raise error
+        release(span, pools)
+
+    transaction = session.begin()
+    for name in "AEB":
+        world.host.generous = True
+        transaction.put(name, content(name))
+    monkeypatch.setattr(world.host, "release", broken)
+    with pytest.raises(type(error)):
+        transaction.abort()
+    session.close()
+    span, pools = calls[nth - 1]
+    assert world.host.reserved == {
+        (p.pool, p.target.path, p.offset) for p in span.placements if p.pool in pools
+    }
+    release(span, pools)
+    world.at_rest()
+
+
 def test_an_interrupt_right_after_the_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While what was reserved and not used goes back: an abort now would hand the committed places to others."""
     session, release = world.session(), world.host.release
