@@ -57,6 +57,7 @@ from fanout.scribe import Scribe
 from fanout.session import Session
 from fanout.store_reader import StoreReader
 from fanout.types import ObjectKind, Receipt, checked_kind
+from fanout.units import name_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -504,7 +505,7 @@ class Store(StoreReader):
         self._must_be_open()
         if isinstance(names, str | bytes):
             names = [names]
-        encoded = None if names is None else [os.fsencode(name) for name in names]
+        encoded = None if names is None else [name_bytes(name) for name in names]
         owner = self.config.node(node).name
         selection = deletion.Selection(owner, encoded, checked_kind(kind), version, keep)
         if preview:

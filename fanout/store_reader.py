@@ -6,7 +6,6 @@ Answers come from the catalog, and about space from the volumes that are open.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from fanout.config import Access, DeviceType
 from fanout.errors import InterfaceError, ObjectNotFound, PoolUnavailable
 from fanout.read import CopyReader, ObjectReader
 from fanout.types import ObjectKind, PoolKind
-from fanout.units import quoted
+from fanout.units import name_bytes, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,7 +118,7 @@ class StoreReader:
             InterfaceError: the store is closed.
         """
         self._must_be_open()
-        encoded = name if isinstance(name, bytes) else os.fsencode(name)
+        encoded = name_bytes(name)
         owner = self.config.node(node).name
         entry = self.catalog.find(owner, encoded, kind=kind, version=version)
         if entry is None:
@@ -214,7 +213,7 @@ class StoreReader:
         self._must_be_open()
         return self.catalog.objects(
             node=node,
-            name=os.fsencode(name) if isinstance(name, str) else name,
+            name=None if name is None else name_bytes(name),
             pool=pool,
             active_only=active_only,
         )

@@ -44,7 +44,7 @@ from fanout.placing import Forbidden, NoRoom, Placing, Refused
 from fanout.policy import Action
 from fanout.sources import OnceSource, ReaderSource, as_source
 from fanout.types import Receipt, StoredObject
-from fanout.units import quoted
+from fanout.units import name_bytes, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -571,12 +571,7 @@ class Transaction:
 
 
 def _encoded(name: str | bytes) -> bytes:
-    if not isinstance(name, str | bytes):
-        raise TypeError(f"put: a name is str or bytes, not {type(name).__name__}")
-    try:
-        encoded = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
-    except UnicodeEncodeError as error:
-        raise InterfaceError(f"put: {name!r} cannot be written as UTF-8: {error.reason}") from error
+    encoded = name_bytes(name)
     if not 1 <= len(encoded) <= MAX_NAME_BYTES:
         raise InterfaceError(
             f"put: a name has 1 to {MAX_NAME_BYTES} bytes, this has {len(encoded)}"

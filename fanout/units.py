@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from fanout.errors import InterfaceError
+
 SIZE_UNITS = {
     "B": 1,
     "kB": 10**3,
@@ -107,6 +109,23 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def name_bytes(name: str | bytes) -> bytes:
+    """The bytes of an object's name: text is UTF-8 with surrogate escapes, whatever the locale says.
+
+    Raises:
+        TypeError: neither text nor bytes.
+        InterfaceError: text that cannot be written so.
+    """
+    if isinstance(name, bytes):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"a name is str or bytes, not {type(name).__name__}")
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InterfaceError(f"{name!r} cannot be written as UTF-8: {error.reason}") from error
 
 
 def quoted(name: bytes) -> str:

@@ -277,6 +277,31 @@ def test_odd_objects(site: Site) -> None:
             store.get("N3", "twice")
 
 
+IN_A_LOCALE = r"""
+import sys
+from fanout import Store
+assert sys.getfilesystemencoding() != "utf-8"
+with Store.open(sys.argv[1]) as store:
+    with store.session("N1") as session, session.begin() as txn:
+        txn.put("\u00e4", b"text")
+        txn.put("\udce4", b"latin")
+    assert [entry.name for entry in store.query_objects(name="\u00e4")] == [b"\xc3\xa4"]
+    assert store.get("N1", "\u00e4").read() == b"text"
+    assert store.delete("N1", ["\u00e4"]).objects == 1
+    assert [entry.name for entry in store.query_objects()] == [b"\xe4"]
+"""
+
+
+def test_a_name_is_the_same_in_every_locale(site: Site) -> None:
+    """Text was stored as UTF-8, and looked for and deleted in the encoding of the locale: in Latin-1 that is another object."""
+    site.create()
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", IN_A_LOCALE, str(site.path)]
+    subprocess.run(command, env=environment, check=True)
+    with site.open() as store, pytest.raises(InterfaceError, match="UTF-8"):
+        store.get("N1", "\ud800")
+
+
 def test_archives_never_go_to_active_data_pools(site: Site) -> None:
     """And no gap says that they should."""
     site.create()
