@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 from contextlib import suppress
 
 SUFFIX = ".ballast"
@@ -30,7 +31,7 @@ _log = logging.getLogger("fanout.catalog")
 
 
 class Ballast:
-    """The ballast of one catalog. Its writer alone makes and removes it.
+    """The ballast of one catalog. Its writer alone makes and removes it. Any thread may call anything.
 
     Args:
         catalog: path of the database.
@@ -39,6 +40,8 @@ class Ballast:
     def __init__(self, catalog: str, *, size_bytes: int = SIZE_BYTES) -> None:
         self.path, self._size = f"{catalog}{SUFFIX}", size_bytes
         self._given_up = False
+        # Sessions begin side by side, and a commit may need the space meanwhile.
+        self._lock = threading.Lock()
 
     @property
     def held_bytes(self) -> int:
@@ -56,6 +59,10 @@ class Ballast:
 
     def make(self) -> bool:
         """Make it if it is not there and there is room; whether it is there now."""
+        with self._lock:
+            return self._make()
+
+    def _make(self) -> bool:
         if self.held_bytes >= self._size:
             self._given_up = False
             return True
@@ -84,6 +91,10 @@ class Ballast:
 
     def give_up(self, error: sqlite3.Error) -> bool:
         """Remove it if the error says that the file system is full; whether that has made room."""
+        with self._lock:
+            return self._remove_for(error)
+
+    def _remove_for(self, error: sqlite3.Error) -> bool:
         if not self._full(error) or not self.held_bytes:
             return False
         try:

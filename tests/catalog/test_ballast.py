@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -200,3 +201,15 @@ def test_it_goes_only_for_want_of_space(tmp_path: Path) -> None:
     assert made.give_up(error)
     assert not made.give_up(error)
     assert made.held_bytes == 0
+
+
+def test_sessions_that_begin_at_once_make_it_once(tmp_path: Path) -> None:
+    """Each removed what another was just making, and told its client that the disk is full: there is room for all of it."""
+    ballast = Ballast(str(tmp_path / "catalog.db"), size_bytes=MIB)
+    for _ in range(50):
+        ballast._given_up = True
+        with ThreadPoolExecutor(8) as sessions:
+            said = list(sessions.map(lambda _: ballast.shortage(), range(8)))
+        assert said == [None] * 8
+        assert ballast.held_bytes == MIB
+        os.unlink(ballast.path)
