@@ -102,14 +102,22 @@ class Grower:
             except (FanoutError, OSError) as error:
                 pool.growth_refused = str(error)
                 return False
-            self._opener.look(member, 0.0)
-            if member.volume is None or not self._opener.take_over([member]):
-                pool.growth_refused = member.reason
-                return False
+            # The catalog knows it: it is the pool's whatever becomes of its opening, and is tried again like any other.
             with self._lock:
                 pool.members.append(member)
+            if not self._open(member):
+                pool.growth_refused = member.reason
+                return False
             pool.growth_refused, pool.next_spare = "", 0.0
             return True
+
+    def _open(self, member: Member) -> bool:
+        try:
+            self._opener.look(member, 0.0)
+            return member.volume is not None and bool(self._opener.take_over([member]))
+        except BaseException:
+            self._opener.abandon([member], "its opening was cut short")
+            raise
 
     def _make_next(self, pool: Pool) -> Member:
         kind = pool.device_class

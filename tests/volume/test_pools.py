@@ -523,6 +523,25 @@ def test_an_interrupted_growth_is_taken_up_again(house: House) -> None:
     assert (house.directory / "seq" / "SEQ.00003.fanout").read_bytes() == b"somebody's" * 1000
 
 
+def test_a_volume_that_was_made_and_not_opened_is_one_of_the_pool(house: House) -> None:
+    """It was forgotten, and every reservation made another one: more than there may be, and the disk was full of them."""
+    pools = house.pools
+    pools.reserve(ask(1_400_000, primary="SEQ", copies=()))
+    for grower in pools._grower.threads:
+        grower.join()
+    house.book.broken = True
+    request = ask(1_400_000, primary="SEQ", copies=())
+    pools.reserve(request)  # into the spare one
+    for _ in range(3):
+        with pytest.raises((CatalogError, PoolFull)):
+            pools.reserve(request)
+    assert len(os.listdir(house.directory / "seq")) == 3
+    house.book.broken = False
+    house.now += 100
+    assert [os.path.basename(v.path) for v in pools.revive("SEQ")] == ["SEQ.00003.fanout"]
+    assert pools.reserve(request)
+
+
 def test_growth_that_fails_says_why(house: House) -> None:
     house.config.device_classes["seq"].directory.rename(house.directory / "gone")  # type: ignore[union-attr]
     with pytest.raises(PoolFull, match=r"no volume could be added.*No such file"):
