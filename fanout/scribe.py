@@ -287,7 +287,7 @@ class Scribe:
             self._idling = False
 
     def _write(self, entries: Sequence[Entry]) -> None:
-        """Promise 3, whatever it is (no memory): a volume that was written again would have a hole in its evidence."""
+        """Promise 3, whatever it is: a volume that was written again would have a hole in its evidence."""
         try:
             self._write_together(entries)
         except BaseException:
@@ -320,10 +320,11 @@ class Scribe:
     def _prepare(self, volume: Volume, records: Sequence[DirectoryRecord]) -> list[Request]:
         try:
             return volume.prepare(records)
-        except FanoutError as error:
+        except (FanoutError, MemoryError) as error:
             # Full, failed, or not available (again): its directory is behind, the catalog is not, and who opens it again compares them.
-            if isinstance(error, VolumeFull):
-                volume.fail(str(error))
+            # A checkpoint takes as much memory as a directory has bytes: one that there is no memory for does not take the others along.
+            if isinstance(error, VolumeFull | MemoryError):
+                volume.fail(str(error) or "there was no memory to write its directory")
             _log.warning("%s: directory not written: %s", volume.path, error)
             return []
 

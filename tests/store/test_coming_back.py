@@ -95,8 +95,14 @@ def test_a_record_comes_while_it_is_opened(site: Site, monkeypatch: pytest.Monke
         assert not site.put(store, "N1").degraded
 
 
-def test_no_memory_for_its_records(small: SmallSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While those of a commit are prepared, volume by volume: it is not written again with these missing."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_memory_for_its_records(
+    small: SmallSite, monkeypatch: pytest.MonkeyPatch, *, alone: bool
+) -> None:
+    """While those of a commit are prepared, volume by volume: it is not written again with these missing, and the others have theirs.
+
+    While they are written together: the same of all.
+    """
     with small.open() as store:
         volume = next(v for v in store.pools.volumes() if v.pool == ACTIVE)
         short = threading.Event()
@@ -106,11 +112,17 @@ def test_no_memory_for_its_records(small: SmallSite, monkeypatch: pytest.MonkeyP
             raise MemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(volume.directory, "prepare", no_memory)
+            if alone:
+                patch.setattr(volume.directory, "prepare", no_memory)
+            else:
+                patch.setattr(store.engine, "run", no_memory)
             put(store, {b"c": b"3"})
             assert short.wait(5)
             wait_until(store._scribe._writing.acquire, "the end of it")  # type: ignore[union-attr]
             store._scribe._writing.release()  # type: ignore[union-attr]
+        failed = [v.pool for v in store.pools.volumes() if v.state is VolumeState.FAILED]
+        assert len(failed) == (1 if alone else 4)
+        assert volume.state is VolumeState.FAILED
         put(store, {b"d": b"4"})
     sound(small)
 
