@@ -94,6 +94,7 @@ class Stretch:
         pools: which pool each target stands for.
         released: (span index, pool) pairs that the host got back.
         settled: every target has made the bytes durable, and the stream is closed.
+        drained: nothing is in flight any more on a target that was not let go, and the stream is closed.
         proofs: of that.
     """
 
@@ -102,6 +103,7 @@ class Stretch:
     pools: dict[Target, str]
     released: set[tuple[int, str]] = field(default_factory=set)
     settled: bool = False
+    drained: bool = False
     proofs: tuple[SyncProof, ...] = ()
 
     def settle(self, timeout: float | None) -> None:
@@ -153,7 +155,8 @@ class Stretch:
             Whether there is nothing left to wait for.
         """
         everyone = frozenset(self.pools)
-        drained = everyone if self.settled else self.stream.drained(timeout=timeout)
+        over = self.settled or self.drained
+        drained = everyone if over else self.stream.drained(timeout=timeout)
         stuck = [t for t in self.pools if t not in drained]
         free = {self.pools[t] for t in drained if t.state != "detached"}
         for index, span in enumerate(self.spans):
@@ -164,6 +167,7 @@ class Stretch:
                 host.release(span, pools)
         if any(target.state != "detached" for target in stuck):
             return False
+        self.drained = True  # an interrupt before the end of this, and it is asked again
         self.stream.close()
         return True
 
@@ -227,10 +231,11 @@ class AggregateWriter:
         Raises:
             InterfaceError: the host's answer does not fit its contract.
         """
+        numbered = enumerate(spans, self.numbers)
+        self.ahead.extend([Reserved(request, number, span) for number, span in numbered])
+        self.numbers += len(spans)
         for span in spans:
             self._check(request, span)
-            self.ahead.append(Reserved(request, self.numbers, span))
-            self.numbers += 1
 
     def _check(self, request: ReserveRequest, span: Span) -> None:
         asked = (request.primary, *request.secondaries)
@@ -431,8 +436,8 @@ class AggregateWriter:
             self._stream.seal()
         stream = self._admitted(span, targets)
         pools = {placement.target: placement.pool for placement in span.placements}
-        self.stretches.append(Stretch(stream, [span], pools))
-        self._all_stretches.append(self.stretches[-1])
+        self._all_stretches.append(Stretch(stream, [span], pools))
+        self.stretches.append(self._all_stretches[-1])
         if begun is not None:
             stream.resume(begun)
         self._stream = stream

@@ -294,8 +294,11 @@ class Placing:
         raise why
 
     def _give_back(self, writer: AggregateWriter) -> None:
+        # An interrupt can strike while a span is entered, when it is its stretch's already: that gives it back.
+        entered = self.stretches[-1].spans[-1] if self.stretches else None
         with ExitStack() as every:
             while writer.ahead:
                 span = writer.ahead.popleft().span
                 pools = [placement.pool for placement in span.placements]
-                every.callback(self._host.release, span, pools)
+                if span is not entered:
+                    every.callback(self._host.release, span, pools)

@@ -159,8 +159,7 @@ class Session:
             InterfaceError: closed, another transaction is open, or the arguments do not fit each other.
         """
         shared = self._shared
-        shared.enter("begin")
-        try:
+        with shared.alone("begin"):
             self._may_begin(transaction, attempt)
             shared.sweep()
             shared.receipt = None
@@ -176,8 +175,6 @@ class Session:
                 kind=self.kind if kind is None else checked_kind(kind),
             )
             return self._transaction
-        finally:
-            shared.busy.release()
 
     def _may_begin(self, transaction: bytes | None, attempt: int) -> None:
         if self._closed:
@@ -201,12 +198,9 @@ class Session:
         if self._transaction is not None and self._transaction.state is State.OPEN:
             self._transaction.abort()
         shared = self._shared
-        shared.enter("close")
-        try:
+        with shared.alone("close"):
             self._closed = True
             shared.sweep(timeout=CLOSE_DRAIN)
-        finally:
-            shared.busy.release()
 
     def __enter__(self) -> Self:
         return self

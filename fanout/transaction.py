@@ -109,12 +109,17 @@ class Shared:
     receipt: Receipt | None = None
     busy: Lock = field(default_factory=Lock)
 
-    def enter(self, what: str) -> None:
-        """Take the session for one call. Raises `InterfaceError` when another thread, or a source, is inside."""
-        if not self.busy.acquire(blocking=False):
+    def alone(self, what: str) -> Lock:
+        """The session for one call, to be taken by ``with``: an interrupt behind `acquire` would leave it taken for ever.
+
+        Raises:
+            InterfaceError: another thread, or a source, is inside.
+        """
+        if self.busy.locked():
             raise InterfaceError(
                 f"{what}: another call of this session is in progress; one caller at a time"
             )
+        return self.busy
 
     def sweep(self, *, timeout: float = 0.0) -> None:
         """Give back what has drained, waiting at most `timeout` seconds for all of it.
@@ -206,10 +211,7 @@ class Transaction:
             Exception: whatever the source raises, unchanged. Once a byte was taken the attempt is
                 aborted; before that it stays open.
         """
-        shared = self._shared
-        if not shared.busy.acquire(blocking=False):
-            shared.enter("put")
-        try:
+        with self._shared.alone("put"):
             if self._state is not State.OPEN:
                 raise InterfaceError(f"put: the transaction is {self._state.value}")
             encoded = _encoded(name)
@@ -217,8 +219,6 @@ class Transaction:
                 self._put_bytes(encoded, source)
             else:
                 self._put_source(encoded, as_source(source))
-        finally:
-            shared.busy.release()
 
     def commit(self) -> Receipt:
         """Make the objects durable in every pool and visible together.
@@ -229,13 +229,10 @@ class Transaction:
             CommitUnknown: the host does not know.
             InterfaceError: not open.
         """
-        self._shared.enter("commit")
-        try:
+        with self._shared.alone("commit"):
             if self._state is not State.OPEN:
                 raise InterfaceError(f"commit: the transaction is {self._state.value}")
             return self._commit()
-        finally:
-            self._shared.busy.release()
 
     def abort(self) -> None:
         """Undo everything; idempotent, and no failure of any pool.
@@ -243,14 +240,11 @@ class Transaction:
         Raises:
             InterfaceError: it is committed, or nobody knows.
         """
-        self._shared.enter("abort")
-        try:
+        with self._shared.alone("abort"):
             if self._state in (State.COMMITTED, State.UNKNOWN):
                 raise InterfaceError(f"abort: the transaction is {self._state.value}")
             if self._state is State.OPEN:
                 self._stop(State.ABORTED)
-        finally:
-            self._shared.busy.release()
 
     def __enter__(self) -> Self:
         if self._state is not State.OPEN:
@@ -511,8 +505,10 @@ class Transaction:
             self._stop(State.FAILED)
             self._failure = error
             raise
-        receipt = self._committed(csn, records, objects)
-        placing.give_back()
+        try:
+            receipt = self._committed(csn, records, objects)
+        finally:
+            placing.give_back()
         shared.taken = placing.taken()
         return receipt
 

@@ -6,6 +6,7 @@ import functools
 import struct
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,6 +187,13 @@ class DictHost:
                 self.reserved.remove((p.pool, p.target.path, p.offset))  # never twice, never live
                 volume = next(v for v in self.pools[p.pool] if v.target is p.target)
                 assert volume.taken.pop(p.offset) == span.length
+
+    def forget(self) -> None:
+        """All is free again, whoever has it."""
+        for volume in chain.from_iterable(self.pools.values()):
+            volume.taken.clear()
+        self.reserved.clear()
+        self.live.clear()
 
     # -- what the tests ask
 

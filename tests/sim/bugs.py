@@ -110,7 +110,7 @@ BUGS = (
     _bug("a slot is used again while a hung target still reads it", "csrc/fo_slot.c",
          "    set_state(m, slot, state);\n    m->slots_changed", "    push_free(m, slot);\n    m->slots_changed"),
     _bug("a region is free while its writes are in flight", "fanout/aggregate.py",
-         "drained = everyone if self.settled else self.stream.drained(timeout=timeout)", "drained = everyone",
+         "drained = everyone if over else self.stream.drained(timeout=timeout)", "drained = everyone",
          "fanout/aggregate.py", "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = {self.pools[t] for t in drained}"),
     _bug("regions of a hung target are given back", "fanout/aggregate.py",
          "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = set(self.pools.values())"),
