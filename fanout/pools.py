@@ -172,12 +172,15 @@ class PoolSet:
             CatalogError: the new epochs could not be recorded.
         """
         found = self._pool(pool)
-        if found.config.access is Access.UNAVAILABLE or not found.growing.acquire(blocking=False):
+        if found.config.access is Access.UNAVAILABLE or found.growing.locked():
             return []
-        opener, tried = self._opener, list[Member]()
+        with found.growing:  # not `acquire`: an interrupt behind it would leave it taken for ever
+            return self._revive(found)
+
+    def _revive(self, found: Pool) -> list[Volume]:
+        opener, now = self._opener, self._clock()
+        tried = [m for m in found.members if opener.dead(m) and m.next_try <= now]
         try:
-            now = self._clock()
-            tried += [m for m in found.members if opener.dead(m) and m.next_try <= now]
             side_by_side(opener.try_again, tried)
             looked_at = [member for member in tried if not opener.dead(member)]
             opener.refuse_stale_catalog(looked_at)
@@ -185,8 +188,6 @@ class PoolSet:
         except BaseException:
             opener.abandon(tried, "its opening was cut short")
             raise
-        finally:
-            found.growing.release()
 
     def close(self) -> None:
         """Close all volumes, without a flush; idempotent. A spare volume that is being made is finished first."""

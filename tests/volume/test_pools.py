@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import re
+import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from fanout.pools import PoolSet
 from fanout.types import ObjectKind
 from fanout.volume import Volume, VolumeState
 from tests.independent_reader import Volume as IndependentVolume
+from tests.strike import Striker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -452,6 +454,30 @@ def test_a_revival_that_is_not_recorded_can_be_tried_again(house: House) -> None
     house.now += 100
     assert house.pools.revive("COPY") == [copy]
     house.again().reserve(ask(1))
+
+
+def test_a_revival_that_is_interrupted_anywhere(house: House) -> None:
+    """Whoever came next found the pool taken: it was not tried again, and who needed it to grow waited for ever."""
+    copy = next(volume for volume in house.pools.volumes() if volume.pool == "COPY")
+    point, struck = 1, True
+    while struck:
+        copy.fail("test")
+        house.now += 100
+        striker = Striker(point)
+        try:
+            sys.setprofile(striker)
+            house.pools.revive("COPY")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert not house.pools.pools["COPY"].growing.locked(), point
+        house.now += 100
+        house.pools.revive("COPY")
+        assert copy.writable, point
+        struck, point = striker.struck, point + (1 if point < 30 else 7)
+    house.again().reserve(ask(1))
+    assert point > 50
 
 
 def test_read_only(house: House) -> None:
