@@ -24,6 +24,9 @@ others have reserved behind it meanwhile. Without that, clients side by side wou
 
 A volume may hold hundreds of thousands of live regions: they are numbers in two arrays, sorted. The others are few.
 
+An interrupt can strike in the middle of a change. What is taken changes by one step each; what is free follows from it, and is counted
+anew when a change was broken off.
+
 One thread at a time: the owner holds the lock. Not thread-safe.
 """
 
@@ -33,6 +36,7 @@ import enum
 from array import array
 from bisect import bisect_left
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -87,15 +91,18 @@ class Allocator:
         self._bytes = dict.fromkeys(RegionState, 0)
         self._bytes[RegionState.FREE] = length
         self._cursor = offset
+        self._changing = False  # what is free, and how much of each
 
     # ---- questions -----------------------------------------------------------------------------
 
     def bytes_in(self, state: RegionState) -> int:
         """How many bytes are in a state."""
+        self._whole()
         return self._bytes[state]
 
     def regions(self, state: RegionState) -> list[Region]:
         """All regions in a state, by offset."""
+        self._whole()
         if state is RegionState.FREE:
             return [Region(start, self._free[start]) for start in self._free_starts]
         if state is RegionState.LIVE:
@@ -119,6 +126,7 @@ class Allocator:
 
         Usually looks at tails and one extent only.
         """
+        self._whole()
         best = max((min(self._free[start], wanted) for start in self._tails), default=0)
         if best >= (enough or wanted):
             return best
@@ -144,6 +152,7 @@ class Allocator:
         Returns:
             The region, now RESERVED; None when nothing of that length is free.
         """
+        self._whole()
         unit = align or self.granule
         assert max_length > 0
         assert max_length % self.granule == min_length % self.granule == unit % self.granule == 0
@@ -178,8 +187,11 @@ class Allocator:
         # A tail behind which others have reserved: the search goes on where it was.
         if home not in self._tails or home <= self._cursor <= home + self._free[home]:
             self._cursor = region.end
+        self._changing = True
         self._carve(home, region)
-        self._take(region, RegionState.RESERVED)
+        self._taken[region.offset] = region.length, RegionState.RESERVED
+        self._bytes[RegionState.RESERVED] += region.length
+        self._changing = False
         return region
 
     def adopt(self, regions: Iterable[tuple[int, int]]) -> None:
@@ -224,10 +236,16 @@ class Allocator:
         assert 0 < used <= length, f"{used} used of {length} bytes at {offset}"
         if used == length:
             return
-        _, state = self._forget(offset)
-        self._note(offset, used, state)
+        self._changing = True
+        if (live := self._live(offset)) is None:
+            state = self._taken[offset][1]
+            self._taken[offset] = used, state
+        else:
+            state = RegionState.LIVE
+            self._live_lengths[live] = used
         self._bytes[state] -= length - used
         self._give(Region(offset + used, length - used), tail=True)
+        self._changing = False
         if self._cursor == offset + length:
             self._cursor = offset + used  # nothing was written there: go on in the tail
 
@@ -280,14 +298,6 @@ class Allocator:
             return self._live_lengths[index], RegionState.LIVE
         return entry
 
-    def _note(self, offset: int, length: int, state: RegionState) -> None:
-        if state is RegionState.LIVE:
-            index = bisect_left(self._live_starts, offset)
-            self._live_starts.insert(index, offset)
-            self._live_lengths.insert(index, length)
-        else:
-            self._taken[offset] = length, state
-
     def _forget(self, offset: int) -> tuple[int, RegionState]:
         """Length and state that it had."""
         if offset in self._taken:
@@ -299,25 +309,53 @@ class Allocator:
 
     def _expect(self, offset: int, *states: RegionState) -> int:
         """The region's length; its state must be one of these."""
+        self._whole()
         entry = self._find(offset)
         assert entry is not None, f"no region begins at {offset}"
         assert entry[1] in states, f"region at {offset} is {entry[1].value}"
         return entry[0]
 
     def _move(self, offset: int, state: RegionState) -> None:
-        length, old = self._forget(offset)
-        self._note(offset, length, state)
+        length, old = self._taken[offset]
+        self._changing = True
+        if state is RegionState.LIVE:
+            index = bisect_left(self._live_starts, offset)
+            self._live_starts.insert(index, offset)
+            self._live_lengths.insert(index, length)
+            del self._taken[offset]  # never in neither: it would be counted as free
+        else:
+            self._taken[offset] = length, state
         self._bytes[old] -= length
         self._bytes[state] += length
-
-    def _take(self, region: Region, state: RegionState) -> None:
-        self._note(*region, state)
-        self._bytes[state] += region.length
+        self._changing = False
 
     def _drop(self, offset: int, *, tail: bool = False) -> None:
+        self._changing = True
         length, state = self._forget(offset)
         self._bytes[state] -= length
         self._give(Region(offset, length), tail=tail)
+        self._changing = False
+
+    def _whole(self) -> None:
+        """A change that was broken off is brought to its end."""
+        if self._changing:
+            self._count()
+
+    def _count(self) -> None:
+        """What is free, and how much of each, by what is taken."""
+        live = zip(self._live_starts, self._live_lengths, strict=True)
+        taken = self._taken | {start: (length, RegionState.LIVE) for start, length in live}
+        at, free, sums = self.space.offset, dict[int, int](), dict.fromkeys(RegionState, 0)
+        for start, (length, state) in sorted(taken.items(), key=itemgetter(0)):
+            if start > at:
+                free[at] = start - at
+            sums[state] += length
+            at = start + length
+        if at < self.space.end:
+            free[at] = self.space.end - at
+        sums[RegionState.FREE] = sum(free.values())
+        self._free, self._free_starts, self._tails, self._bytes = free, list(free), {}, sums
+        self._changing = False
 
     def _carve(self, home: int, region: Region) -> None:
         """Cut a region out of the free extent that begins at `home`."""
@@ -361,6 +399,7 @@ class Allocator:
 
     def check(self) -> None:
         """Assert invariants 1 to 3 over everything. Linear in the number of regions."""
+        self._whole()
         assert self._free_starts == sorted(self._free)
         assert self._tails.keys() <= self._free.keys()
         spans = [(*region, state) for state in RegionState for region in self.regions(state)]

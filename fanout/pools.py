@@ -366,10 +366,10 @@ class PoolSet:
 
     def _cancel(self, held: dict[str, Held]) -> None:
         """Nothing was ever submitted to these regions of a span."""
-        for pool, entry in list(held.items()):
+        for pool in list(held):
+            entry = self._settled(held, pool)
             assert entry.volume.allocator is not None
             entry.volume.allocator.cancel(entry.offset)
-            self._settled(held, pool)
 
     def _wish(self, choices: Sequence[Choice], request: ReserveRequest) -> int:
         """Client bytes to ask for beyond the need: a guess at what comes, bounded by what others may want, too."""
@@ -399,11 +399,10 @@ class PoolSet:
         with self._lock:
             held = _token(written.span).held
             for pool in pools:
-                entry = held[pool]
+                # The directory's promise stays until the record is there.
+                entry = self._settled(held, pool, promise=True)
                 assert entry.volume.allocator is not None
                 entry.volume.allocator.commit(entry.offset, written.used)
-                # The directory's promise stays until the record is there.
-                self._settled(held, pool, promise=True)
 
     def trim(self, written: WrittenSpan, pool: str) -> None:
         """Nothing more will be written to the span in this pool: its tail is free. What was written waits for `commit` or `release`."""
@@ -446,27 +445,27 @@ class PoolSet:
             return allocator.bytes_in(RegionState.FREE) - before
 
     def _free(self, held: dict[str, Held], pool: str) -> None:
-        entry = held[pool]
+        entry = self._settled(held, pool)
         assert entry.volume.allocator is not None
         entry.volume.allocator.release(entry.offset)
-        self._settled(held, pool)
 
     def _distrust(self, held: dict[str, Held], pool: str) -> None:
-        entry = held[pool]
+        entry = self._settled(held, pool)
         assert entry.volume.allocator is not None
         if entry.volume.openings > entry.opening and entry.volume.state is VolumeState.AVAILABLE:
             entry.volume.allocator.release(entry.offset)  # reopened since: nothing old can land
         else:
             entry.volume.allocator.quarantine(entry.offset)
-        self._settled(held, pool)
 
-    def _settled(self, held: dict[str, Held], pool: str, *, promise: bool = False) -> None:
+    def _settled(self, held: dict[str, Held], pool: str, *, promise: bool = False) -> Held:
+        """Forget the region first: if an interrupt strikes before it is free it waits for an opening, and is never freed under another."""
         entry = held.pop(pool)
         if not promise:
             entry.volume.unpromise(entry.offset)
         for member in self.pools[pool].members:
             if member.volume is entry.volume:
                 member.users -= 1
+        return entry
 
     def _settle_orphans(self) -> None:
         """Spans that nobody remembers can neither be committed nor released: quarantine what they still hold."""

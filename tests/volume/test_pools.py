@@ -306,6 +306,33 @@ def test_quarantine_lasts_until_the_volume_was_reopened(house: House) -> None:
     assert house.book.entries[copy.uuid].epoch == copy.superblock.epoch == 3
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a generator
+def test_an_interrupt_anywhere_in_the_books(house: House) -> None:
+    """Of a reservation, and of its release: the books stay whole, and nothing is handed out twice. Space may wait for an opening."""
+    point, struck = 1, True
+    while struck:
+        striker = Striker(point)
+        try:
+            sys.setprofile(striker)
+            house.pools.release(house.pools.reserve(ask(1))[0], ["DISK", "COPY"])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        gc.collect()
+        spans = house.pools.reserve(ask(1)) + house.pools.reserve(ask(1))
+        bytes_in(house.pools, RegionState.FREE)  # checks them
+        taken = sorted((p.target.path, p.offset) for one in spans for p in one.placements)
+        assert taken == sorted(set(taken)), point
+        for one in spans:
+            house.pools.release(one, ["DISK", "COPY"])
+        del spans, one
+        if point % 100 == 0:
+            house.again()
+        struck, point = striker.struck, point + 1
+    assert point > 50
+
+
 def test_a_span_that_survives_a_reopening_can_still_commit(house: House) -> None:
     """Its transaction was synced before the failure: the reopening must not give its region away."""
     (span,) = house.pools.reserve(ask(1 << 20))
