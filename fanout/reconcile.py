@@ -217,10 +217,12 @@ class _Run:
     done: int = 0  # bytes handled, for the progress
     total: int = 0
     closed: int = 0
-    too_large: float = math.inf  # bytes of the smallest aggregate that there was no room for
+    too_large: float = math.inf  # bytes of the smallest member that there was no room for
+    no_room: DestinationFull | None = None  # that said so
     ahead: ReadAhead = field(default_factory=ReadAhead)
     rows: set[bytes] = field(default_factory=set)  # aggregates with a gap row, when the run began
     failed: list[tuple[bytes, str]] = field(default_factory=list)
+    refused: list[tuple[_Task, DestinationFailed | TimeoutError]] = field(default_factory=list)
 
     # ---- what is missing ---------------------------------------------------------------------------
 
@@ -301,9 +303,9 @@ class _Run:
             if refused < MAX_FAILURES:
                 refused = 0 if self._try(batch) else refused + 1
             else:
-                self._give_up(
-                    batch, DestinationFailed(f"not tried: {self.pool} failed {refused} times")
-                )
+                why = f"not tried: {self.pool} failed {refused} times"
+                self._do_without(batch, DestinationFailed(why))
+            self._give_up()
         self._close_stale_gaps()
         return self._report(lacked)
 
@@ -349,23 +351,36 @@ class _Run:
         return True
 
     def _try_what_fits(self, tasks: Sequence[_Task], error: DestinationFull) -> None:
-        """Write a batch that there is no room for in halves, but no aggregate as large as one that was refused by itself."""
-        if len(tasks) == 1:
-            self.too_large = min(self.too_large, tasks[0].bytes)
-            self._do_without(tasks, error)
-            return
-        for half in _halves(tasks):
-            limit = self.too_large
-            fitting = [task for task in half if task.bytes < limit]
-            too_large = [task for task in half if task.bytes >= limit]
-            if fitting:
-                self._try(fitting)
-            if too_large:
-                self._do_without(too_large, error)
+        """Write what there is no room for in halves, down to single members, but nothing as large as a member that was refused by itself.
 
-    def _do_without(self, tasks: Sequence[_Task], error: Exception) -> None:
+        Ends: each half has fewer aggregates, or fewer members.
+        """
+        size = sum(task.bytes for task in tasks)
+        if len(tasks) == 1 and len(tasks[0].missing) <= 1:
+            if size < self.too_large:
+                self.too_large, self.no_room = size, error
+            self._do_without(tasks, self.no_room or error)
+            return
+        for half in self._parts(tasks):
+            if sum(task.bytes for task in half) < self.too_large:
+                self._try(half)
+            else:
+                self._try_what_fits(half, error)
+
+    def _parts(self, tasks: Sequence[_Task]) -> Iterator[Sequence[_Task]]:
+        """Two halves of some aggregates, or of the members of one: of these the second as it is once the first is in the pool."""
+        if len(tasks) > 1:
+            yield from _halves(tasks)
+            return
+        (task,) = tasks
+        middle = len(task.missing) // 2
+        yield [replace(task, missing=task.missing[:middle])]
+        copies = tuple(self.store.catalog.copies(task.entry.aggregate))
+        yield [replace(task, copies=copies, missing=task.missing[middle:], bad=())]
+
+    def _do_without(self, tasks: Sequence[_Task], error: DestinationFailed | TimeoutError) -> None:
         self.done += sum(task.bytes for task in tasks)
-        self._give_up(tasks, error)
+        self.refused += [(task, error) for task in tasks]
 
     def _try_without(self, tasks: Sequence[_Task], signal: SourcesBad) -> bool:
         """Write a batch again that met bad sources: in halves, and an aggregate by itself without what is bad.
@@ -473,26 +488,29 @@ class _Run:
 
     # ---- gaps ------------------------------------------------------------------------------------------
 
-    def _give_up(self, tasks: Sequence[_Task], error: Exception) -> None:
-        """Nothing of these was copied: say so by name, and in the gap rows (promise 2)."""
-        reason = str(error)
-        with self.store.ledger.steady:
-            self._hand_in(list(self._refusals(tasks, error, reason)), (), ())
+    def _give_up(self) -> None:
+        """What the pool refused of a batch: say so by name, and in the gap rows (promise 2)."""
+        if self.refused:
+            with self.store.ledger.steady:
+                self._hand_in(list(self._refusals()), (), ())
+            self.refused = []
 
-    def _refusals(self, tasks: Sequence[_Task], error: Exception, reason: str) -> Iterator[Repair]:
-        now = self.store.catalog.contents(task.entry.aggregate for task in tasks)
-        for task in tasks:
-            there = {member.member for member in now[task.entry.aggregate].members}
-            lacking = [*task.missing, *(found.member for found in task.bad)]
-            lacking = [member for member in lacking if member.member in there]
-            if not lacking:
-                continue  # deleted meanwhile
-            self.failed += [(member.name, reason) for member in lacking]
-            indexes = [member.member for member in lacking]
-            missing = None if len(indexes) == task.entry.objects else MemberSet.of(indexes)
-            errno = error.errno if isinstance(error, DestinationFailed) else 0
-            gap = NewGap(self.pool, f"not repaired: {reason}", errno, missing)
-            yield Repair(task.entry.aggregate, self.pool, None, gap)
+    def _refusals(self) -> Iterator[Repair]:
+        """Gap rows that name all that the pool lacks now."""
+        refused: dict[bytes, list[tuple[_Task, DestinationFailed | TimeoutError]]] = {}
+        for task, error in self.refused:
+            refused.setdefault(task.entry.aggregate, []).append((task, error))
+        for aggregate, contents in self.store.catalog.contents(refused).items():
+            there = {member.member for member in contents.members}
+            for task, error in refused[aggregate]:
+                lacking = [*task.missing, *(found.member for found in task.bad)]
+                self.failed += [(m.name, str(error)) for m in lacking if m.member in there]
+            left = MemberSet.of(member.member for member in self._missing(contents))
+            if left.runs:  # else deleted meanwhile
+                missing = None if len(left) == task.entry.objects else left
+                errno = error.errno if isinstance(error, DestinationFailed) else 0
+                gap = NewGap(self.pool, f"not repaired: {error}", errno, missing)
+                yield Repair(aggregate, self.pool, None, gap)
 
     def _gap_rows(self) -> list[GapEntry]:
         return self.store.catalog.gaps(pool=self.pool, primary=self.primary, include_empty=True)

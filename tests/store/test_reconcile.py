@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import backup_stgpool, copy_activedata
+from fanout import backup_stgpool, check_store, copy_activedata, rebuild_catalog
 from fanout.errors import PoolUnavailable
 from tests.store.conftest import MIB
 
@@ -300,3 +300,58 @@ def test_progress_and_speed(site: Site) -> None:
         assert seen[-1] == (100_000, 100_000)
         assert store.catalog.last_csn() - before == 1
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("pool", ["COPYPOOL1", "ACTIVEDATAPOOL"])
+def test_members_that_fit_into_a_nearly_full_pool(site: Site, pool: str) -> None:
+    """One member of a transaction is too large for what is left: the others are copied, it alone is named, and stays the one gap."""
+    site.sizes[pool] = 16 * MIB
+    site.object_limit = 20 * MIB
+    site.create()
+    objects = {b"%02d" % n: site.rng.randbytes(300_000 + n) for n in range(9)}
+    objects[b"04"] = site.rng.randbytes(18 * MIB)
+    with site.locked(pool), site.open(lock_wait=0) as store:
+        put(store, objects)
+    run = backup_stgpool if pool == "COPYPOOL1" else copy_activedata
+    fitting = {name: data for name, data in objects.items() if name != b"04"}
+    with site.open() as store:
+        report = run(store, "DISKPOOL", pool)
+        assert report.copied_objects == 8
+        assert [name for name, _ in report.failed] == [b"04"]
+        assert pool in report.failed[0][1]
+        check(store, pool, fitting)
+        again = run(store, "DISKPOOL", pool)
+        assert (again.copied_objects, len(again.failed), again.skipped_objects) == (0, 1, 8)
+        (gap,) = store.query_gaps()
+        assert (gap.pool, gap.objects, gap.bytes) == (pool, 1, 18 * MIB)
+        assert "no room" in gap.reason
+    assert check_store(site.path).problems == ()
+    rebuild_catalog(site.path, force=True)
+    with site.open() as store:
+        check(store, pool, fitting)
+        (gap,) = store.query_gaps()
+        assert (gap.pool, gap.objects) == (pool, 1)
+    assert check_store(site.path).problems == ()
+
+
+def test_members_of_many_sizes_into_a_full_pool(site: Site) -> None:
+    """What does not fit is said in few commits, and of a pool that is full nothing more is asked, however many members there are."""
+    site.sizes["COPYPOOL1"] = 16 * MIB
+    site.object_limit = 20 * MIB
+    site.create()
+    objects = {b"%04d" % n: site.rng.randbytes(20_000 + n) for n in range(1000)}
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        put(store, objects)
+    with site.open() as store:
+        before = store.catalog.last_csn()
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert report.copied_objects > 500
+        assert report.copied_objects + len(report.failed) == 1000
+        assert len({reason for _, reason in report.failed}) == 1
+        assert store.catalog.last_csn() - before < 40
+        (gap,) = store.query_gaps()
+        assert gap.objects == len(report.failed)
+        held = {e.name: objects[e.name] for e in store.query_objects(pool="COPYPOOL1")}
+        assert len(held) == report.copied_objects
+        check(store, "COPYPOOL1", held)
+    assert check_store(site.path).problems == ()
