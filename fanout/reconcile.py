@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     # Bytes done, and bytes in all.
     Progress = Callable[[int, int], None]
 
-PAGE = 256  # aggregates looked up at once
 BATCH_BYTES = 64 << 20  # of one batch: one sync and one commit for so much
 BATCH_AGGREGATES = 256
 MAX_FAILURES = 3  # batches in a row that the destination refuses before the run ends
@@ -228,20 +227,13 @@ class _Run:
 
     def _tasks(self) -> Iterator[_Task]:
         """Aggregates that the pool lacks something of, in the order of their commits."""
-        after = 0
-        while True:
-            page = self.store.catalog.lacking(
-                self.primary, self.pool, active_only=self._active, after=after, limit=PAGE
-            )
-            entries = [entry for _, entry in page if self._is_wanted(entry)]
-            for entry, contents in self.store.catalog.contents_of(entries):
-                missing = self._missing(contents)
-                if missing:
-                    end = max(m.start + m.length for m in contents.members)
-                    yield _Task(entry, contents.copies, end, missing)
-            if len(page) < PAGE:
-                return
-            after = page[-1][0]
+        catalog = self.store.catalog
+        lacking = catalog.lacking(self.primary, self.pool, active_only=self._active)
+        for entry, contents in catalog.contents_of(filter(self._is_wanted, lacking)):
+            missing = self._missing(contents)
+            if missing:
+                end = max(m.start + m.length for m in contents.members)
+                yield _Task(entry, contents.copies, end, missing)
 
     @property
     def _active(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.catalog import values
 from fanout.catalog.asking import ACTIVE, Questions
+from fanout.catalog.members import MemberSet
 from fanout.catalog.rows import (
     AggregateEntry,
     CommittedEntry,
@@ -24,16 +25,15 @@ from fanout.errors import CatalogError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from fanout.catalog.members import MemberSet
-
 _AGGREGATE = """
 SELECT g.uuid, g.tx, g.attempt, g.csn, n.name, g.kind, p.name, a.required, g.objects, g.bytes, g.at,
-       g.id - a.first_aggregate, coalesce(e.members, '[]'), coalesce(e.bytes, 0), g.id
+       g.id - a.first_aggregate, coalesce(e.members, '[]'), coalesce(e.bytes, 0), g.id{more}
 FROM aggregate AS g JOIN node AS n ON n.id = g.node JOIN pool AS p ON p.id = g.pool
 JOIN attempt AS a ON a.tx = g.tx AND a.attempt = g.attempt
-LEFT JOIN erased AS e ON e.aggregate = g.id
+LEFT JOIN erased AS e ON e.aggregate = g.id {join}
 WHERE NOT EXISTS (SELECT 1 FROM deletion AS x WHERE x.aggregate = g.id)
 """
+_ENTRY = _AGGREGATE.format(more="", join="")
 
 # Aggregates `g`, one after the other, of a JSON list of their ids.
 _THESE = "FROM json_each(?1) AS t CROSS JOIN aggregate AS g ON g.uuid = t.value"
@@ -69,13 +69,13 @@ class ContentsReader(Questions):
         return found[0] if found else None
 
     def _aggregates(self, where: str, parameters: Sequence[Any]) -> list[AggregateEntry]:
-        rows = self._rows(f"{_AGGREGATE} AND {where} ORDER BY g.id", parameters)
+        rows = self._rows(f"{_ENTRY} AND {where} ORDER BY g.id", parameters)
         return self._made(values.aggregate_entry, rows)
 
     def aggregates(self, *, volume: bytes | None = None) -> Iterator[AggregateEntry]:
         """All aggregates in order of commit, page by page; or those that hold something on a volume."""
         on_it = f"""AND EXISTS (SELECT 1 FROM placement AS l WHERE l.aggregate = g.id AND {_ON_VOLUME.format("?2")})"""
-        sql = f"{_AGGREGATE} AND g.id > ?1 {'' if volume is None else on_it} ORDER BY g.id LIMIT {MOST_AGGREGATES}"
+        sql = f"{_ENTRY} AND g.id > ?1 {'' if volume is None else on_it} ORDER BY g.id LIMIT {MOST_AGGREGATES}"
         where: list[Any] = [0, *([] if volume is None else [volume.hex()])]
         while page := self._rows(sql, where):
             yield from self._made(values.aggregate_entry, page)
@@ -171,10 +171,8 @@ class ContentsReader(Questions):
             found[aggregate][pool] = missing
         return found
 
-    def lacking(
-        self, primary: str, pool: str, *, active_only: bool, after: int = 0, limit: int = 64
-    ) -> list[tuple[int, AggregateEntry]]:
-        """Aggregates of a primary of which a pool does not hold every member, in order of commit.
+    def lacking(self, primary: str, pool: str, *, active_only: bool) -> Iterator[AggregateEntry]:
+        """Aggregates of a primary of which a pool does not hold every member that is left, in order of commit, page by page.
 
         Compares what is there, not what a gap row says: it also finds what no gap row knows.
 
@@ -182,19 +180,19 @@ class ContentsReader(Questions):
             primary: where the aggregates belong.
             pool: where they should be as well.
             active_only: only aggregates of backup versions.
-            after: the mark of the last aggregate of the page before; each aggregate comes with its own.
-            limit: at most so many.
         """
-        kinds = "AND g.kind = 0" if active_only else ""
-        rows = self._rows(
-            f"""{_AGGREGATE} AND g.pool = (SELECT id FROM pool WHERE name = ?) {kinds} AND g.id > ? AND NOT EXISTS (
-                SELECT 1 FROM copy AS c
-                WHERE c.aggregate = g.id AND c.pool = (SELECT id FROM pool WHERE name = ?)
-                  AND c.present IS NULL)
-            ORDER BY g.id LIMIT ?""",
-            (primary, after, pool, limit),
-        )
-        return self._made(lambda *row: (row[-1], values.aggregate_entry(*row)), rows)
+        join = "LEFT JOIN copy AS c ON c.aggregate = g.id AND c.pool = (SELECT id FROM pool WHERE name = ?1)"
+        sql = f"""{_AGGREGATE.format(more=", c.present", join=join)}
+            AND g.pool = (SELECT id FROM pool WHERE name = ?2) {"AND g.kind = 0" if active_only else ""}
+            AND (c.aggregate IS NULL OR c.present IS NOT NULL)
+            AND g.id > ?3 ORDER BY g.id LIMIT {MOST_AGGREGATES}"""
+        mark = 0
+        while page := self._rows(sql, (pool, primary, mark)):
+            for entry, held in self._made(values.aggregate_and_held, page):
+                # A copy that was made after a deletion lists what it holds; it may be all.
+                if (MemberSet.all_of(entry.objects) - held - entry.erased).runs:
+                    yield entry
+            mark = page[-1][-2]
 
     def held_csns(self, volume: bytes) -> dict[bytes, int]:
         """Every aggregate of which a volume holds something, with the commit that last changed that copy.

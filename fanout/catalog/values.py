@@ -7,10 +7,10 @@ The schema's checks hold for what is written, not for what is read: a row that c
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fanout.catalog.intake import KINDS
-from fanout.catalog.members import from_json
+from fanout.catalog.members import MemberSet, from_json
 from fanout.catalog.rows import (
     AggregateEntry,
     DeadAggregate,
@@ -29,7 +29,6 @@ from fanout.types import PoolKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fanout.catalog.members import MemberSet
     from fanout.types import ObjectKind
 
 
@@ -171,6 +170,12 @@ def dead_aggregate(
     numbers(attempt, csn, at)
     texts(node)
     return DeadAggregate(id_of(uuid), id_of(tx), attempt, csn, node, kind_of(kind), at)
+
+
+def aggregate_and_held(*row: Any) -> tuple[AggregateEntry, MemberSet]:
+    """An aggregate, and which members a pool is said to hold of it, if not all; NULL: it has no copy."""
+    *entry, present = row
+    return aggregate_entry(*entry), MemberSet() if present is None else some_of(present)
 
 
 def partial_copy(

@@ -197,14 +197,23 @@ class CatalogContract:
         unnoted = sample.commit([b"c"], pools=("DISKPOOL",))
         elsewhere = sample.commit([b"d"], primary="TAPEPOOL", pools=("TAPEPOOL",))
         catalog.commit([noted, unnoted, elsewhere, sample.commit([b"e"])])
-        found = [entry for _, entry in catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False)]
+        found = catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False)
         assert [entry.aggregate for entry in found] == [
             noted.aggregates[0].aggregate,
             unnoted.aggregates[0].aggregate,
         ]
-        ((mark, _),) = catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False, limit=1)
-        rest = catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False, after=mark)
-        assert [entry.objects for _, entry in rest] == [1]
+
+    def test_lacking_goes_on_behind_a_page(
+        self, sample: Sample, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each once, in order, also where whole pages lack nothing."""
+        monkeypatch.setattr("fanout.catalog.contents.MOST_AGGREGATES", 2)
+        pools = [("DISKPOOL",), ("DISKPOOL", "COPYPOOL1")]
+        commits = [sample.commit([b"%d" % n], pools=pools[n in (1, 2, 3)]) for n in range(7)]
+        catalog.commit(commits)
+        found = catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False)
+        expected = [commits[n].aggregates[0].aggregate for n in (0, 4, 5, 6)]
+        assert [entry.aggregate for entry in found] == expected
 
     def test_a_repair_closes_the_gap_in_the_commit_that_adds_the_copy(
         self, sample: Sample, catalog: Catalog
@@ -218,7 +227,7 @@ class CatalogContract:
         assert catalog.commit([repair]) == [2]
         assert catalog.gaps() == []
         assert [c.pool for c in catalog.copies(aggregate)] == ["DISKPOOL", "COPYPOOL1"]
-        assert catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False) == []
+        assert not list(catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False))
 
     def test_a_gap_that_stays_keeps_its_age(self, sample: Sample, catalog: Catalog) -> None:
         """A failed repair says why and when; `since` is when the gap was opened."""

@@ -90,6 +90,20 @@ def test_a_gap_of_which_nothing_is_left_is_gone(catalog: Catalog, sample: Sample
     assert catalog.gaps(include_empty=True) == []
 
 
+@pytest.mark.parametrize("lost", [None, 3])
+def test_a_copy_that_lists_all_that_is_left_lacks_nothing(
+    catalog: Catalog, sample: Sample, lost: int | None
+) -> None:
+    """A repair after a deletion names its members, also when these are all that are left: nobody looks through them again and again."""
+    catalog.commit([sample.commit(NAMES, pools=("DISKPOOL",))])
+    erase(catalog, sample, [1])
+    aggregate, held = only(catalog), MemberSet.of({0, 2, 3} - {lost})
+    copy = NewCopy("COPYPOOL1", (sample.place("COPYPOOL1", data_length=400),), held)
+    catalog.commit([Commit(sample.id(), 1, repairs=(Repair(aggregate, "COPYPOOL1", copy),))])
+    found = [e.aggregate for e in catalog.lacking("DISKPOOL", "COPYPOOL1", active_only=False)]
+    assert found == ([] if lost is None else [aggregate])
+
+
 def test_all_of_it(catalog: Catalog, sample: Sample) -> None:
     """Only its regions are left, which belong to nobody else until they are buried."""
     commit = sample.commit(NAMES, gaps=[NewGap("ACTIVEDATAPOOL", "away")])
@@ -102,7 +116,7 @@ def test_all_of_it(catalog: Catalog, sample: Sample) -> None:
     assert catalog.aggregate(aggregate) is None
     assert (catalog.copies(aggregate), catalog.members(aggregate)) == ([], [])
     assert catalog.held_on("DISKPOOL") == (0, 0)
-    assert catalog.lacking("DISKPOOL", "ACTIVEDATAPOOL", active_only=False) == []
+    assert not list(catalog.lacking("DISKPOOL", "ACTIVEDATAPOOL", active_only=False))
     found = catalog.committed(commit.transaction)
     assert found is not None
     assert found.aggregates == ()

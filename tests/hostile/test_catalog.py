@@ -60,7 +60,7 @@ def ask_everything(path: Path, *, write: bool = True) -> None:
                 copy.holds(0)
                 assert copy.present is None or len(copy.present.runs) < 1000
         for pool in pools:
-            reader.lacking("DISKPOOL", pool.name, active_only=False)
+            list(reader.lacking("DISKPOOL", pool.name, active_only=False))
             reader.held_on(pool.name, active_only=True)
         reader.find("N1", b"a", kind=ObjectKind.BACKUP)
         for found in reader.objects():
