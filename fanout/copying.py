@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
@@ -28,12 +29,12 @@ import xxhash
 from fanout.catalog import MemberSet
 from fanout.errors import FanoutError, PoolFull, PoolUnavailable
 from fanout.host import Fragment, ReserveRequest, WrittenSpan
-from fanout.read import WHOLE_BYTES, Unreadable
+from fanout.read import Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fanout.catalog import AggregateEntry, MemberEntry
+    from fanout.catalog import AggregateEntry, CopyEntry, MemberEntry
     from fanout.engine import Stream, Target
     from fanout.host import Framing, Span
     from fanout.read import CopyReader
@@ -171,17 +172,18 @@ class Batch:
         left = memoryview(b"")
         for member in run.members:
             writer.begin(member.name)
-            wanted = member.length
+            wanted, checked = member.length, True
             while wanted:
                 try:
                     left = left or next(pieces)
                 except Unreadable as error:
-                    whole = _by_itself(member, reader)
-                    if whole is None:
+                    copy = _by_itself(member, reader) if checked else None
+                    if copy is None:
                         return BadMember(member, str(error))
-                    left = memoryview(whole)[-wanted:]
-                    end = member.start + member.length
-                    pieces = reader.stream(end, run.start + run.length - end)
+                    checked, end = False, member.start + member.length
+                    behind = reader.stream(end, run.start + run.length - end)
+                    pieces = chain(reader.raw(copy, end - wanted, wanted), behind)
+                    continue
                 part, left = left[:wanted], left[wanted:]
                 writer.feed(part)
                 wanted -= len(part)
@@ -461,16 +463,8 @@ def bad_members(
                     yield BadMember(member, _wrong(hasher.digest(), member))
 
 
-def _by_itself(member: MemberEntry, reader: CopyReader) -> bytes | None:
-    """A small member whose own bytes are good, although the block that it shares with others, or the frame, is not."""
-    if member.length > WHOLE_BYTES:
-        return None
-    for copy in reader.copies:
-        with suppress(FanoutError, TimeoutError):
-            data = reader.fetch(copy, member.start, member.length)
-            if xxhash.xxh3_128_digest(data) == member.digest:
-                return data
-    return None
+def _by_itself(member: MemberEntry, reader: CopyReader) -> CopyEntry | None:
+    return reader.by_itself(member.start, member.length, member.digest)
 
 
 def runs_of(members: Sequence[MemberEntry]) -> Iterator[Run]:

@@ -13,13 +13,15 @@ pools, then copy pools, each in the order of the configuration. A pool whose acc
 What it promises:
 
 1. No byte is handed out that was not checked: against the object's digest (small objects), or against the sum of its block,
-   with the object's digest at the end (large ones).
+   with the object's digest at the end (large ones). Where no copy has good sums, because a header, a footer or a neighbour in the same
+   block is damaged, a large object is read twice: its digest first.
 2. A copy that cannot be read or is wrong is passed over, for as short a stretch as one block, and said so in `faults`.
 3. Memory is bounded: `WHOLE_BYTES`, or `BATCH_BLOCKS` blocks and one footer.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import xxhash
@@ -135,6 +137,30 @@ class CopyReader:
             start, length = start + take, length - take
         self.pool = copy.pool
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def raw(self, copy: CopyEntry, start: int, length: int) -> Iterator[memoryview]:
+        """Bytes of the aggregate's data from one copy, in pieces. The caller checks them.
+
+        Raises:
+            Unreadable: they cannot be read there.
+        """
+        for at in range(start, start + length, WHOLE_BYTES):
+            try:
+                piece = self.fetch(copy, at, min(WHOLE_BYTES, start + length - at))
+            except (FanoutError, TimeoutError) as error:
+                raise Unreadable(at, [Fault.of(copy.pool, error)]) from error
+            yield memoryview(piece)
+
+    def by_itself(self, start: int, length: int, digest: bytes) -> CopyEntry | None:
+        """A copy in which an object's own bytes are good, although the blocks that it shares with others, or the frame, are not."""
+        for copy in self.copies:
+            hasher = xxhash.xxh3_128()
+            with suppress(Unreadable):
+                for piece in self.raw(copy, start, length):
+                    hasher.update(piece)
+                if hasher.digest() == digest:
+                    return copy
+        return None
 
     # ---- the frame around the data ---------------------------------------------------------------
 
@@ -315,15 +341,28 @@ class ObjectReader:
 
     def _stream(self) -> Generator[bytes | memoryview, None, None]:
         hasher = xxhash.xxh3_128()
-        pieces = self._reader.stream(self.entry.start, self.entry.length)
         try:
-            for piece in pieces:
+            for piece in self._any_pieces():
                 hasher.update(piece)
                 yield piece
         except Unreadable as error:
             raise self._unavailable(error) from error
         if hasher.digest() != self.digest:
             raise self._mismatch(self._reader.pool, hasher.hexdigest())
+
+    def _any_pieces(self) -> Iterator[memoryview]:
+        """With good sums; from where there are none on, what has the object's digest."""
+        reader, start, end = self._reader, self.entry.start, self.entry.start + self.length
+        try:
+            for piece in reader.stream(start, self.length):
+                start += len(piece)
+                yield piece
+        except Unreadable as error:
+            copy = reader.by_itself(self.entry.start, self.length, self.digest)
+            if copy is None:
+                raise
+            reader.faults += error.faults
+            yield from reader.raw(copy, start, end - start)
 
     def _mismatch(self, pool: str, actual: str) -> IntegrityError | ObjectNotFound:
         return self._deleted() or IntegrityError(

@@ -191,6 +191,48 @@ def test_good_bytes_beside_damage_are_copied(site: Site) -> None:
         assert store.get("N2", b"behind", pool="DISKPOOL").read() == good[::-1]
 
 
+@pytest.mark.parametrize("damage", ["header", "footer", "neighbour"])
+def test_a_large_object_is_good_by_itself(site: Site, damage: str) -> None:
+    """Nobody else has it, and header, footer or a neighbour in its first block is damaged: it is read, never given up, and copied."""
+    site.object_limit = 8 * MIB
+    site.create()
+    large, small = site.rng.randbytes(5 * MIB + 1), site.rng.randbytes(5000)
+    with (
+        site.locked("COPYPOOL1"),
+        site.locked("COPYPOOL2"),
+        site.locked("ACTIVEDATAPOOL"),
+        site.open(lock_wait=0) as store,
+    ):
+        put(store, {b"small": small, b"large": large, b"behind": small[::-1]})
+    with site.open(read_only=True) as store:
+        (entry,) = store.catalog.aggregates()
+        (held,) = store.catalog.copies(entry.aggregate)
+    place = held.places[0]
+    foot = place.offset + 4096 + place.data_length
+    at = {"header": place.offset, "footer": foot, "neighbour": place.offset + 4096}[damage]
+    with open(site.volume("DISKPOOL"), "r+b") as file:
+        file.seek(at)
+        file.write(bytes(256))
+    bad = [b"small"] if damage == "neighbour" else []
+    with site.open() as store:
+        with store.get("N1", b"large") as reader:
+            assert reader.read() == large
+            assert {fault.pool for fault in reader.faults} == {"DISKPOOL"}
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert report.marked == len(bad)
+        copied = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert [name for name, _ in copied.failed] == bad
+        assert store.get("N1", b"large", pool="COPYPOOL1").read() == large
+        assert store.get("N1", b"behind", pool="COPYPOOL1").read() == small[::-1]
+        audit_stgpool(store, "DISKPOOL", fix=True)
+        restore_stgpool(store, "DISKPOOL")
+        with store.get("N1", b"large", pool="DISKPOOL") as reader:
+            assert reader.read() == large
+            assert reader.faults == () or bad
+    lost = [problem.object for problem in check_store(site.path).problems]
+    assert set(lost) <= set(bad)
+
+
 def test_what_was_damaged_everywhere_and_then_deleted_is_not_lost(site: Site) -> None:
     """Every copy of the aggregate lists what it holds: a catalog made anew names what is lost, and nothing when that was deleted."""
     site.create()
