@@ -12,7 +12,7 @@ What it promises:
 
 1. A copy shrinks only for what was read and is wrong, or what its medium refuses to give. A volume that is busy, not mounted or
    gone for the moment costs nothing: what could not be asked is named, and stays. Good bytes in a span whose header or footer is
-   damaged are given up only if another pool has them as well.
+   damaged are given up only if another pool has them as well, which is read.
 2. The copy shrinks and its gap appears in one commit.
 3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
@@ -186,12 +186,24 @@ class _Audit:
             if damaged:
                 self._mark(entry, copy, damaged)
 
-    def _replaceable(self, entry: AggregateEntry, frail: Sequence[BadMember]) -> list[BadMember]:
-        """Those that another pool holds as well: nobody gives up the last good bytes for a damaged frame."""
+    def _replaceable(
+        self, entry: AggregateEntry, frail: Sequence[BadMember]
+    ) -> Iterator[BadMember]:
+        """Those that another pool can give, which is read: nobody gives up the last good bytes for a damaged frame."""
         if not frail:
-            return []
+            return
         others = [c for c in self.store.catalog.copies(entry.aggregate) if c.pool != self.pool]
-        return [f for f in frail if any(other.holds(f.member.member) for other in others)]
+        by_holders: dict[tuple[str, ...], dict[int, BadMember]] = {}
+        for found in frail:
+            number = found.member.member
+            holders = tuple(other.pool for other in others if other.holds(number))
+            by_holders.setdefault(holders, {})[number] = found
+        for holders, some in by_holders.items():
+            theirs = [other for other in others if other.pool in holders]
+            reader = self.store.reader(entry.aggregate, theirs, ahead=self.ahead)
+            members = [some[number].member for number in sorted(some)]
+            lost = {bad.member.member for bad in bad_members(members, reader)}
+            yield from (found for number, found in some.items() if number not in lost)
 
     def _mark(self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]) -> None:
         """Promise 2."""

@@ -233,6 +233,37 @@ def test_a_large_object_is_good_by_itself(site: Site, damage: str) -> None:
     assert set(lost) <= set(bad)
 
 
+def test_what_another_pool_is_said_to_hold_is_read_before_good_bytes_are_given_up(
+    site: Site,
+) -> None:
+    """One pool has a damaged header, the other rot that nobody has seen: the good bytes are kept until the rot is mended from them."""
+    site.create()
+    bad, fine = site.rng.randbytes(50_000), site.rng.randbytes(50_000)
+    with (
+        site.locked("COPYPOOL2"),
+        site.locked("ACTIVEDATAPOOL"),
+        site.open(lock_wait=0) as store,
+    ):
+        put(store, {b"bad": bad, b"fine": fine})
+    with site.open(read_only=True) as store:
+        (entry,) = store.catalog.aggregates()
+        (copy,) = (c for c in store.catalog.copies(entry.aggregate) if c.pool == "COPYPOOL1")
+    with open(site.volume("COPYPOOL1"), "r+b") as file:
+        file.seek(copy.places[0].offset)
+        file.write(bytes(4096))
+    assert site.flip("DISKPOOL", bad) == 1
+    with site.open() as store:
+        report = audit_stgpool(store, "COPYPOOL1", fix=True)
+        assert ({name for name, _ in report.damaged}, report.marked) == ({b"bad", b"fine"}, 1)
+        assert audit_stgpool(store, "DISKPOOL", fix=True).marked == 1
+        assert repair(store, "DISKPOOL") == 1
+        assert audit_stgpool(store, "COPYPOOL1", fix=True).marked == 1
+        assert repair(store, "COPYPOOL1") == 2
+        for name, data in ((b"bad", bad), (b"fine", fine)):
+            for pool in ("DISKPOOL", "COPYPOOL1"):
+                assert store.get("N1", name, pool=pool).read() == data
+
+
 def test_what_was_damaged_everywhere_and_then_deleted_is_not_lost(site: Site) -> None:
     """Every copy of the aggregate lists what it holds: a catalog made anew names what is lost, and nothing when that was deleted."""
     site.create()
