@@ -196,6 +196,10 @@ class Directory:
         """The newest record of each aggregate, deletes included."""
         return self._records
 
+    def heads(self) -> Iterator[RecordHead]:
+        """The heads of these records."""
+        return self._records.heads()
+
     def held_csns(self) -> dict[bytes, int]:
         """Every aggregate that is on the volume, with the commit of its record."""
         return {head.aggregate: head.csn for head in self._records.heads() if head.spans}

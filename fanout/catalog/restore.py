@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -23,17 +24,20 @@ from typing import TYPE_CHECKING
 from fanout.catalog.asking import ACTIVE, IN_SET
 from fanout.catalog.connection import SIDES, connect_writer, translated
 from fanout.catalog.door import Catalog
+from fanout.catalog.drafts import insert_pools
 from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.locks import sync_directory, take_lock
 from fanout.catalog.members import to_json
+from fanout.catalog.rows import PoolEntry
 from fanout.errors import CatalogError
+from fanout.types import PoolKind
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from fanout.catalog.members import MemberSet
-    from fanout.catalog.rows import NewGap, Place, PoolEntry, RetiredVolume, VolumeEntry
+    from fanout.catalog.rows import NewGap, Place, RetiredVolume, VolumeEntry
     from fanout.types import Member, ObjectKind
 
 MAX_ORDINAL = 1 << 16  # what comes from the media must not use the numbers up
@@ -135,7 +139,7 @@ def restore(
     *,
     store: bytes,
     created: int,
-    csn: int,
+    csn: Callable[[], int],
     pools: Iterable[PoolEntry],
     volumes: Iterable[VolumeEntry],
     transactions: Iterable[RestoredTransaction],
@@ -150,8 +154,8 @@ def restore(
         path: where it appears.
         store: UUID of the store.
         created: when the store was, in nanoseconds since 1970.
-        csn: of the last commit.
-        pools: in their order.
+        csn: gives the number of the last commit, once all transactions were taken.
+        pools: in their order. A primary that is not among them is entered when an aggregate names it.
         volumes: in their order.
         transactions: in the order of their commits; taken one by one.
         deletions: of aggregates that are not among those of the transactions.
@@ -228,7 +232,7 @@ class _Writer:
 
     def __init__(self, db: sqlite3.Connection, now: int) -> None:
         self._db, self._now = db, now
-        self._pools = dict(db.execute("SELECT name, id FROM pool"))
+        self._pools: dict[str, int] = dict(db.execute("SELECT name, id FROM pool"))
         self._volumes = {
             bytes.fromhex(volume): number
             for volume, number in db.execute("SELECT uuid, id FROM volume")
@@ -240,7 +244,7 @@ class _Writer:
         self,
         transactions: Iterable[RestoredTransaction],
         deletions: Iterable[RestoredDeletion],
-        csn: int,
+        csn: Callable[[], int],
     ) -> None:
         for transaction in transactions:
             self._write_transaction(transaction)
@@ -257,7 +261,7 @@ class _Writer:
         )
         self._db.execute(
             "UPDATE store SET csn = ?, next_aggregate = ?, next_object = ?",
-            (csn, self._aggregate, self._object),
+            (csn(), self._aggregate, self._object),
         )
 
     def write_retired(self, retired: Iterable[RetiredVolume]) -> None:
@@ -273,6 +277,14 @@ class _Writer:
             added = self._db.execute("INSERT INTO node (name) VALUES (?) RETURNING id", (name,))
             self._nodes[name] = added.fetchone()[0]
         return self._nodes[name]
+
+    def _primary(self, name: str) -> int:
+        if name not in self._pools:
+            insert_pools(self._db, [PoolEntry(secrets.token_bytes(16), name, PoolKind.PRIMARY)])
+            ((self._pools[name],),) = self._db.execute(
+                "SELECT id FROM pool WHERE name = ?", (name,)
+            )
+        return self._pools[name]
 
     def _write_transaction(self, entry: RestoredTransaction) -> None:
         node, kind = self._node(entry.node), KIND_CODES[entry.kind]
@@ -312,7 +324,7 @@ class _Writer:
                 entry.csn,
                 node,
                 kind,
-                self._pools[aggregate.primary],
+                self._primary(aggregate.primary),
                 self._object,
                 aggregate.objects,
                 aggregate.bytes,

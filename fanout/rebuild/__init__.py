@@ -95,7 +95,7 @@ def rebuild_catalog(
             transactions=survey.transactions(),
             deletions=survey.deletions(),
             retired=media.retirements,
-            csn=survey.csn,
+            csn=lambda: survey.csn,
             force=force,
         )
         with CatalogReader(path) as catalog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.catalog import (
     MemberSet,
@@ -20,23 +20,46 @@ from fanout.format import Op
 from fanout.rebuild.members import Evidence, MemberReader, Pieces, members_of, places_of
 from fanout.rebuild.report import InDoubt, Lost
 from fanout.scribe import ranges_of
-from fanout.types import Member, ObjectKind, PoolKind
+from fanout.types import Member, ObjectKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fanout.evidence import FoundSpan
     from fanout.format import DirectoryRecord
     from fanout.rebuild.media import Media
+    from fanout.volume import Volume
+
+    # The volumes that have a record of an aggregate.
+    Holders = tuple[Volume, ...]
+
+
+class _Told(NamedTuple):
+    """What the records of an aggregate say of its transaction.
+
+    Attributes:
+        csn: of the oldest record, like the next two.
+        time_ns: the same.
+        attempt: the same.
+        committed: number of the transaction's commit; 0: no record says it.
+        original: whether a number is said, or what its transaction wrote is still there.
+    """
+
+    csn: int
+    time_ns: int
+    attempt: int
+    committed: int
+    original: bool
 
 
 class Survey:
-    """What the directories of all volumes say together.
+    """What the directories of all volumes say together. Members are read one transaction at a time, and not kept.
 
     Attributes:
-        csn: of the last commit. One more than any record's if the rebuild itself changed what a copy is said to hold:
-            the next opening then brings the directories up to date.
-        count, objects, bytes, lost, deduced, notes: see `RebuildReport`.
+        csn: of the last commit; known when all transactions were taken. One more than any record's if the rebuild itself changed
+            what a copy is said to hold: the next opening then brings the directories up to date.
+        count, objects, bytes, lost, notes: see `RebuildReport`; of the transactions that were taken.
+        deduced: see `RebuildReport`.
     """
 
     def __init__(self, media: Media) -> None:
@@ -45,72 +68,98 @@ class Survey:
         self.count = self.objects = self.bytes = self.deduced = 0
         self.lost: list[Lost] = []
         self.notes: list[str] = list(media.notes)
-        self._deleted: dict[bytes, list[Evidence]] = {}
-        self._aggregates: dict[bytes, Pieces] = {}
+        self._deleted: dict[bytes, Holders] = {}
+        self._aggregates: dict[bytes, Holders] = {}
         self._read_directories()
-        for aggregate, pieces in self._aggregates.items():
-            MemberReader(aggregate, pieces).read()
-        self._made = list(self._build())
+        self._by_transaction: dict[bytes, list[bytes]] = {}
+        self._attempts: dict[bytes, int] = {}
+        self._enter_transactions()
 
     def _read_directories(self) -> None:
-        found: dict[bytes, list[Evidence]] = {}
+        found: dict[bytes, Holders] = {}
+        same: dict[Holders, Holders] = {}  # aggregates by the million are on few sets of volumes
+        gone, held = set(), set()
         self.csn = 0
         for volume in self._media.volumes:
             assert volume.directory is not None
             self.csn = max(self.csn, volume.directory.last_csn)
-            for record in volume.directory.records.values():
-                if record.retires:
+            for head in volume.directory.heads():
+                if head.retires:
                     continue  # of a volume, not of an aggregate
-                found.setdefault(record.aggregate, []).append(Evidence(volume, record))
-        for aggregate, evidence in found.items():
-            if any(said.record.op is Op.DELETE for said in evidence):
-                self._deleted[aggregate] = evidence
-            elif any(said.record.spans for said in evidence):
-                self._aggregates[aggregate] = Pieces(evidence)
+                holders = (*found.get(head.aggregate, ()), volume)
+                found[head.aggregate] = same.setdefault(holders, holders)
+                if head.op == Op.DELETE:
+                    gone.add(head.aggregate)
+                elif head.spans:
+                    held.add(head.aggregate)
+        for aggregate, holders in found.items():
+            if aggregate in gone:
+                self._deleted[aggregate] = holders
+            elif aggregate in held:
+                self._aggregates[aggregate] = holders
             # Else it has left these volumes, and no other holds any of it.
+
+    def _pieces(self, aggregate: bytes) -> Pieces:
+        """What the directories say of an aggregate; its members are not read yet."""
+        return Pieces(_evidence(aggregate, self._aggregates[aggregate]))
+
+    def _read(self, aggregate: bytes) -> Pieces:
+        """With its members."""
+        pieces = self._pieces(aggregate)
+        MemberReader(aggregate, pieces).read()
+        return pieces
 
     # ---- the order of commits --------------------------------------------------------------------
 
-    def transactions(self) -> Iterator[RestoredTransaction]:
-        """All that have committed, in their order."""
-        return iter(self._made)
+    def _enter_transactions(self) -> None:
+        """Which aggregates belong together, and the number of each transaction."""
+        known: dict[bytes, list[_Told]] = {}
+        for aggregate in self._aggregates:
+            pieces = self._pieces(aggregate)
+            record = pieces.first.record
+            # Records of version 1 do not say it; then it counts whether what the transaction wrote is still there.
+            said = pieces.committed
+            original = said > 0 or self._read(aggregate).original
+            told = _Told(record.csn, record.time_ns, record.attempt, said, original)
+            known.setdefault(record.transaction, []).append(told)
+            self._by_transaction.setdefault(record.transaction, []).append(aggregate)
+        self._attempts = {transaction: some[0].attempt for transaction, some in known.items()}
+        self._numbers = self._number(known)
 
-    def _build(self) -> Iterator[RestoredTransaction]:
-        by_transaction: dict[bytes, list[bytes]] = {}
-        for aggregate, pieces in self._aggregates.items():
-            by_transaction.setdefault(pieces.first.record.transaction, []).append(aggregate)
+    def transactions(self) -> Iterator[RestoredTransaction]:
+        """All that have committed, in their order. To be taken once, to the end."""
         changed_csn = self.csn + 1
         changed = False
-        numbers = self._numbers(by_transaction)
-        for transaction in sorted(by_transaction, key=lambda t: numbers[t]):
-            mine = self._in_order(by_transaction[transaction])
-            made = [self._aggregate(aggregate, changed_csn) for aggregate in mine]
+        for transaction in sorted(self._by_transaction, key=lambda t: self._numbers[t]):
+            aggregates = {one: self._read(one) for one in self._by_transaction[transaction]}
+            mine = sorted(aggregates, key=lambda one: (aggregates[one].ordinal, one))
+            made = [self._aggregate(one, aggregates[one], changed_csn) for one in mine]
             changed |= any(copy.csn == changed_csn for one in made for copy in one.copies)
-            yield self._transaction(transaction, numbers[transaction], mine[0], made)
-        yield from self._deleted_ones(by_transaction)
+            yield self._transaction(transaction, aggregates[mine[0]], made)
+        yield from self._deleted_ones(self._by_transaction)
         self.csn += changed
 
     def _transaction(
-        self, transaction: bytes, csn: int, first: bytes, made: Sequence[RestoredAggregate]
+        self, transaction: bytes, first: Pieces, made: Sequence[RestoredAggregate]
     ) -> RestoredTransaction:
-        pieces = self._aggregates[first]
-        record = pieces.first.record
+        record = first.first.record
         self.count += 1
         return RestoredTransaction(
             transaction=transaction,
             attempt=record.attempt,
-            csn=csn,
+            csn=self._numbers[transaction],
             at=record.time_ns,
             node=record.node,
             kind=record.kind or ObjectKind.BACKUP,
-            required=pieces.required[1:],
+            required=first.required[1:],
             aggregates=tuple(made),
         )
 
     def _deleted_ones(self, known: Mapping[bytes, object]) -> Iterator[RestoredTransaction]:
         """Transactions of which nothing is left, so that a resend is still recognised."""
         seen = set(known)
-        for record in map(_deleting, self._deleted.values()):
+        for aggregate, holders in self._deleted.items():
+            record = _deleting(_evidence(aggregate, holders))
             if record.transaction not in seen:
                 seen.add(record.transaction)
                 yield RestoredTransaction(
@@ -127,7 +176,8 @@ class Survey:
     def deletions(self) -> Iterator[RestoredDeletion]:
         """Aggregates that were deleted and that a directory still names, or may: then the deletes are still needed."""
         kept = bool(self._media.skipped)
-        for aggregate, evidence in self._deleted.items():
+        for aggregate, holders in self._deleted.items():
+            evidence = _evidence(aggregate, holders)
             record = _deleting(evidence)
             regions = tuple(
                 (found.volume.uuid, span.offset, span.length)
@@ -140,7 +190,7 @@ class Survey:
                     aggregate, record.transaction, record.csn, pool, regions, kept
                 )
 
-    def _numbers(self, by_transaction: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, int]:
+    def _number(self, known: Mapping[bytes, Sequence[_Told]]) -> dict[bytes, int]:
         """The commit sequence number of every transaction.
 
         Records say it since version 2 of the format; before, those of what the transaction itself wrote. If there are only older
@@ -149,15 +199,14 @@ class Survey:
         numbers: dict[bytes, int] = {}
         rest: list[tuple[int, int, bytes]] = []
         times: list[tuple[int, int]] = []
-        for transaction, aggregates in by_transaction.items():
-            pieces = [self._aggregates[aggregate] for aggregate in aggregates]
-            record = min((one.first.record for one in pieces), key=lambda record: record.csn)
-            said = max(one.committed for one in pieces)
-            if said or any(one.original for one in pieces):
-                numbers[transaction] = said or record.csn
-                times.append((numbers[transaction], record.time_ns))
+        for transaction, some in known.items():
+            first = min(some, key=lambda told: told.csn)
+            said = max(told.committed for told in some)
+            if any(told.original for told in some):
+                numbers[transaction] = said or first.csn
+                times.append((numbers[transaction], first.time_ns))
             else:
-                rest.append((record.time_ns, record.csn, transaction))
+                rest.append((first.time_ns, first.csn, transaction))
         taken = set(numbers.values())
         for time_ns, later, transaction in sorted(rest):
             before = [csn for csn, at in times if at <= time_ns and csn < later]
@@ -170,23 +219,20 @@ class Survey:
         self.deduced = len(rest)
         return numbers
 
-    def _in_order(self, aggregates: Iterable[bytes]) -> list[bytes]:
-        """Aggregates of one transaction in the order in which they were stored."""
-
-        def rank(aggregate: bytes) -> tuple[int, bytes]:
-            return self._aggregates[aggregate].ordinal, aggregate
-
-        return sorted(aggregates, key=rank)
-
     # ---- one aggregate -----------------------------------------------------------------------------
 
-    def _primary(self, aggregate: bytes) -> str:
+    def _primary(self, pieces: Pieces) -> str:
         """Its primary; if no header of it can be read, any pool that holds it."""
-        pieces = self._aggregates[aggregate]
-        return pieces.required[0] if pieces.required else pieces.evidence[0].volume.pool
+        name = pieces.required[0] if pieces.required else pieces.evidence[0].volume.pool
+        if name not in self._config.pools:
+            self._note(f"pool {name} is a primary of objects, and is not configured")
+        return name
 
-    def _aggregate(self, aggregate: bytes, changed_csn: int) -> RestoredAggregate:
-        pieces = self._aggregates[aggregate]
+    def _note(self, what: str) -> None:
+        if what not in self.notes:
+            self.notes.append(what)
+
+    def _aggregate(self, aggregate: bytes, pieces: Pieces, changed_csn: int) -> RestoredAggregate:
         by_pool: dict[str, list[Evidence]] = {}
         for found in pieces.evidence:
             if found.record.spans:
@@ -206,7 +252,7 @@ class Survey:
         self.bytes += size
         return RestoredAggregate(
             aggregate=aggregate,
-            primary=self._primary(aggregate),
+            primary=self._primary(pieces),
             objects=max([*pieces.members, *(sum(run) - 1 for run in deleted.runs)], default=0) + 1,
             bytes=pieces.bytes,
             ordinal=pieces.ordinal,
@@ -238,9 +284,7 @@ class Survey:
             if pool in holders and holders[pool] is None:
                 continue
             if pool not in self._config.pools:
-                self.notes.append(
-                    f"pool {pool} was required and is not configured: no gap is noted"
-                )
+                self._note(f"pool {pool} was required and is not configured: no gap is noted")
                 continue
             held = holders.get(pool) or MemberSet()
             missing = everything - held
@@ -256,18 +300,14 @@ class Survey:
     # ---- pools -------------------------------------------------------------------------------------
 
     def pools(self) -> list[PoolEntry]:
-        """Every pool of the configuration, and primaries that it does not name any more."""
+        """Every pool of the configuration."""
         known = {v.pool: v.superblock.pool_uuid for v in self._media.volumes}
         entries = []
         for pool in self._config.pools.values():
             if pool.name not in known:
-                self.notes.append(f"pool {pool.name}: no volume of it took part")
+                self._note(f"pool {pool.name}: no volume of it took part")
             identity = known.get(pool.name) or secrets.token_bytes(16)
             entries.append(PoolEntry(identity, pool.name, pool.kind))
-        for name in dict.fromkeys(map(self._primary, self._aggregates)):
-            if name not in self._config.pools:
-                self.notes.append(f"pool {name} is a primary of objects, and is not configured")
-                entries.append(PoolEntry(secrets.token_bytes(16), name, PoolKind.PRIMARY))
         return entries
 
     # ---- what is in doubt ----------------------------------------------------------------------------
@@ -283,7 +323,9 @@ class Survey:
             if on_progress is not None:
                 on_progress(done, total)
 
-        attempts = {entry.transaction: entry.attempt for entry in self._made}
+        attempts = dict(self._attempts)
+        for entry in self._deleted_ones(self._by_transaction):
+            attempts[entry.transaction] = entry.attempt
         for volume in self._media.volumes:
             for found in find_spans(volume, on_bytes=advance):
                 committed = attempts.get(found.header.transaction)
@@ -316,6 +358,15 @@ def _has_left(found: FoundSpan) -> bool:
     assert found.volume.directory is not None
     record = found.volume.directory.records.get(found.header.aggregate)
     return record is not None and not record.spans
+
+
+def _evidence(aggregate: bytes, holders: Holders) -> list[Evidence]:
+    """The newest record of each volume, decoded."""
+    found = []
+    for volume in holders:
+        assert volume.directory is not None
+        found.append(Evidence(volume, volume.directory.records[aggregate]))
+    return found
 
 
 def _deleting(evidence: Sequence[Evidence]) -> DirectoryRecord:

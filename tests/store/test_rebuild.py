@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -457,3 +458,20 @@ def test_an_audit_does_not_change_the_order(small: SmallSite) -> None:
     lost, (found, _) = original(small), rebuilt(small)
     assert [e.version for e in lost["active"]] == [e.version for e in found["active"]]
     assert differences(lost, found) == ["gaps"], "since when only the lost catalog knew"
+
+
+def test_memory_does_not_grow_with_the_objects(small: SmallSite) -> None:
+    """Members are read one transaction at a time, and not kept: of 6,000 more objects a rebuild holds not even the names at once."""
+    peaks = []
+    for first, last in ((0, 4), (4, 16)):
+        with small.open() as store:
+            for number in range(first, last):
+                put(small, store, {b"%04d/%04d" % (number, n): b"x" for n in range(500)})
+        tracemalloc.start()
+        try:
+            report = rebuild_catalog(small.path, into=small.base / f"{last}.db")
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert report.objects == last * 500
+    assert peaks[1] - peaks[0] < 6_000 * 20, peaks
