@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fanout.evidence import FoundSpan
-    from fanout.format import DirectoryRecord
+    from fanout.format import DirectoryRecord, StoredSpan
     from fanout.rebuild.media import Media
     from fanout.volume import Volume
 
@@ -383,7 +383,7 @@ def _copy_of(
     """What a pool holds: members that its newest record names, and whose bytes its spans hold."""
     newest = max(evidence, key=lambda found: found.record.csn).record
     places = places_of(evidence)
-    coverage = Coverage(places)
+    coverage, empties = Coverage(places), _Empties(evidence)
     named = None if newest.present is None else Runs(newest.present)
     deleted = pieces.deleted
     left = {n: member for n, member in pieces.members.items() if n not in deleted}
@@ -392,7 +392,7 @@ def _copy_of(
         n
         for n in wanted
         if coverage.holds(left[n].offset, left[n].length)
-        and (left[n].length or _is_named(left[n], evidence))
+        and (left[n].length or empties.holds(left[n]))
     )
     said = None if newest.present is None else members_of(newest.present)
     # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
@@ -403,18 +403,34 @@ def _copy_of(
     return RestoredCopy(pool, newest.csn if told else changed_csn, tuple(places), said)
 
 
-def _is_named(empty: Member, evidence: Sequence[Evidence]) -> bool:
-    """Whether a span of a copy holds an object without bytes. Between two spans either may; what it says itself decides."""
-    for found in evidence:
-        for span in found.record.spans:
-            begin, end = span.data_start, span.data_start + span.data_length
-            if begin < empty.offset < end:
-                return True
-            if empty.offset in (begin, end):
-                try:
-                    _, footer = found.volume.read_span(span, aggregate=found.record.aggregate)
-                except FanoutError:
-                    return True  # damaged: an audit will say what that costs
-                if (empty.name, empty.offset) in empty_objects(footer):
+class _Empties:
+    """Which objects without bytes the spans of a copy hold. No footer is read twice, however many objects lie at one border."""
+
+    def __init__(self, evidence: Sequence[Evidence]) -> None:
+        self._evidence = evidence
+        self._named: dict[tuple[bytes, int], set[tuple[bytes, int]] | None] = {}
+
+    def holds(self, empty: Member) -> bool:
+        """Whether a span does. Between two spans either may; what it says itself decides."""
+        for found in self._evidence:
+            for span in found.record.spans:
+                begin, end = span.data_start, span.data_start + span.data_length
+                if begin < empty.offset < end:
                     return True
-    return False
+                if empty.offset in (begin, end):
+                    named = self._named_in(found, span)
+                    if named is None or (empty.name, empty.offset) in named:
+                        return True
+        return False
+
+    def _named_in(self, found: Evidence, span: StoredSpan) -> set[tuple[bytes, int]] | None:
+        """What a span names; None: it is damaged, and an audit will say what that costs."""
+        key = found.volume.uuid, span.offset
+        if key not in self._named:
+            try:
+                _, footer = found.volume.read_span(span, aggregate=found.record.aggregate)
+            except FanoutError:
+                self._named[key] = None
+            else:
+                self._named[key] = empty_objects(footer)
+        return self._named[key]

@@ -26,6 +26,7 @@ from fanout.errors import CatalogBusy, CatalogError, TransactionFailed, VolumeBu
 from fanout.format import DirectoryRecord, Op
 from fanout.rebuild import rebuild_catalog
 from fanout.scribe import Scribe
+from fanout.volume import Volume
 from tests.store.histories import POOLS, SmallSite, snapshot
 
 if TYPE_CHECKING:
@@ -475,3 +476,23 @@ def test_memory_does_not_grow_with_the_objects(small: SmallSite) -> None:
             tracemalloc.stop()
         assert report.objects == last * 500
     assert peaks[1] - peaks[0] < 6_000 * 20, peaks
+
+
+def test_a_footer_is_not_read_for_each_empty_object(
+    small: SmallSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files without bytes by the hundred lie at one place: which copy holds them its footer says once for all."""
+    with small.open() as store:
+        put(small, store, {b"%03d" % n: b"" for n in range(300)})
+    reads = 0
+    read_span = Volume.read_span
+
+    def counted(self: Volume, *arguments: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return read_span(self, *arguments, **options)
+
+    monkeypatch.setattr(Volume, "read_span", counted)
+    again, report = rebuilt(small)
+    assert (report.objects, differences(original(small), again)) == (300, [])
+    assert reads < 20
