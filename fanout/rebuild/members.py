@@ -180,8 +180,9 @@ class MemberReader:
                 pieces.whole = True
                 return
         # All members are here, whatever an audit has found there since, in what the transaction itself wrote in several pools at once;
-        # and where those that are held and those that are gone are together as many.
-        original = len({place.pool for place in header.places}) > 1
+        # and where those that are held and those that are gone are together as many. Where repairs fill up what it wrote, those that
+        # were deleted before are not named, and one without bytes leaves no hole.
+        original = _is_original(header) and (not pieces.deleted or _are_all_original(spans))
         known = pieces.deleted | members_of(evidence[0].record.present)
         known_all = known == MemberSet.all_of(len(members))
         everybody = complete and solid == len(members) and (original or known_all)
@@ -232,6 +233,18 @@ class MemberReader:
             if (member.offset, member.name, member.digest) not in there:
                 there.add((member.offset, member.name, member.digest))
                 known[next(numbers)] = member
+
+
+def _is_original(header: SpanHeader) -> bool:
+    """Whether it is of what the transaction itself wrote, in several pools at once."""
+    return len({place.pool for place in header.places}) > 1
+
+
+def _are_all_original(spans: Sequence[tuple[SpanHeader, SpanFooter]]) -> bool:
+    """Whether all that the transaction itself wrote is among these spans: from the first to the final one."""
+    mine = [footer for header, footer in spans if _is_original(header)]
+    numbers = sorted(footer.number for footer in mine)
+    return numbers == list(range(len(numbers))) and any(footer.final for footer in mine)
 
 
 def members_of(ranges: Iterable[range] | None) -> MemberSet:

@@ -353,6 +353,38 @@ def test_repairs_alone_know_who_is_who(site: Site, gone: list[bytes]) -> None:
     assert check_store(site.path).problems == ()
 
 
+def test_repairs_beside_what_they_replace_do_not_name_a_deleted_empty_object(site: Site) -> None:
+    """It leaves no hole, and half of what the transaction wrote is still good: a rebuild must not take the next object for it."""
+    site.object_limit = 8 * MIB
+    site.create()
+    objects = {b"a": b"a" * 5000, b"b": site.rng.randbytes(6000), b"c": site.rng.randbytes(3 * MIB)}
+    with (
+        site.locked("COPYPOOL2"),
+        site.locked("ACTIVEDATAPOOL"),
+        site.open(lock_wait=0) as store,
+    ):
+        put(store, {b"a": objects[b"a"], b"void": b"", **objects})
+    with site.open() as store:
+        store.delete("N1", b"void")
+        (entry,) = store.catalog.aggregates()
+        copies = {copy.pool: copy for copy in store.catalog.copies(entry.aggregate)}
+        before = [(o.name, o.version) for o in store.query_objects()]
+    for pool in ("COPYPOOL1", "DISKPOOL"):
+        assert len(copies[pool].places) > 1
+        with open(site.volume(pool), "r+b") as file:
+            file.seek(copies[pool].places[0].offset)
+            file.write(bytes(4096))
+        with site.open() as store:
+            assert audit_stgpool(store, pool, fix=True).marked == repair(store, pool) == 3
+    report = rebuild_catalog(site.path, force=True)
+    assert report.lost == ()
+    with site.open() as store:
+        assert [(o.name, o.version) for o in store.query_objects()] == before
+        for pool in copies:
+            for name, data in objects.items():
+                assert store.get("N1", name, pool=pool).read() == data
+
+
 def test_of_damaged_repairs_the_rest_is_found(site: Site) -> None:
     """As above, and of what is left one span is damaged everywhere: what it held is named as lost, and what others hold is there."""
     site.create()
