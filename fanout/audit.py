@@ -11,8 +11,8 @@ Then `backup_stgpool`, `copy_activedata` or `restore_stgpool` fill the pool agai
 What it promises:
 
 1. A copy shrinks only for what was read and is wrong, or what its medium refuses to give. A volume that is busy, not mounted or
-   gone for the moment costs nothing: what could not be asked is named, and stays. Good bytes in a span whose header or footer is
-   damaged are given up only if another pool has them as well, which is read.
+   gone for the moment costs nothing: what could not be asked is named, and stays. Good bytes, in a span whose header or footer is
+   damaged or around a damaged block, are given up only if the other pools can give the object without them, which is read.
 2. The copy shrinks and its gap appears in one commit.
 3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
@@ -48,7 +48,7 @@ from fanout.types import FaultClass, PoolKind
 from fanout.volume import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fanout.catalog import (
         AggregateEntry,
@@ -181,29 +181,43 @@ class _Audit:
         known = {found.member.member for found in bad}
         frail = [f for f in _frail(copy, members, reader) if f.member.member not in known]
         self.damaged += [(found.member.name, found.reason) for found in (*damaged, *frail)]
-        if self.fix:
-            damaged += self._replaceable(entry, frail)
-            if damaged:
-                self._mark(entry, copy, damaged)
+        if self.fix and (damaged or frail):
+            given_up = list(self._dispensable(entry, copy, damaged, frail))
+            if given_up:
+                self._mark(entry, copy, given_up)
 
-    def _replaceable(
-        self, entry: AggregateEntry, frail: Sequence[BadMember]
+    def _dispensable(
+        self,
+        entry: AggregateEntry,
+        copy: CopyEntry,
+        damaged: Sequence[BadMember],
+        frail: Sequence[BadMember],
     ) -> Iterator[BadMember]:
-        """Those that another pool can give, which is read: nobody gives up the last good bytes for a damaged frame."""
-        if not frail:
-            return
+        """Those that the other pools can give without this one, which is read; of the damaged also those that all together cannot.
+
+        Copies that are damaged at different places may have all of an object between them.
+        """
         others = [c for c in self.store.catalog.copies(entry.aggregate) if c.pool != self.pool]
         by_holders: dict[tuple[str, ...], dict[int, BadMember]] = {}
-        for found in frail:
+        for found in (*damaged, *frail):
             number = found.member.member
             holders = tuple(other.pool for other in others if other.holds(number))
             by_holders.setdefault(holders, {})[number] = found
+        hopeless = {found.member.member for found in damaged}
         for holders, some in by_holders.items():
             theirs = [other for other in others if other.pool in holders]
-            reader = self.store.reader(entry.aggregate, theirs, ahead=self.ahead)
-            members = [some[number].member for number in sorted(some)]
-            lost = {bad.member.member for bad in bad_members(members, reader)}
-            yield from (found for number, found in some.items() if number not in lost)
+            lost = self._lost(entry, theirs, some) if theirs else some.keys()
+            torn = {number: some[number] for number in lost & hopeless}
+            gone = self._lost(entry, [copy, *theirs], torn) if theirs else torn.keys()
+            yield from (found for n, found in some.items() if n not in lost or n in gone)
+
+    def _lost(
+        self, entry: AggregateEntry, copies: Sequence[CopyEntry], wanted: Mapping[int, BadMember]
+    ) -> set[int]:
+        """Members that these copies cannot give, not even together."""
+        reader = self.store.reader(entry.aggregate, copies, ahead=self.ahead)
+        members = [wanted[number].member for number in sorted(wanted)]
+        return {bad.member.member for bad in bad_members(members, reader)}
 
     def _mark(self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]) -> None:
         """Promise 2."""

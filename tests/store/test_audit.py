@@ -264,6 +264,29 @@ def test_what_another_pool_is_said_to_hold_is_read_before_good_bytes_are_given_u
                 assert store.get("N1", name, pool=pool).read() == data
 
 
+def test_copies_that_have_an_object_between_them_are_kept(site: Site) -> None:
+    """Each is damaged at another place: audits of both keep what is still needed, until a third pool has it whole."""
+    site.object_limit = 8 * MIB
+    site.create()
+    large = site.rng.randbytes(6 * MIB)
+    with (
+        site.locked("COPYPOOL2"),
+        site.locked("ACTIVEDATAPOOL"),
+        site.open(lock_wait=0) as store,
+    ):
+        put(store, {b"large": large, b"small": b"s" * 5000})
+    assert site.flip("DISKPOOL", large[:4000]) == site.flip("COPYPOOL1", large[-4000:]) == 1
+    with site.open() as store:
+        for pool in ("DISKPOOL", "COPYPOOL1"):
+            report = audit_stgpool(store, pool, fix=True)
+            assert ([name for name, _ in report.damaged], report.marked) == ([b"large"], 0)
+        assert store.get("N1", b"large").read() == large
+        assert repair(store, "COPYPOOL2") == 2
+        for pool in ("DISKPOOL", "COPYPOOL1"):
+            assert audit_stgpool(store, pool, fix=True).marked == repair(store, pool) == 1
+            assert store.get("N1", b"large", pool=pool).read() == large
+
+
 def test_what_was_damaged_everywhere_and_then_deleted_is_not_lost(site: Site) -> None:
     """Every copy of the aggregate lists what it holds: a catalog made anew names what is lost, and nothing when that was deleted."""
     site.create()
