@@ -259,7 +259,10 @@ class Table:
         if "\0" in text:
             raise self.error(name, "a path cannot hold a zero byte")
         base = Path(os.path.abspath(self.path)).parent
-        return Path(os.path.abspath(base / text))
+        path = Path(os.path.abspath(base / text))
+        if any("\udc80" <= one <= "\udcff" for one in str(path)):  # the catalog keeps paths as text
+            raise self.error(name, f"{path}: a path has to be UTF-8; rename the directory")
+        return path
 
     def names(self, name: str) -> tuple[str, ...]:
         """A list of different strings; a missing one is empty."""

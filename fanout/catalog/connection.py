@@ -41,7 +41,7 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         wanted = ".".join(map(str, MINIMUM_SQLITE))
         raise CatalogVersion(path, f"SQLite {wanted} is needed, this is {sqlite3.sqlite_version}")
-    uri = f"file:{quote(path)}?mode={'ro' if read_only else 'rw'}"
+    uri = f"file:{quote(os.fsencode(path))}?mode={'ro' if read_only else 'rw'}"
     db = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 from typing import Any, NamedTuple
 
@@ -109,6 +110,10 @@ class Face(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run from the command line; also a help that cannot be printed is no traceback."""
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that has no dash has an escape
         try:
             return super().main(*args, **extra)
         except OSError as error:
@@ -122,8 +127,10 @@ class Face(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn expected errors into a line and an exit code."""
+        screen = importlib.import_module("fanout.cli.screen")  # not for a help
         try:
-            return super().invoke(ctx)
+            with screen.Told():
+                return super().invoke(ctx)
         except click.UsageError as error:
             tell_usage(ctx, error)
             raise

@@ -25,7 +25,7 @@ from fanout.units import format_seconds, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.table import Table
+    from rich.console import RenderableType
 
 TARGETS = 3
 MIB = 1 << 20
@@ -296,7 +296,7 @@ def _show(report: dict[str, Any]) -> None:
         )
 
 
-def _contender_table(report: dict[str, Any]) -> Table:
+def _contender_table(report: dict[str, Any]) -> RenderableType:
     rows = []
     for one in report["contenders"].values():
         speed, cpu = one["aggregate_mb_per_second"], one["cpu_ms_per_client_gib"]
@@ -313,7 +313,7 @@ def _contender_table(report: dict[str, Any]) -> Table:
     return screen.table(headings, rows, right=(1, 2, 3, 4))
 
 
-def _ratio_table(report: dict[str, Any]) -> Table:
+def _ratio_table(report: dict[str, Any]) -> RenderableType:
     rows = []
     for question in quickly.QUESTIONS:
         spread = report["spread"][question.key]
@@ -358,7 +358,7 @@ def _show_run(result: dict[str, Any]) -> None:
         console.print(screen.bullet(f"left out: {name}: {why}"))
 
 
-def _goal_table(result: dict[str, Any]) -> Table:
+def _goal_table(result: dict[str, Any]) -> RenderableType:
     rows = []
     for goal in result["goals"]:
         sign = "≥" if goal["at"] == "least" else "≤"
@@ -383,7 +383,7 @@ def _reached(levels: list[bool | None]) -> str:
     return "[yellow]first reached[/]" if levels[0] else "[red]missed[/]"
 
 
-def _figure_table(result: dict[str, Any]) -> Table:
+def _figure_table(result: dict[str, Any]) -> RenderableType:
     rows = [
         (
             screen.plain(name),

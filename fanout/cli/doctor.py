@@ -16,7 +16,7 @@ from fanout.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
+    from rich.console import RenderableType
 
 
 @click.command(short_help="What this machine and your targets can do, and what to change")
@@ -70,7 +70,7 @@ def _show(
         console.print("[green]Nothing to change.[/]")
 
 
-def _machine_table(facts: checkup.MachineFacts) -> Table:
+def _machine_table(facts: checkup.MachineFacts) -> RenderableType:
     memory = f"{format_size(facts.memory_bytes)} on {checkup.HUGE_PAGES[facts.huge_pages]}"
     memory += ", registered" if facts.registered else ", not registered"
     if facts.reserved_huge_pages_free:
@@ -91,7 +91,7 @@ def _machine_table(facts: checkup.MachineFacts) -> Table:
     )
 
 
-def _target_table(facts: checkup.TargetFacts) -> Table:
+def _target_table(facts: checkup.TargetFacts) -> RenderableType:
     if facts.problem:
         verdict = f"[red]cannot be used:[/] {screen.plain(facts.problem)}"
     elif facts.granule:

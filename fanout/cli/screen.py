@@ -1,8 +1,9 @@
 """What is shown: tables on standard output; progress, warnings and errors on standard error.
 
 Without a terminal there is no colour and no progress bar, and lines are 80 columns long, or as long
-as COLUMNS says. Nowhere are they longer than 100: the eye loses the next one. What does not fit is
-folded, never cut; lines have no spaces at their ends.
+as COLUMNS says. Nowhere are they longer than 100: the eye loses the next one; nor is anything laid out
+for fewer than 60, where columns would vanish. What does not fit is folded, never cut; lines have no spaces
+at their ends.
 
 A pipe that nobody reads any more (``| head``) is no error: the rest goes nowhere, and the command ends with the code that it would have had.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import sys
@@ -18,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-COLUMNS, MOST_COLUMNS = 80, 100
+COLUMNS, LEAST_COLUMNS, MOST_COLUMNS = 80, 60, 100
 OUTPUT = "standard output"  # its name in errors
 _TRAILING = re.compile(r" +$", re.MULTILINE)
 
@@ -107,7 +109,7 @@ def _console(stream: Any, *, result: bool) -> Console:
     file: Any = stream if stream.isatty() else _Pipe(stream, result=result)
     console = Console(file=file, highlight=False, soft_wrap=False)
     asked = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
-    console.width = min(console.width, MOST_COLUMNS) if asked else COLUMNS
+    console.width = max(LEAST_COLUMNS, min(console.width, MOST_COLUMNS)) if asked else COLUMNS
     return console
 
 
@@ -120,6 +122,21 @@ def emit(value: object) -> None:
 def warn(line: str) -> None:
     """A warning that must not be overlooked: standard error, loud."""
     err().print(f"[bold black on yellow] WARNING [/] {plain(line)}", soft_wrap=True)
+
+
+class Told(logging.Handler):
+    """What the library warns of while a command runs, as the command's own warning; for ``with``."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`."""
+        warn(record.getMessage())
+
+    def __enter__(self) -> None:
+        self.setLevel(logging.WARNING)
+        logging.getLogger("fanout").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("fanout").removeHandler(self)
 
 
 def say(line: str = "", *, whole: bool = False) -> None:
@@ -145,7 +162,7 @@ def table(
     *,
     title: str | None = None,
     right: Iterable[int] = (),
-) -> Table:
+) -> RenderableType:
     """A plain table.
 
     Args:
@@ -155,9 +172,7 @@ def table(
         right: numbers of the columns that hold numbers.
     """
     numbers = set(right)
-    made = Table(
-        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False
-    )
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings):
         made.add_column(
             heading,
@@ -167,7 +182,7 @@ def table(
         )
     for row in rows:
         made.add_row(*row)
-    return made
+    return Group(Text(title, style="bold"), made) if title else made
 
 
 class _Rate(ProgressColumn):
@@ -263,7 +278,7 @@ def bullet(text: str) -> Table:
     return made
 
 
-def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:
     """A short list of names and values.
 
     Args:
@@ -271,13 +286,12 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
         rows: name and value; values may hold markup.
     """
     made = Table.grid(padding=(0, 2))
-    made.title, made.title_justify, made.title_style = plain(title), "left", "bold"
     made.add_column(style="dim", no_wrap=True, min_width=12)
     made.add_column(overflow="fold")
     for row in rows:
         made.add_row(*row)
     made.add_row("", "")
-    return made
+    return Group(Text(visible(title), style="bold", overflow="fold"), made)
 
 
 @contextlib.contextmanager

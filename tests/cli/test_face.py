@@ -168,16 +168,20 @@ def test_codes_are_documented(request: pytest.FixtureRequest) -> None:
         assert f"| {code.value} |" in text, code
 
 
-@pytest.mark.parametrize(("columns", "widest"), [(None, 80), ("60", 60), ("500", 100)])
+@pytest.mark.parametrize(("columns", "widest"), [(None, 80), ("60", 60), ("500", 100), ("9", 60)])
 def test_lines_are_as_long_as_an_eye_can_follow(columns: str | None, widest: int) -> None:
-    """Without a terminal: 80 columns, or what COLUMNS says, but never more than 100; nothing is cut."""
+    """Without a terminal: 80 columns, or what COLUMNS says, but never more than 100, nor less than 60; nothing is cut."""
     with CliRunner(env={"COLUMNS": columns}).isolation() as (out, *_):
         screen.say("word " * 200)
+        screen.out().print(
+            screen.table(("pool", *"abcdef"), [("p", *["10 MiB"] * 6)], right=range(1, 7))
+        )
         screen.out().print(screen.table(("name",), [("n" * 300,)]))
         text = out.getvalue().decode()
     assert max(map(len, text.splitlines())) <= widest
     assert len(text.splitlines()[0].split()) * 5 > widest - 5
     assert text.count("n") >= 300
+    assert "pool" in text
 
 
 def test_one_is_no_plural() -> None:
