@@ -132,7 +132,7 @@ class Opener:
                 continue
             self.stale = (
                 f"{volume.path}: its directory goes up to commit {volume.directory.last_csn}, "
-                f"the catalog only to {last}; use the newest catalog, or make it anew with 'fanout rebuild catalog'"
+                f"the catalog only to {last}; use the newest catalog, or make it anew with 'fanout rebuild catalog --force'"
             )
         if self.stale:
             raise CatalogStale(

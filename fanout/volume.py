@@ -255,7 +255,7 @@ class Volume:
             raise VolumeStale(
                 self.path,
                 f"is of epoch {block.epoch}, the catalog knows only {known}: the catalog was "
-                "restored from the past; use the newest one, or make it anew with 'fanout rebuild catalog'",
+                "restored from the past; use the newest one, or make it anew with 'fanout rebuild catalog --force'",
                 catalog_is_older=True,
             )
         raise VolumeStale(

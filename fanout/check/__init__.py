@@ -101,6 +101,7 @@ class _Check:
         self._volumes: dict[bytes, Volume] = {}
         self._kinds: dict[str, PoolKind] = {}
         self._aggregates = self._objects = 0
+        self._catalog_is_older = False
 
     def close(self) -> None:
         """Let the volumes go."""
@@ -141,6 +142,7 @@ class _Check:
             volume = checker.check(entry, lock_wait)
             if volume is not None:
                 self._volumes[entry.volume] = volume
+        self._catalog_is_older = checker.catalog_is_older
 
     # ---- aggregates --------------------------------------------------------------------------------
 
@@ -172,6 +174,8 @@ class _Check:
         self._check_gaps(entry, contents, demanded)
 
     def _no_good_copy(self, member: MemberEntry, entry: AggregateEntry, pools: str) -> None:
+        if self._catalog_is_older:
+            return  # it may be where nobody looked: nobody is told to look for a lost medium, or to send it again
         what = f"no pool has a good copy of version {member.version} of {entry.node}"
         held = f"; said to hold it: {pools}" if pools else ", and none is said to hold it"
         self._findings.note(Problem(what + held, SEND, entry.primary, "", None, member.name))

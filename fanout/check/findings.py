@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -27,8 +28,13 @@ REFILL: Final = (
 )
 APPEND: Final = "the next opening for writing appends what is missing"
 REWRITE: Final = "the next opening for writing writes it anew"
-REPLACE: Final = "mend or mount what is there; if it is lost, 'fanout retire volume PATH' makes what it held gaps that can be closed"
 SEND: Final = "send the object again; look for the medium that was lost"
+
+
+def replace_volume(path: str) -> str:
+    """The mend of a volume that cannot be opened."""
+    retire = f"fanout retire volume {shlex.quote(path)}"
+    return f"mend or mount what is there; if it is lost, '{retire}' makes what it held gaps that can be closed"
 
 
 @dataclass(frozen=True, slots=True)

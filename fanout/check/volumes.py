@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from fanout import format as fmt
 from fanout.ahead import ReadAhead
-from fanout.check.findings import APPEND, REBUILD, REPLACE, REWRITE, Problem, without_path
+from fanout.check.findings import (
+    APPEND,
+    REBUILD,
+    REWRITE,
+    Problem,
+    replace_volume,
+    without_path,
+)
 from fanout.errors import (
     CatalogError,
     FanoutError,
@@ -52,6 +59,9 @@ class VolumeCheck:
         engine: that reads.
         findings: takes what is wrong.
         moved: pools whose files were moved to another kind of file system on purpose.
+
+    Attributes:
+        catalog_is_older: a volume says so, and was not looked at.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class VolumeCheck:
     ) -> None:
         self._catalog, self._engine, self._findings = catalog, engine, findings
         self._moved = moved
+        self.catalog_is_older = False
         self._ahead = ReadAhead()
 
     def check(self, entry: VolumeEntry, lock_wait: float) -> Volume | None:
@@ -105,8 +116,11 @@ class VolumeCheck:
         except (FanoutError, OSError) as error:
             what = str(error).removeprefix(f"{entry.path}: ")
             newer = isinstance(error, VolumeStale) and error.catalog_is_older
+            self.catalog_is_older |= newer
             self._findings.note(
-                Problem(what, REBUILD if newer else REPLACE, entry.pool, entry.path)
+                Problem(
+                    what, REBUILD if newer else replace_volume(entry.path), entry.pool, entry.path
+                )
             )
             return None
 
@@ -167,7 +181,7 @@ class VolumeCheck:
                 data = volume.read(offset, length)
             except FanoutError as error:
                 what = f"its directory cannot be read: {without_path(error, volume)}"
-                self._findings.of_volume(volume, offset, what, REPLACE)
+                self._findings.of_volume(volume, offset, what, replace_volume(volume.path))
                 return
             for at in range(0, length, block.granule):
                 piece = data[at : at + block.granule]

@@ -13,11 +13,14 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from fanout import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Exit(enum.IntEnum):
@@ -68,6 +71,10 @@ class Verdict:
     mend: str = ""
 
 
+ROOM = (
+    "Give the pool room: another volume in fanout.toml, then 'fanout init --add'; or a higher max_volumes where it makes "
+    "its volumes itself."
+)
 _WHERE = "Say where it is: --config FILE, or FANOUT_CONFIG; docs/cli.md shows a small one."
 
 # The first class that matches decides, so the special ones stand first.
@@ -83,7 +90,7 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
     (
         errors.PoolFull,
         Exit.TARGET,
-        "Add a volume to the pool in fanout.toml, then run 'fanout init --add'.",
+        ROOM,
     ),
     (errors.PoolUnavailable, Exit.TARGET, "'fanout query volume' says why."),
     (errors.PoolError, Exit.TARGET, ""),
@@ -101,7 +108,7 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
     (
         errors.CatalogVersion,
         Exit.CATALOG,
-        "If it is damaged, 'fanout rebuild catalog' makes a new one from the volumes, and keeps this one.",
+        "If it is damaged, 'fanout rebuild catalog --force' makes a new one from the volumes, and keeps this one.",
     ),
     (errors.CatalogError, Exit.CATALOG, ""),
     (
@@ -174,12 +181,22 @@ def _line(error: BaseException) -> str:
     """The error's own words, with those of the targets it came from."""
     if isinstance(error, OSError) and not isinstance(error, errors.FanoutError):
         place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        return f"{place}{error.strerror or error}"
-    line = str(error)
+        return f"{place}{error.strerror or error}".replace("\n", "\\n")
+    line = _on_one_line(error)
     if isinstance(error.__cause__, BaseExceptionGroup):
-        causes = [str(cause) for cause in error.__cause__.exceptions]
+        causes = [_on_one_line(cause) for cause in error.__cause__.exceptions]
         line += "".join(f"\n  {cause}" for cause in causes if cause not in line)
     return line
+
+
+def _on_one_line(error: BaseException) -> str:
+    """Its words; a path or a name in them may hold a line end, and a log takes what follows for another error."""
+    return str(error).replace("\n", "\\n")
+
+
+def room(reasons: Iterable[str]) -> str:
+    """The mend, if one of the reasons for which something is not in a pool is that it is full; else nothing."""
+    return ROOM if any("no room for" in reason for reason in reasons) else ""
 
 
 def leave(ctx: click.Context, error: BaseException) -> NoReturn:

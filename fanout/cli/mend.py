@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fanout.audit import AuditReport, RetireReport
 
 LISTED = 20  # of a long list, on a screen; --json has all
-CLOSE = "'fanout backup stgpool', 'copy activedata' or 'restore stgpool' closes the gaps"
+CLOSE = "'fanout query gap' names the commands that close the gaps"
 
 
 @click.group(short_help="Read all that a pool holds; make its damage gaps")
@@ -145,7 +145,7 @@ def _retire_values(report: RetireReport, path: str) -> dict[str, Any]:
 
 def _show_retired(report: RetireReport, path: str) -> None:
     held = f"{screen.count(report.objects, 'object')}, {format_size(report.object_bytes)}"
-    screen.say(f"{path} of {report.pool} is given up; it held {held}.")
+    screen.say(f"{screen.plain(path)} of {report.pool} is given up; it held {held}.")
     for name in report.lost[:LISTED]:
         screen.warn(f"in no pool any more: {os.fsdecode(name)}")
     if len(report.lost) > LISTED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +12,10 @@ import click
 from fanout import config as configuration
 from fanout.catalog import CatalogReader
 from fanout.cli import screen
-from fanout.cli.exits import Exit
+from fanout.cli.exits import Exit, room
 from fanout.cli.params import config_option, json_option
 from fanout.cli.store import mend
+from fanout.config import Access
 from fanout.errors import ObjectNotFound
 from fanout.store import Store
 from fanout.types import PoolKind
@@ -49,9 +51,15 @@ def stgpool(*, pool: str | None, config: Path, as_json: bool) -> None:
     """Show pools: kind, volumes, lists, what they hold and lack."""
     with Store.open(config, read_only=True) as store:
         rows = list(_pool_values(store, pool))
+        away = _out_of_reach(store, pool)
     if as_json:
-        screen.emit({"pools": rows})
-        return
+        screen.emit({"pools": rows, "unreadable": away})
+    else:
+        _show_pools(rows)
+    _warn_of(away)
+
+
+def _show_pools(rows: list[dict[str, Any]]) -> None:
     shown = [
         (
             row["name"],
@@ -154,6 +162,26 @@ def _volume_values(one: VolumeStatus) -> dict[str, Any]:
 def _readable(one: VolumeStatus) -> bool:
     """Whether it opened. What a writer does with it meanwhile, only the writer knows."""
     return one.state in {"available", "full", "read-only"}
+
+
+def _out_of_reach(store: Store, pool: str | None) -> list[dict[str, str]]:
+    """Volumes that cannot be read, though nobody has said that this is meant: what they hold is no gap."""
+    only = store.config.pool(pool).name if pool else None
+    return [
+        {"pool": one.pool, "path": one.path, "reason": one.reason}
+        for one in store.query_volumes()
+        if only in {None, one.pool}
+        and not _readable(one)
+        and store.config.pool(one.pool).access is not Access.UNAVAILABLE
+    ]
+
+
+def _warn_of(away: list[dict[str, str]]) -> None:
+    for one in away:
+        lost = f"fanout retire volume {shlex.quote(one['path'])}"
+        screen.warn(
+            f"{one['pool']}: {one['path']} cannot be read: {one['reason']} (If it is lost for good: {lost})"
+        )
 
 
 def _share(live: int, size: int) -> str:
@@ -345,8 +373,9 @@ def gap(
 ) -> None:
     """Show gaps: what a pool should hold and does not, since when, and why.
 
-    The exit code is 7 when there is any, 0 when there is none, so that a script
-    need not look further.
+    What a volume holds that cannot be read now is no gap, and it is said. The
+    exit code is 7 when there is a gap, 12 when there is none and a volume cannot
+    be read, else 0, so that a script need not look further.
     """
     with Store.open(config, read_only=True) as store:
         entries = store.query_gaps(
@@ -379,18 +408,23 @@ def gap(
                     and (one.active or not active)
                 ]
             rows.append(row)
+        away = _out_of_reach(store, pool)
     if as_json:
-        screen.emit({"ok": not rows, "gaps": rows})
-    else:
+        screen.emit({"ok": not (rows or away), "gaps": rows, "unreadable": away})
+    elif rows:
         _show_gaps(rows)
+    elif away:
+        screen.say("No gaps on record, and not every volume can be read.")
+    else:
+        screen.say("[green]No gaps.[/] Every pool holds what it should.")
+    _warn_of(away)
     if rows:
         ctx.exit(Exit.GAPS)
+    if away:
+        ctx.exit(Exit.TARGET)
 
 
 def _show_gaps(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        screen.say("[green]No gaps.[/] Every pool holds what it should.")
-        return
     shown = [
         (
             row["pool"],
@@ -410,5 +444,7 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for name in row.get("names", ()):
             screen.say(f"{row['pool']} lacks {screen.plain(name)}", whole=True)
+    if first := room(row["reason"] for row in rows):
+        screen.say(f"first: {first}")
     for command in {row["mend"]: None for row in rows}:
         screen.say(f"close it: [bold]{command}[/]", whole=True)

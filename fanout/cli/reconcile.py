@@ -10,7 +10,7 @@ import click
 
 import fanout
 from fanout.cli import screen
-from fanout.cli.exits import Exit
+from fanout.cli.exits import Exit, room
 from fanout.cli.params import config_option, force_option, json_option
 from fanout.store import Store
 from fanout.units import format_seconds, format_size
@@ -200,5 +200,9 @@ def _show(report: ReconcileReport, primary: str, pool: str, *, preview: bool) ->
         )
     for name, reason in report.failed[:20]:
         screen.warn(f"not copied: {_text(name)}: {reason}")
+    if len(report.failed) > 20:
+        screen.warn(f"{len(report.failed) - 20:,} more; --json lists them.")
+    if mend := room(reason for _, reason in report.failed):
+        screen.warn(mend)
     if report.gaps_left:
         screen.warn(f"{screen.count(report.gaps_left, 'gap')} left; 'fanout query gap' names them.")

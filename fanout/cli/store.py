@@ -15,7 +15,7 @@ import click
 from fanout import config as configuration
 from fanout.catalog import CatalogReader
 from fanout.cli import fetch, screen, trees
-from fanout.cli.exits import Exit, Refused
+from fanout.cli.exits import Exit, Refused, room
 from fanout.cli.params import SIZE, config_option, force_option, json_option
 from fanout.errors import SourceNotRereadable
 from fanout.sources import as_source, once, spooled
@@ -348,6 +348,8 @@ def _show_put(
         screen.warn(f"… and {len(found.left_out) - 10:,} more are left out")
     for pool, reason in stored.removed.items():
         screen.warn(f"{pool} was left out for the rest of the session: {reason}")
+    if first := room(stored.removed.values()):
+        screen.warn(first)
     for gap in gap_sums(stored.receipts):
         active = kinds.get(gap["pool"]) is PoolKind.ACTIVE_DATA
         screen.warn(

@@ -6,6 +6,7 @@ What could break: advice that makes it worse (a new store where the catalog was 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,122 @@ def test_a_rebuild_names_a_volume_once(shell: Shell, stored: Path) -> None:
     path.write_bytes(b"")
     said = shell("rebuild", "catalog", "--force", code=Exit.TARGET).err
     assert said.count(f"{path}") == 1
+
+
+def test_no_gap_is_no_comfort_while_a_volume_is_away(shell: Shell, stored: Path) -> None:
+    """The primary's disk is gone, and nothing is a gap yet: who asks for gaps every night has to be told."""
+    shell("query", "gap")
+    path = volume(shell, "DISKPOOL")
+    path.unlink()
+    said = shell("query", "gap", code=Exit.TARGET)
+    assert "Every pool holds what it should" not in said.out
+    retire = f"fanout retire volume {path}"
+    assert f"{path} cannot be read: does not exist" in said.err
+    assert retire in said.err
+    said = shell("query", "gap", "--json", code=Exit.TARGET)
+    (away,) = said.json["unreadable"]
+    assert (said.json["ok"], away["pool"], away["path"]) == (False, "DISKPOOL", str(path))
+    assert str(path) in shell("query", "stgpool").err
+    assert shell("query", "gap", "--pool", "COPYPOOL1").err == ""
+    assert retire in " ".join(shell("check", "--no-data", code=Exit.INTEGRITY).out.split())
+    shell("retire", "volume", path, code=Exit.GAPS)
+    shell("query", "gap", code=Exit.GAPS)
+
+
+def test_a_pool_that_is_kept_away_on_purpose_is_no_news(shell: Shell, stored: Path) -> None:
+    text = shell.config.read_text()
+    shell.config.write_text(text.replace('type = "copy"', 'type = "copy"\naccess = "unavailable"'))
+    assert shell("query", "gap").err == ""
+
+
+def test_an_old_catalog_loses_nothing(shell: Shell, stored: Path) -> None:
+    """A check that looks at no volume must not send anybody to look for a lost medium."""
+    catalog, old = stored.with_name("catalog.db"), stored.with_name("old.db")
+    shell("backup", "catalog", old)
+    shell("put", "N1", stored, "--as", "two")
+    old.replace(catalog)
+    problems = shell("check", "--json", code=Exit.INTEGRITY).json["problems"]
+    assert {one["mend"].split("'")[1] for one in problems} == {"fanout rebuild catalog --force"}
+    assert "fanout rebuild catalog --force" in shell("put", "N1", stored, code=Exit.CATALOG).err
+    shell("rebuild", "catalog", "--force")
+    assert "Nothing is wrong" in shell("check").out
+
+
+@pytest.mark.parametrize(
+    ("pool", "repair"),
+    [
+        ("COPYPOOL1", ["backup", "stgpool", "DISKPOOL"]),
+        ("ACTIVEDATAPOOL", ["copy", "activedata", "DISKPOOL"]),
+    ],
+)
+def test_a_pool_that_is_full_is_told_with_the_mend(
+    tmp_path: Path, pool: str, repair: list[str]
+) -> None:
+    """The command that closes the gap cannot, before the pool has room: who is told that alone runs it for ever."""
+    shell = Shell(describe(tmp_path, sizes={pool: "2 MiB"}))
+    shell("init")
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(3 << 20))
+    mend = "another volume in fanout.toml, then 'fanout init --add'"
+    assert mend in shell("put", "N1", big, code=Exit.DEGRADED).err
+    assert mend in " ".join(shell("query", "gap", code=Exit.GAPS).out.split())
+    assert mend in shell(*repair, pool, code=Exit.GAPS).err
+    one = f'{{ path = "{pool.lower()}.vol", size = "2 MiB" }}'
+    text = shell.config.read_text()
+    shell.config.write_text(text.replace(one, one + ', { path = "more.vol", size = "16 MiB" }'))
+    shell("init", "--add")
+    shell(*repair, pool)
+    shell("query", "gap")
+
+
+def test_a_long_list_of_failures_says_that_it_is_longer(tmp_path: Path) -> None:
+    shell = Shell(describe(tmp_path, sizes={"COPYPOOL1": "2 MiB"}))
+    shell("init")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(30):
+        (tree / str(number)).write_bytes(os.urandom(100_000))
+    shell("put", "N1", tree, code=Exit.DEGRADED)
+    said = shell("backup", "stgpool", "DISKPOOL", "COPYPOOL1", code=Exit.GAPS).err
+    assert said.count("not copied: ") == 20
+    assert "10 more; --json lists them" in said
+
+
+def test_a_directory_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """The catalog keeps paths as text: said before anything is made, as what is wrong with the place."""
+    home = tmp_path / os.fsdecode(b"d\xff")
+    home.mkdir()
+    said = Shell(describe(home))("init", code=Exit.CONFIG)
+    assert "d\\xff/catalog.db: a path has to be UTF-8" in said.err
+    assert list(home.iterdir()) == [home / "fanout.toml"]
+
+
+def test_a_copy_of_the_catalog_goes_anywhere(shell: Shell, stored: Path) -> None:
+    target = stored.with_name(os.fsdecode(b"c\xff"))
+    shell("backup", "catalog", target)
+    assert target.exists()
+
+
+def test_paths_with_spaces_quotes_and_line_ends(tmp_path: Path) -> None:
+    """Every message is one line, and the command that it names can be given to a shell."""
+    home = tmp_path / "a b\n'c\""
+    home.mkdir()
+    shell = Shell(describe(home))
+    shell("init")
+    (home / "one").write_bytes(b"1")
+    shell("put", "N1", home / "one", "--as", "one")
+    volume(shell, "COPYPOOL1").unlink()
+    (line,) = shell("query", "gap", code=Exit.TARGET).err.splitlines()
+    assert "COPYPOOL1" in line
+    away = shell("check", "--no-data", "--json", code=Exit.INTEGRITY).json["problems"][0]
+    words = shlex.split(away["mend"].removeprefix("mend or mount what is there; if it is lost, "))
+    program, *command = shlex.split(words[0]) if " " in words[0] else words
+    assert program == "fanout"
+    assert command[:2] == ["retire", "volume"]
+    assert len(shell("put", "N1", home / "none\n", code=Exit.TARGET).err.splitlines()) == 1
+    for path in home.glob("catalog.db*"):
+        path.unlink()
+    assert len(shell("query", "gap", code=Exit.CATALOG).err.splitlines()) == 1
 
 
 # ---- what is stored ------------------------------------------------------------------------------------
@@ -167,6 +284,19 @@ def test_more_memory_than_an_engine_takes(tmp_path: Path) -> None:
     assert f"{path}: engine.memory: must be at most" in said.err
 
 
+def test_a_terminal_without_our_letters(shell: Shell, stored: Path) -> None:
+    """An old locale: what it cannot show is an escape, and neither a traceback nor another exit code."""
+    for words in (["query", "stgpool"], ["query", "object", "N1"], ["check"]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "fanout", *words],
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "FANOUT_CONFIG": str(shell.config)},
+            capture_output=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert ended.stdout.isascii()
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_full_standard_output(shell: Shell, stored: Path, options: list[str]) -> None:
     command = [sys.executable, "-m", "fanout", "query", "object", "N1", *options]
@@ -212,7 +342,7 @@ def test_a_pipe_that_nobody_reads_does_not_change_the_exit_code(
     finally:
         os.close(writing)
     assert ended.returncode == Exit.GAPS
-    assert ended.stderr == ""
+    assert all("cannot be read: does not exist" in line for line in ended.stderr.splitlines())
 
 
 def test_a_standard_error_that_is_full_does_not_change_the_exit_code(shell: Shell) -> None:
