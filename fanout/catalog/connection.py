@@ -42,6 +42,8 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
         wanted = ".".join(map(str, MINIMUM_SQLITE))
         raise CatalogVersion(path, f"SQLite {wanted} is needed, this is {sqlite3.sqlite_version}")
     uri = f"file:{quote(os.fsencode(path))}?mode={'ro' if read_only else 'rw'}"
+    if read_only and _at_rest(path):
+        uri += "&immutable=1"
     db = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT
     )
@@ -51,6 +53,19 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     if read_only:
         db.execute("PRAGMA query_only = ON")
     return db
+
+
+def _at_rest(path: str) -> bool:
+    """Whether nobody can write it: a file system that went read-only, where SQLite could not make its index of the log.
+
+    That is the day on which what is there has to be read. What the log holds is not passed over: then SQLite refuses.
+    """
+    if not os.statvfs(path).f_flag & os.ST_RDONLY:
+        return False
+    try:
+        return os.stat(f"{path}-wal").st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def connect_writer(path: str) -> sqlite3.Connection:
@@ -225,9 +240,10 @@ def refuse_links(path: str) -> None:
 
 
 # What SQLite says of a file system that is full (of the log's index, too, which an opening makes) or may not be written.
-_FULL, _FORBIDDEN = (
-    "; its file system is full: make room there",
-    "; may this user write it, and its directory?",
+_FULL = "; its file system is full: make room there"
+_FORBIDDEN = (
+    "; may this user write it, and its directory? Where the file system is read-only, copy it and its -wal to another one, and name "
+    "that in a copy of fanout.toml"
 )
 _MENDS = {
     "SQLITE_FULL": _FULL,

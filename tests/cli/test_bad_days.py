@@ -16,6 +16,7 @@ import pytest
 
 from fanout.cli.exits import Exit
 from tests.cli.conftest import Shell, describe
+from tests.faults import devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,6 +202,32 @@ def test_paths_with_spaces_quotes_and_line_ends(tmp_path: Path) -> None:
     for path in home.glob("catalog.db*"):
         path.unlink()
     assert len(shell("query", "gap", code=Exit.CATALOG).err.splitlines()) == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("log", [b"", b"not taken in yet"])
+def test_a_file_system_that_went_read_only(tmp_path: Path, log: bytes) -> None:
+    """ext4's answer to a bad disk. What is on it has to come off it, and what the log holds is not passed over."""
+    with devices.small_tmpfs(192 << 20) as home:
+        shell = Shell(describe(home))
+        shell("init")
+        (home / "one").write_bytes(b"1")
+        shell("put", "N1", home / "one", "--as", "one")
+        (home / "catalog.db-wal").write_bytes(log)
+        remount(home, "ro")
+        assert "Read-only file system" in shell("put", "N1", home, code=Exit.CATALOG).err
+        if log:
+            said = shell("get", "N1", "one", "--to", tmp_path, code=Exit.CATALOG).err
+            assert "copy it and its -wal to another one" in said
+            return
+        shell("query", "gap")
+        shell("get", "N1", "one", "--to", tmp_path)
+        shell("backup", "catalog", tmp_path / "copy")
+    assert (tmp_path / "one").read_bytes() == b"1"
+
+
+def remount(place: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", place], check=True)
 
 
 # ---- what is stored ------------------------------------------------------------------------------------
