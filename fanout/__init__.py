@@ -3,8 +3,10 @@
 Three doors, from the bare metal up:
 
 * `Engine` and `tee`: one stream of bytes to several files or devices, checksummed, an outcome for each.
-* `fanout.session` with a `fanout.host.Host` of your own: pools, transactions, removal and retry, over your own layout and catalog.
+* `Session` with a `fanout.host.Host` of your own: pools, transactions, removal and retry, over your own layout and catalog.
 * `Store`: the same rules with fanout's volumes and catalog.
+
+Public are the names of `__all__`, and what the modules among them offer: `aio`, `config`, `engine`, `errors`, `host`, `types`. All else may change.
 
 Names are loaded when they are first used, so that ``import fanout`` costs nothing that is not needed.
 """
@@ -17,36 +19,70 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fanout import aio, errors, types
+    from fanout import aio, config, engine, errors, host, types
     from fanout._tee import TeeResult, tee
-    from fanout.audit import audit_stgpool, retire_volume
+    from fanout.audit import AuditReport, RetireReport, audit_stgpool, retire_volume
     from fanout.backup import backup_catalog
-    from fanout.check import check_store
+    from fanout.catalog import GapEntry, ObjectEntry, OccupancyEntry, VolumeEntry
+    from fanout.catalog.backup import CatalogBackup
+    from fanout.check import CheckReport, Problem, check_store
     from fanout.config import Config
     from fanout.config import load as load_config
+    from fanout.deletion import DeleteReport
     from fanout.engine import Engine
     from fanout.errors import FanoutError
-    from fanout.rebuild import rebuild_catalog
-    from fanout.reconcile import backup_stgpool, copy_activedata, restore_stgpool
-    from fanout.session import Session
-    from fanout.sources import once, spooled
+    from fanout.pool import VolumeStatus
+    from fanout.read import ObjectReader
+    from fanout.rebuild import InDoubt, Lost, RebuildReport, SkippedVolume, rebuild_catalog
+    from fanout.reconcile import ReconcileReport, backup_stgpool, copy_activedata, restore_stgpool
+    from fanout.session import Attempt, Session
+    from fanout.sources import OnceSource, SpooledSource, once, spooled
     from fanout.store import Store
+    from fanout.store_reader import PoolStatus
+    from fanout.transaction import State as TransactionState
+    from fanout.transaction import Transaction
 
 __all__ = [
+    "Attempt",
+    "AuditReport",
+    "CatalogBackup",
+    "CheckReport",
     "Config",
+    "DeleteReport",
     "Engine",
     "FanoutError",
+    "GapEntry",
+    "InDoubt",
+    "Lost",
+    "ObjectEntry",
+    "ObjectReader",
+    "OccupancyEntry",
+    "OnceSource",
+    "PoolStatus",
+    "Problem",
+    "RebuildReport",
+    "ReconcileReport",
+    "RetireReport",
     "Session",
+    "SkippedVolume",
+    "SpooledSource",
     "Store",
     "TeeResult",
+    "Transaction",
+    "TransactionState",
+    "VolumeEntry",
+    "VolumeStatus",
     "__version__",
     "aio",
     "audit_stgpool",
     "backup_catalog",
     "backup_stgpool",
     "check_store",
+    "config",
     "copy_activedata",
+    "engine",
     "errors",
+    "host",
     "load_config",
     "once",
     "rebuild_catalog",
@@ -59,25 +95,51 @@ __all__ = [
 
 # Public name: where it lives. An empty attribute names the module itself.
 _HOMES = {
+    "Attempt": ("fanout.session", "Attempt"),
+    "AuditReport": ("fanout.audit", "AuditReport"),
+    "CatalogBackup": ("fanout.catalog.backup", "CatalogBackup"),
+    "CheckReport": ("fanout.check", "CheckReport"),
     "Config": ("fanout.config", "Config"),
+    "DeleteReport": ("fanout.deletion", "DeleteReport"),
     "Engine": ("fanout.engine", "Engine"),
     "FanoutError": ("fanout.errors", "FanoutError"),
+    "GapEntry": ("fanout.catalog", "GapEntry"),
+    "InDoubt": ("fanout.rebuild", "InDoubt"),
+    "Lost": ("fanout.rebuild", "Lost"),
+    "ObjectEntry": ("fanout.catalog", "ObjectEntry"),
+    "ObjectReader": ("fanout.read", "ObjectReader"),
+    "OccupancyEntry": ("fanout.catalog", "OccupancyEntry"),
+    "OnceSource": ("fanout.sources", "OnceSource"),
+    "PoolStatus": ("fanout.store_reader", "PoolStatus"),
+    "Problem": ("fanout.check", "Problem"),
+    "RebuildReport": ("fanout.rebuild", "RebuildReport"),
+    "ReconcileReport": ("fanout.reconcile", "ReconcileReport"),
+    "RetireReport": ("fanout.audit", "RetireReport"),
     "Session": ("fanout.session", "Session"),
+    "SkippedVolume": ("fanout.rebuild", "SkippedVolume"),
+    "SpooledSource": ("fanout.sources", "SpooledSource"),
     "Store": ("fanout.store", "Store"),
+    "TeeResult": ("fanout._tee", "TeeResult"),
+    "Transaction": ("fanout.transaction", "Transaction"),
+    "TransactionState": ("fanout.transaction", "State"),
+    "VolumeEntry": ("fanout.catalog", "VolumeEntry"),
+    "VolumeStatus": ("fanout.pool", "VolumeStatus"),
+    "aio": ("fanout.aio", ""),
     "audit_stgpool": ("fanout.audit", "audit_stgpool"),
     "backup_catalog": ("fanout.backup", "backup_catalog"),
     "backup_stgpool": ("fanout.reconcile", "backup_stgpool"),
     "check_store": ("fanout.check", "check_store"),
+    "config": ("fanout.config", ""),
     "copy_activedata": ("fanout.reconcile", "copy_activedata"),
+    "engine": ("fanout.engine", ""),
     "errors": ("fanout.errors", ""),
+    "host": ("fanout.host", ""),
     "load_config": ("fanout.config", "load"),
     "once": ("fanout.sources", "once"),
     "rebuild_catalog": ("fanout.rebuild", "rebuild_catalog"),
     "restore_stgpool": ("fanout.reconcile", "restore_stgpool"),
     "retire_volume": ("fanout.audit", "retire_volume"),
     "spooled": ("fanout.sources", "spooled"),
-    "aio": ("fanout.aio", ""),
-    "TeeResult": ("fanout._tee", "TeeResult"),
     "tee": ("fanout._tee", "tee"),
     "types": ("fanout.types", ""),
 }

@@ -7,10 +7,12 @@
         stream.place([0] * len(targets))
         async for chunk in chunks:
             await aio.write(stream, chunk)
+        length = stream.position
         outcomes = await aio.sync(stream)
+    ends = [await asyncio.to_thread(target.finish, length) for target in targets]
 
 Only what may wait has a twin here; everything else (`place`, `digest`, `legs`, `abort` …) is called on the stream itself. Opening and
-finishing targets have none yet: they wait in the calling thread.
+finishing targets have none yet: they wait in the calling thread, so give them one (`asyncio.to_thread`).
 
 How it waits: the engine writes to an eventfd at the next change of anything that somebody could wait for, and everybody on that
 loop tries again. Nothing runs in an executor, and nothing happens while nobody waits.

@@ -187,7 +187,9 @@ class TransactionError(FanoutError):
     """A transaction did not commit, or nobody knows yet.
 
     Args:
-        reason: one stable word: ``secondary``, ``primary``, ``space``, ``copy_continue``, ``source``, ``catalog``, ``budget``, …
+        reason: one stable word. Of a retry: ``secondary`` or ``primary`` (a pool failed), ``space`` (`min_bytes` will do), ``catalog``, ``host``
+            (this machine is short of something). Of a failure: ``space``, ``copy_continue``, ``source``, ``budget`` (no retry is
+            left), ``duplicate`` (it has committed already). A host of your own may have others.
         message: what happened and what mends it.
         transaction: hexadecimal transaction id (a resend carries it).
         attempt: 1-based.

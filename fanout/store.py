@@ -372,10 +372,22 @@ class Store(StoreReader):
 
     # ---- sessions --------------------------------------------------------------------------------
 
-    def session(self, node: str, *, kind: ObjectKind = ObjectKind.BACKUP) -> Session:
+    def session(
+        self,
+        node: str,
+        *,
+        kind: ObjectKind = ObjectKind.BACKUP,
+        timeout: float | None = None,
+    ) -> Session:
         """Begin a session of a node.
 
         Volumes of its pools that had failed are tried again now, so that a new session begins with full lists (rule R17).
+
+        Args:
+            node: name of a node of the configuration, in any case.
+            kind: of its objects, unless `Session.begin` says otherwise.
+            timeout: seconds to wait for a slot, an admission or a flush, as of `Session`; None: as long as the engine's
+                hard deadline lets it take.
 
         Raises:
             UnknownPool: no such node; says which there are.
@@ -392,6 +404,7 @@ class Store(StoreReader):
             destination,
             node=self.config.node(node).name,
             kind=kind,
+            timeout=timeout,
             verify=self.config.verified & destination.pools,
         )
 

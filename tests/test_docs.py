@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -70,6 +73,32 @@ def test_the_smallest_store_of_the_readme(
     code = blocks(ROOT / "README.md", "python")[0]
     exec(code.replace("/home/ann/report.odt", "fanout.toml"), {})
     assert "gaps_left=0" in capsys.readouterr().out
+
+
+def test_the_code_for_a_daemon(tmp_path: Path) -> None:
+    """Every block, one after the other as on the page, beside the small store, with everything that Python can warn of."""
+    (text,) = blocks(ROOT / "README.md", "toml")
+    (tmp_path / "fanout.toml").write_text(text, encoding="utf-8")
+    fanout.Store.create(tmp_path / "fanout.toml")
+    code = blocks(ROOT / "docs/embedding.md", "python")
+    assert len(code) >= 7
+    run = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", "\n".join(code)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Warning" not in run.stderr
+    assert "Exception" not in run.stderr
+    assert "gaps_left=0" in run.stdout
+    sizes = {name: (tmp_path / f"{name}.img").stat().st_size for name in "abcd"}
+    assert sizes == {"a": 100_000, "b": 100_000, "c": 140_000, "d": 140_000}
+    checked = fanout.check_store(tmp_path / "fanout.toml")
+    assert (checked.problems, checked.objects) == ((), 6)
 
 
 def keys_shown(text: str) -> dict[str, set[str]]:

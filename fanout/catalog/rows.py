@@ -151,7 +151,15 @@ class PoolEntry:
 
 @dataclass(frozen=True, slots=True)
 class VolumeEntry:
-    """A volume as the catalog knows it: identity, geometry, the epoch of its last opening, and what held it then."""
+    """A volume as the catalog knows it: identity, geometry, the epoch of its last opening, and what held it then.
+
+    Attributes:
+        volume: UUID, 16 bytes.
+        size: bytes.
+        granule: bytes.
+        device: number of the file system, or of the block device itself.
+        inode: of the file on it; 0 for a block device.
+    """
 
     volume: bytes
     pool: str
@@ -330,7 +338,18 @@ class Contents(NamedTuple):
 
 
 class ObjectEntry(NamedTuple):
-    """One version of an object, and where it is kept: number `member` of an aggregate."""
+    """One version of an object, and where it is kept: number `member` of an aggregate.
+
+    Attributes:
+        version: number; grows with every version that any object of the store gets.
+        active: the newest that has not been deleted.
+        length: bytes.
+        digest: XXH3-128, 16 bytes in canonical order, as `xxhsum -H2` prints it.
+        at: when it was committed, in nanoseconds since 1970, UTC.
+        primary: name of the pool that is to hold it.
+        aggregate: 16 bytes.
+        start: its first byte in the aggregate's data.
+    """
 
     node: str
     kind: ObjectKind
@@ -363,7 +382,14 @@ class GapEntry:
     """What a pool lacks of one aggregate.
 
     Attributes:
+        aggregate: 16 bytes.
+        primary: pool of which the objects are.
+        pool: that lacks them.
         missing: members; None: all.
+        reason: in words.
+        errno: positive; 0: the reason is no error of the system.
+        since: when it came to be, in nanoseconds since 1970, UTC.
+        updated: when a repair last tried to close it, likewise.
         objects: how many of them count: for an active-data pool only those that are active now.
         bytes: of these objects.
     """
@@ -383,7 +409,7 @@ class GapEntry:
 
 
 class OccupancyEntry(NamedTuple):
-    """How much a pool holds of a node."""
+    """How much a pool holds of a node: versions of objects, and bytes of these."""
 
     node: str
     kind: ObjectKind

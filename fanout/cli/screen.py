@@ -129,7 +129,8 @@ class Told(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by `logging`."""
-        warn(record.getMessage())
+        why = record.exc_info[1] if record.exc_info else None
+        warn(f"{record.getMessage()}: {why!r}" if why else record.getMessage())
 
     def __enter__(self) -> None:
         self.setLevel(logging.WARNING)

@@ -8,7 +8,9 @@
             stream.place([0] * len(targets), None)
             for chunk in chunks:
                 stream.write(chunk)
+            length = stream.position
             outcomes = stream.sync()            # {target: Outcome}
+        ends = [target.finish(length) for target in targets]    # cut to length, flushed, the name as well, closed
 
 An engine owns one fixed arena of slots. A stream copies the caller's bytes once, hashes them in the same pass, and the engine writes
 that one slot to every target. A target that fails stops receiving; the healthy ones go on, and the stream says who failed and why.

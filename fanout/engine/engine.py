@@ -73,7 +73,8 @@ class Engine:
     """One arena, one thread, one ring. Use it as a context manager, or call `close`.
 
     Args:
-        memory_bytes: the arena; the engine takes it at once and never more. A multiple of `slot_size_bytes`.
+        memory_bytes: the arena; the engine takes it at once and never more. A multiple of `slot_size_bytes`, at least three
+            slots for each stream.
         slot_size_bytes: power of two from 64 KiB to 16 MiB.
         max_streams: streams that may be open at once; each is guaranteed two slots.
         backend: ``auto`` (io_uring where it works, else threads), ``io_uring``, ``threads``, or ``faulty`` for tests.
@@ -475,6 +476,24 @@ def _event(record: tuple[int, ...]) -> Event:
     return Event._make((*record[:11], *enums, *record[15:]))
 
 
+def _shares(memory: int, slot: int, streams: int) -> tuple[int, int, int]:
+    """Slots in all, for requests, and set aside to be lost to targets that hang. Raises `ConfigError` when they do not go round."""
+    slots, rest = divmod(memory, slot) if slot else (0, memory)
+    if rest or not 0 < slots <= _MOST_SLOTS:
+        raise ConfigError(
+            f"{memory} bytes of memory are not 1 to {_MOST_SLOTS} slots of {slot} bytes",
+            key="engine.memory",
+        )
+    control, quarantine = min(4, max(1, slots // 16)), min(16, slots // 4)
+    if slots < 2 * streams + control + quarantine:
+        raise ConfigError(
+            f"{memory} bytes of memory are too few for {streams} streams with slots of {slot} bytes, two for each and some of the "
+            "engine's own: more memory_bytes, fewer max_streams or smaller slot_size_bytes",
+            key="engine.memory",
+        )
+    return slots, control, quarantine
+
+
 def _open_core(
     memory: int,
     slot: int,
@@ -490,18 +509,14 @@ def _open_core(
         raise ConfigError(f"{backend!r} is no backend; one of {allowed}", key="engine.backend")
     try:
         memory, slot = whole(memory, "memory_bytes"), whole(slot, "slot_size_bytes", _MOST_32)
-        slots, rest = divmod(memory, slot) if slot else (0, memory)
-        if rest or not 0 < slots <= _MOST_SLOTS:
-            raise ConfigError(
-                f"{memory} bytes of memory are not 1 to {_MOST_SLOTS} slots of {slot} bytes",
-                key="engine.memory",
-            )
+        streams = whole(streams, "max_streams", _MOST_32)
+        slots, control, quarantine = _shares(memory, slot, streams)
         return _core.Engine(
             slot_size=slot,
             slot_count=slots,
-            max_streams=whole(streams, "max_streams", _MOST_32),
-            control_slots=min(4, max(1, slots // 16)),
-            quarantine_slots=min(16, slots // 4),
+            max_streams=streams,
+            control_slots=control,
+            quarantine_slots=quarantine,
             backend=_BACKENDS[backend],
             soft_ns=nanoseconds(soft),
             hard_ns=nanoseconds(hard),

@@ -38,6 +38,14 @@ def test_info_says_which_backend_and_why(engine: Engine) -> None:
     assert not info.dead
 
 
+def test_too_little_memory_is_said_in_words_of_the_arguments() -> None:
+    """Who takes a quarter of the default has to learn that fewer streams go with it; three slots for each do."""
+    with pytest.raises(ConfigError, match=r"16777216 bytes .* 8 streams .* fewer max_streams"):
+        Engine(memory_bytes=16 << 20)
+    for streams in (1, 2, 8, 64):
+        Engine(memory_bytes=3 * streams * SLOT, slot_size_bytes=SLOT, max_streams=streams).close()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

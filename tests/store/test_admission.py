@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout import backup_stgpool, check_store, spooled
+from fanout.errors import TransactionRetry
 from fanout.store import Store
 
 if TYPE_CHECKING:
@@ -68,6 +69,22 @@ def config(tmp_path: Path) -> Path:
 
 def data_of(number: int, size: int) -> bytes:
     return bytes([number]) * size
+
+
+def test_a_session_waits_no_longer_than_it_was_told(config: Path) -> None:
+    """Whoever serves a client that has a time limit of its own: a shortage of this host, and no pool leaves the lists."""
+    with Store.open(config) as store, ExitStack() as held:
+        (target,) = (
+            volume.target
+            for volume in store.pools.volumes()
+            if volume.path.endswith("TAPEPOOL.00001.fanout")
+        )
+        for _ in range(STREAMS):
+            held.enter_context(store.engine.stream([target]))
+        session = held.enter_context(store.session("N1", timeout=0.01))
+        with pytest.raises(TransactionRetry) as caught, session.begin() as transaction:
+            transaction.put("a", b"1")
+        assert (caught.value.reason, caught.value.removed) == ("host", ())
 
 
 def in_a_child(
