@@ -30,7 +30,7 @@ from fanout.config import DeviceType
 from fanout.directory import Directory
 from fanout.engine import Request
 from fanout.engine.target import is_absent_device
-from fanout.errors import TargetError, VolumeError, VolumeForeign
+from fanout.errors import FanoutError, TargetError, VolumeError, VolumeForeign
 from fanout.format import Superblock, SuperblockState
 from fanout.medium import (
     CLOSE_TIMEOUT,
@@ -155,6 +155,15 @@ def probe(engine: Engine, path: str | os.PathLike[str]) -> Superblock | None:
             return find_superblock(engine, target).superblock
     finally:
         target.close(timeout=CLOSE_TIMEOUT)
+
+
+def is_of_store(engine: Engine, path: str | os.PathLike[str], store: bytes) -> bool:
+    """Whether there is a volume of that store, as far as can be seen."""
+    try:
+        block = probe(engine, path)
+    except (FanoutError, OSError):
+        return False
+    return block is not None and block.store == store
 
 
 # ---- the volumes of pools --------------------------------------------------------------------------

@@ -51,7 +51,7 @@ from fanout.errors import (
 )
 from fanout.format import SpanFraming
 from fanout.ledger import Ledger, receipt_of
-from fanout.making import create_volumes, private_directory
+from fanout.making import create_volumes, is_of_store, private_directory
 from fanout.pools import PoolSet
 from fanout.scribe import Scribe
 from fanout.session import Session
@@ -280,9 +280,9 @@ class Store(StoreReader):
             )
             closing.callback(catalog.close)
             uuids = _pool_uuids(config, catalog)
-            _warn_of_unmade(config, catalog)
             if engine is None:
                 engine = closing.enter_context(open_engine(config))
+            _warn_of_unmade(config, catalog, engine)
             pools = PoolSet(
                 engine,
                 config,
@@ -589,15 +589,18 @@ def _warn_of_absent(pools: PoolSet) -> None:
                 _log.warning("%s of pool %s is not used: %s", path, pool.name, why)
 
 
-def _warn_of_unmade(config: Config, catalog: CatalogReader) -> None:
+def _warn_of_unmade(config: Config, catalog: CatalogReader, engine: Engine) -> None:
     made = {entry.path for entry in catalog.volumes()}
     retired = {entry.path for entry in catalog.retired()}
     for pool in config.pools.values():
         for path in (str(spec.path) for spec in pool.volumes):
-            if path not in made:
-                _log.warning(
-                    "%s of pool %s was %s, and is not used; 'fanout init --add' makes a volume there",
-                    path,
-                    pool.name,
-                    "given up" if path in retired else "never made",
+            if path in made:
+                continue
+            if path not in retired and is_of_store(engine, path, catalog.store_id):
+                what = (
+                    "is a volume of this store, which the catalog knows under another path, and is not used; "
+                    "if it was moved, 'fanout rebuild catalog --force' takes it in"
                 )
+            else:
+                what = f"was {'given up' if path in retired else 'never made'}, and is not used; 'fanout init --add' makes a volume there"
+            _log.warning("%s of pool %s %s", path, pool.name, what)

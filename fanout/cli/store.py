@@ -18,8 +18,9 @@ from fanout.cli import fetch, screen, trees
 from fanout.cli.exits import Exit, Refused, room
 from fanout.cli.params import SIZE, config_option, force_option, json_option
 from fanout.errors import SourceNotRereadable
+from fanout.making import is_of_store
 from fanout.sources import as_source, once, spooled
-from fanout.store import Store
+from fanout.store import Store, open_engine
 from fanout.types import ObjectKind, PoolKind
 from fanout.units import format_seconds, format_size
 
@@ -98,12 +99,23 @@ def _writing(loaded: Config, *, once: bool) -> Iterator[Callable[[int], None]]:
 def _extend(loaded: Config, *, write_once: bool, force: bool, as_json: bool) -> None:
     with CatalogReader(loaded.store.catalog) as catalog:
         known = {volume.path for volume in catalog.volumes()}
+        given_up = {volume.path for volume in catalog.retired()}
+        store = catalog.store_id
     new = [path for path in _volume_paths(loaded) if str(path) not in known and path.exists()]
     if new:
-        screen.confirm(
-            f"everything in {', '.join(map(str, new))} will be lost",
-            force=force,
-        )
+        lost = f"everything in {', '.join(map(str, new))} will be lost"
+        with open_engine(loaded) as engine:
+            ours = [
+                path
+                for path in map(str, new)
+                if path not in given_up and is_of_store(engine, path, store)
+            ]
+        if ours:
+            lost += (
+                f"; volumes of this store are {', '.join(ours)}: if they were moved, 'fanout rebuild catalog --force' takes "
+                "them in instead"
+            )
+        screen.confirm(lost, force=force)
     with _writing(loaded, once=write_once) as on_written:
         made = Store.extend(loaded, force=bool(new), write_once=write_once, on_written=on_written)
     if as_json:

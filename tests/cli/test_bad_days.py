@@ -114,6 +114,27 @@ def test_a_pool_that_is_kept_away_on_purpose_is_no_news(shell: Shell, stored: Pa
     assert shell("query", "gap").err == ""
 
 
+def test_a_store_that_was_moved(shell: Shell, stored: Path, tmp_path: Path) -> None:
+    """Its volumes are where fanout.toml says, and nowhere for the catalog. Whoever is sent to 'init --add --force' destroys them."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for path in [*tmp_path.glob("*.vol"), *tmp_path.glob("catalog.db*"), tmp_path / "tapes"]:
+        path.rename(home / path.name)
+    there = Shell(describe(home))
+    said = there("put", "N1", stored, code=Exit.FAILED).err
+    assert f"{home / 'diskpool.vol'} of pool DISKPOOL is a volume of this store" in said
+    assert "fanout rebuild catalog --force" in said
+    assert "init --add" not in said
+    assert "fanout rebuild catalog --force" in there("init", "--add", code=Exit.REFUSED).err
+    there("rebuild", "catalog", "--force")
+    there("get", "N1", "one", "--to", tmp_path / "back")
+    there("query", "gap")
+    assert "Nothing is wrong" in there("check").out
+    home.joinpath("copypool1.vol").unlink()
+    there("retire", "volume", home / "copypool1.vol", code=Exit.GAPS)
+    assert "was given up" in there("query", "gap", code=Exit.GAPS).err
+
+
 def test_an_old_catalog_loses_nothing(shell: Shell, stored: Path) -> None:
     """A check that looks at no volume must not send anybody to look for a lost medium."""
     catalog, old = stored.with_name("catalog.db"), stored.with_name("old.db")
