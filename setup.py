@@ -11,7 +11,13 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-HEADERS = {"liburing.h": "liburing-dev", "xxhash.h": "libxxhash-dev"}  # header: Debian package
+# Header: Debian package.
+HEADERS = {
+    "stdio.h": "gcc libc6-dev",
+    "Python.h": "python3-dev",
+    "liburing.h": "liburing-dev",
+    "xxhash.h": "libxxhash-dev",
+}
 SANITIZERS = {
     "": ["-O3"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
@@ -32,20 +38,24 @@ class CheckedBuildExt(build_ext):  # type: ignore[misc]  # setuptools types this
         if missing:
             names = " ".join(missing)
             raise SystemExit(
-                f"fanout: cannot build, headers are missing; install the packages: {names}"
+                f"fanout: cannot build, a compiler or headers are missing; install the packages: {names}"
                 f" (Debian: apt-get install {names})"
             )
         super().build_extensions()
 
     def has_header(self, header: str) -> bool:
-        """Whether the compiler, with all its settings, finds a header."""
-        probe = subprocess.run(
-            [*self.compiler.compiler_so, "-E", "-x", "c", "-"],
-            input=f"#include <{header}>\n".encode(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+        """Whether the compiler, with all its settings, finds a header; without a compiler nothing is found."""
+        places = [f"-I{place}" for place in self.compiler.include_dirs]
+        try:
+            probe = subprocess.run(
+                [*self.compiler.compiler_so, *places, "-E", "-x", "c", "-"],
+                input=f"#include <{header}>\n".encode(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+        except OSError:
+            return False
         return probe.returncode == 0
 
 
