@@ -56,16 +56,28 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
 
 
 def _at_rest(path: str) -> bool:
-    """Whether nobody can write it: a file system that went read-only, where SQLite could not make its index of the log.
+    """Whether nobody can write it: on a file system that went read-only, where SQLite could not make its index of the log.
 
     That is the day on which what is there has to be read. What the log holds is not passed over: then SQLite refuses.
     """
-    if not os.statvfs(path).f_flag & os.ST_RDONLY:
+    if not os.statvfs(path).f_flag & os.ST_RDONLY or not _is_read_only_for_all(path):
         return False
     try:
         return os.stat(f"{path}-wal").st_size == 0
     except FileNotFoundError:
         return True
+
+
+def _is_read_only_for_all(path: str) -> bool:
+    """Whether the file system itself is read-only, not only this mount of it, beside which another may be writable."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            mount, _, file_system = line.partition(" - ")
+            if mount.split()[2] == number:
+                return "ro" in file_system.split()[2].split(",")
+    return False
 
 
 def connect_writer(path: str) -> sqlite3.Connection:

@@ -247,6 +247,25 @@ def test_a_file_system_that_went_read_only(tmp_path: Path, log: bytes) -> None:
     assert (tmp_path / "one").read_bytes() == b"1"
 
 
+@pytest.mark.root
+def test_a_mount_that_is_read_only_beside_one_that_is_not(tmp_path: Path) -> None:
+    """Whoever writes through the other one changes what is being read: it is not taken for a catalog at rest."""
+    with devices.small_tmpfs(192 << 20) as home:
+        Shell(describe(home))("init")
+        for index in ("-wal", "-shm"):
+            (home / f"catalog.db{index}").unlink(missing_ok=True)
+        view = tmp_path / "view"
+        view.mkdir()
+        subprocess.run(["mount", "--bind", home, view], check=True)
+        try:
+            remount(view, "bind,ro")
+            shell = Shell(view / "fanout.toml")
+            said = shell("query", "gap", code=Exit.CATALOG).err
+            assert "copy it and its -wal to another one" in said
+        finally:
+            subprocess.run(["umount", view], check=True)
+
+
 def remount(place: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", place], check=True)
 
