@@ -28,7 +28,7 @@ REFILL: Final = (
 )
 APPEND: Final = "the next opening for writing appends what is missing"
 REWRITE: Final = "the next opening for writing writes it anew"
-SEND: Final = "send the object again; look for the medium that was lost"
+SEND: Final = "look for the medium that was lost; or send the object again, and give this version up with 'fanout delete NODE NAME --version V'"
 
 
 def replace_volume(path: str) -> str:

@@ -277,7 +277,7 @@ def objects(
             )
             for one in members
         ]
-        title = f"in {pools}"
+        title = f"in {pools or 'no pool: lost'}"
         screen.show(
             screen.table(("bytes", "stored (UTC)", "object"), shown, title=title, right=(0, 1))
         )

@@ -78,3 +78,10 @@ def test_the_last_copy(shell: Shell, stored: bytes) -> None:
         shell("retire", "volume", volume(shell, pool), "--force", code=code)
     shown = shell("retire", "volume", volume(shell, "DISKPOOL"), "--force", code=Exit.INTEGRITY)
     assert "in no pool any more: one" in shown.err
+    assert "in no pool: lost" in shell("query", "object", "N1").out
+    assert "fanout delete NODE NAME --version V" in " ".join(
+        shell("check", code=Exit.INTEGRITY).out.split()
+    )
+    (lost,) = shell("query", "object", "N1", "--json").json["objects"]
+    shell("delete", "N1", "one", "--version", str(lost["version"]))
+    shell("query", "gap")
