@@ -47,9 +47,21 @@ def _wait_for_lock(fd: int, path: str, wait: float) -> None:
             if time.monotonic() >= deadline:
                 raise CatalogBusy(
                     path,
-                    "another process has the store open for writing; end it, or open read-only",
+                    f"another process{_holder(fd)} has the store open for writing; end it, or open read-only",
                 ) from None
         time.sleep(min(LOCK_POLL, max(0.0, deadline - time.monotonic())))
+
+
+def _holder(fd: int) -> str:
+    """The number of the process that holds the lock, for people; empty where the kernel does not tell."""
+    inode = os.fstat(fd).st_ino
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            found = [line.split() for line in locks if " FLOCK " in line and f":{inode} " in line]
+    except OSError:
+        return ""
+    holders = [words[4] for words in found if words[1] == "FLOCK" and words[4].isdecimal()]
+    return f" ({', '.join(holders)})" if holders and holders != ["0"] else ""
 
 
 def sync_directory(path: str) -> None:

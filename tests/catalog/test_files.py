@@ -140,7 +140,10 @@ def test_a_second_writer_is_refused(sample: Sample) -> None:
         other = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=False
         )
-        assert "CatalogBusy" in other.stderr
+        assert (
+            f"CatalogBusy: {sample.path}: another process ({os.getpid()}) has the store open"
+            in other.stderr
+        )
     with sample.open():
         pass
 

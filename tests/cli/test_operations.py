@@ -111,7 +111,7 @@ BREAK: dict[str, Callable[[], None]] = {
     "The daemon was killed, or the power failed": killed,
 }
 # Their commands are of the system, or need a device of their own: `tests/cli/test_bad_days.py` has the one, `tests/store/test_hanging.py` another.
-ELSEWHERE = {"A disk has gone read-only", '"another process has the store open"', "A device hangs"}
+ELSEWHERE = {"A disk has gone read-only", "Another process has the store open", "A device hangs"}
 
 
 def test_every_section_is_typed() -> None:
