@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
@@ -13,6 +14,9 @@ from fanout.errors import CatalogBusy, CatalogError
 
 LOCK = ".lock"  # what its name adds to the database's
 LOCK_POLL = 0.05  # seconds between two looks at a lock that another process holds
+SILENT = 1.0  # seconds that a wait may take without a word
+
+_log = logging.getLogger("fanout.catalog")
 
 
 def take_lock(path: str, wait: float) -> int:
@@ -39,6 +43,7 @@ def take_lock(path: str, wait: float) -> int:
 
 def _wait_for_lock(fd: int, path: str, wait: float) -> None:
     deadline = time.monotonic() + wait
+    told = False
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,6 +54,9 @@ def _wait_for_lock(fd: int, path: str, wait: float) -> None:
                     path,
                     f"another process{_holder(fd)} has the store open for writing; end it, or open read-only",
                 ) from None
+        if not told and time.monotonic() >= deadline - wait + SILENT:
+            told = True
+            _log.warning("%s: waiting for another process%s to end", path, _holder(fd))
         time.sleep(min(LOCK_POLL, max(0.0, deadline - time.monotonic())))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout.catalog import Catalog, CatalogReader, LogFolder
+from fanout.catalog import Catalog, CatalogReader, LogFolder, locks
 from fanout.catalog.folding import FOLD_PAUSE
 from fanout.errors import CatalogBusy, CatalogError, CatalogVersion
 
@@ -128,6 +128,21 @@ def test_a_damaged_page_is_a_typed_error(sample: Sample) -> None:
     except CatalogError as error:
         found = [str(error)]
     assert found != []
+
+
+def test_a_wait_for_another_writer_is_told(
+    sample: Sample, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten silent seconds are taken for a command that hangs. Once, and not where nobody waits."""
+    monkeypatch.setattr(locks, "SILENT", 0.0)
+    sample.create()
+    with sample.open():
+        with pytest.raises(CatalogBusy):
+            Catalog.open(sample.path)
+        with pytest.raises(CatalogBusy):
+            Catalog.open(sample.path, lock_wait=3 * locks.LOCK_POLL)
+    (told,) = caplog.messages
+    assert told == f"{sample.path}: waiting for another process ({os.getpid()}) to end"
 
 
 def test_a_second_writer_is_refused(sample: Sample) -> None:
