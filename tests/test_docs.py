@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -140,6 +141,43 @@ def test_the_tee_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str
     exec(code, {"fanout": fanout})
     assert capsys.readouterr().out.count("ok") == 3
     assert all((tmp_path / name).read_bytes() == b"x" * 100_000 for name in "abc")
+
+
+def commands_named(text: str) -> list[list[str]]:
+    """Every ``fanout ...`` of shell blocks and in quotes."""
+    shell = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S))
+    lines = re.findall(r"(?m)^(?:.*\| )?fanout (.*)$", shell)
+    quoted = re.findall(r"[`']fanout ([^`'\"\n{}…]+)[`']", text)
+    return [shlex.split(line, comments=True) for line in (*lines, *quoted)]
+
+
+def unknown_in(words: list[str]) -> str:
+    """What of a command line there is not: a command, or an option of it."""
+    command: click.Command = main
+    options: set[str] = set()
+    for word in words:
+        options |= {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        if word.startswith("-") and word not in {*options, "-", "-h", "--help"}:
+            return f"{command.name} {word}"
+        if isinstance(command, click.Group) and not word.startswith("-") and word != "COMMAND":
+            # Several in one breath: `query stgpool|volume`; and a text that ends with the group.
+            group = command
+            found = [group.get_command(click.Context(group), name) for name in word.split("|")]
+            command = found[-1] or command
+            if None in found:
+                return word
+    return ""
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*PAGES, *sorted((ROOT / "fanout").rglob("*.py"))],
+    ids=lambda file: str(file.relative_to(ROOT)),
+)
+def test_commands_that_are_named_exist(file: Path) -> None:
+    """A mend that cannot be typed is none: every command and option in pages, messages and helps."""
+    wrong = [unknown_in(words) for words in commands_named(file.read_text(encoding="utf-8"))]
+    assert [one for one in wrong if one] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
