@@ -349,7 +349,8 @@ def _device_class(name: str, table: Table) -> DeviceClass:
 def _check_volume_size(table: Table, name: str, size: int) -> None:
     if size % SIZE_GRANULE or size < MIN_VOLUME_SIZE:
         allowed = f"a multiple of {SIZE_GRANULE} bytes, at least {format_size(MIN_VOLUME_SIZE)}"
-        raise table.error(name, f"the size of a volume is {allowed}, found {size} bytes")
+        unit = "" if size % 1000 else " (MiB and GiB are powers of two, MB and GB of ten)"
+        raise table.error(name, f"the size of a volume is {allowed}, found {size} bytes{unit}")
 
 
 _ANY_POOL = ("type", "device_class", "volumes", "access", "on_slow", "verify", "moved")

@@ -253,6 +253,7 @@ MISTAKES = [
     ('path = "disk0.vol", ', "", "pools.DISKPOOL.volumes[0].path", "missing"),
     ('"256 MiB"', '"256 MiB", sise = 1', "pools.DISKPOOL.volumes[0].sise", "size"),
     ('"256 MiB"', "1048577", "pools.DISKPOOL.volumes[0].size", "multiple of 4096"),
+    ('"256 MiB"', '"10 MB"', "pools.DISKPOOL.volumes[0].size", "MiB and GiB are powers of two"),
     ('"256 MiB"', "0", "pools.DISKPOOL.volumes[0].size", "at least 1 byte"),
     ('"/dev/disk9"', '"disk0.vol"', "pools.DISKPOOL.volumes[1].path", r"volumes\[0\]"),
     ('"/dev/disk9"', '"./x/../disk0.vol"', "pools.DISKPOOL.volumes[1].path", "used twice"),

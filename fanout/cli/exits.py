@@ -75,7 +75,7 @@ ROOM = (
     "Give the pool room: another volume in fanout.toml, then 'fanout init --add'; or a higher max_volumes where it makes "
     "its volumes itself."
 )
-_WHERE = "Say where it is: --config FILE, or FANOUT_CONFIG; docs/cli.md shows a small one."
+_WHERE = "Say where it is: --config FILE, or FANOUT_CONFIG; README.md shows a small one."
 
 # The first class that matches decides, so the special ones stand first.
 _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
@@ -248,7 +248,10 @@ def visible(text: str) -> str:
 def complain(line: str, mend: str = "") -> None:
     """Print an error on standard error: what happened, and what mends it."""
     lines = "\n".join(visible(part) for part in line.split("\n"))
+    # As rich does for all else; None: click looks whether it is a terminal.
+    colour = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
     with contextlib.suppress(OSError):  # the exit code says it, too
-        click.echo(f"{click.style('fanout:', fg='red', bold=True)} {lines}", err=True)
+        who = click.style("fanout:", fg="red", bold=True)
+        click.echo(f"{who} {lines}", err=True, color=colour)
         if mend:
             click.echo(f"        {mend}", err=True)

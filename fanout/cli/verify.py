@@ -91,7 +91,7 @@ def _show_check(report: CheckReport, *, data: bool) -> None:
     screen.say(f"{looked}; {read} in {format_seconds(report.seconds)}.")
     for problem in report.problems[:LISTED]:
         screen.say(f"[bold red]wrong:[/] {screen.plain(_line(problem))}")
-        screen.say(f"  [dim]mend:[/] {screen.plain(problem.mend)}")
+        screen.say(f"  [dim]mend:[/] {screen.plain(problem.mend)}", whole=True)
     found = len(report.problems) + report.more
     if found > LISTED:
         screen.say(f"{screen.count(found - LISTED, 'problem')} more; --json lists them.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -182,6 +184,25 @@ def test_lines_are_as_long_as_an_eye_can_follow(columns: str | None, widest: int
     assert len(text.splitlines()[0].split()) * 5 > widest - 5
     assert text.count("n") >= 300
     assert "pool" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "coloured"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)],
+)
+def test_who_wants_no_colour_gets_none(setting: dict[str, str], coloured: bool) -> None:
+    """On a terminal, in an error too, which is not printed by the library that prints all else."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "fanout", "query", "gap", "-c", "none.toml"]
+    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    with open(ours, "rb", buffering=0) as terminal:
+        env = {**kept, "TERM": "xterm", **setting}
+        ended = subprocess.run(command, stdout=theirs, stderr=theirs, env=env, check=False)
+        shown = terminal.read(4096)
+        os.close(theirs)
+    assert ended.returncode == Exit.CONFIG
+    assert b"cannot be read" in shown
+    assert (b"\x1b" in shown) is coloured
 
 
 def test_one_is_no_plural() -> None:
