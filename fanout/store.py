@@ -39,6 +39,7 @@ from fanout.catalog import (
     LogFolder,
     PoolEntry,
     VolumeEntry,
+    writer_lock,
 )
 from fanout.config import Access, Config
 from fanout.engine import Engine
@@ -158,12 +159,14 @@ class Store(StoreReader):
         """
         config = _loaded(config)
         path = config.store.catalog
-        if os.path.lexists(path):
+        before = os.path.lexists(path)
+        if before:
             if not force:
                 raise CatalogError(
                     str(path), "there is something here already; nothing is overwritten"
                 )
-            Catalog.discard(path)
+            with writer_lock(path):
+                pass  # nobody has it open; the volumes' own locks say the same while they are made
         private_directory(path.parent)
         store = secrets.token_bytes(16)
         pools = [
@@ -182,7 +185,10 @@ class Store(StoreReader):
                 on_written=on_written,
             )
         try:
-            # The catalog comes last: before it exists there is no store.
+            # The catalog comes last: before it exists there is no store. So does the end of an older one: when no volume could be
+            # made, it is still right.
+            if before:
+                Catalog.discard(path)
             Catalog.create(path, store=store, pools=pools, volumes=volumes)
         except BaseException:
             _remove_files(volumes)

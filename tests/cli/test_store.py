@@ -57,6 +57,21 @@ def test_init_force_begins_anew(shell: Shell, tmp_path: Path) -> None:
     assert shell("query", "object", "N1", "--json").json["objects"] == []
 
 
+def test_init_force_that_cannot_be_done_destroys_nothing(shell: Shell, tmp_path: Path) -> None:
+    """A size with a digit too many: what could not be replaced is still there, and still known."""
+    (tmp_path / "one").write_bytes(b"1")
+    shell("put", "N1", tmp_path / "one", "--as", "one")
+    text = shell.config.read_text()
+    shell.config.write_text(
+        text.replace('diskpool.vol", size = "16 MiB"', 'diskpool.vol", size = "4 PiB"')
+    )
+    said = shell("init", "--force", code=Exit.TARGET).err
+    assert "diskpool.vol: cannot be " in said
+    shell.config.write_text(text)
+    shell("get", "N1", "one", "--to", tmp_path / "back", "--pool", "DISKPOOL")
+    assert "Nothing is wrong" in shell("check").out
+
+
 def test_init_add_keeps_the_store(shell: Shell, tmp_path: Path) -> None:
     """More room for a pool of a store that is in use; what is in the way is not taken without --force."""
     (tmp_path / "f").write_bytes(b"data")
