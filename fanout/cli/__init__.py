@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import click
 
 import fanout
-from fanout.cli.exits import Exit, complain, leave, tell_usage
+from fanout.cli.exits import Exit, complain, deafen, leave, tell_usage
 
 
 class Entry(NamedTuple):
@@ -117,6 +117,7 @@ class Face(click.Group):
         try:
             return super().main(*args, **extra)
         except OSError as error:
+            deafen(sys.stdout)
             complain(f"standard output: {error.strerror}")
             sys.exit(Exit.TARGET)
 

@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import click
 
@@ -233,8 +233,10 @@ def _tell_json(kind: str, verdict: Verdict) -> None:
         "mend": verdict.mend,
         "exit_code": int(verdict.code),
     }
-    with contextlib.suppress(OSError):  # it may be standard output that failed
+    try:
         click.echo(json.dumps({"ok": False, "error": said}, indent=2))
+    except OSError:  # it may be standard output that failed
+        deafen(sys.stdout)
 
 
 def visible(text: str) -> str:
@@ -250,8 +252,21 @@ def complain(line: str, mend: str = "") -> None:
     lines = "\n".join(visible(part) for part in line.split("\n"))
     # As rich does for all else; None: click looks whether it is a terminal.
     colour = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
-    with contextlib.suppress(OSError):  # the exit code says it, too
+    try:
         who = click.style("fanout:", fg="red", bold=True)
         click.echo(f"{who} {lines}", err=True, color=colour)
         if mend:
             click.echo(f"        {mend}", err=True)
+    except OSError:  # the exit code says it, too
+        deafen(sys.stderr)
+
+
+def deafen(stream: IO[str]) -> None:
+    """It takes nothing any more: what is left in its buffer, and all that follows, goes nowhere.
+
+    Some Pythons (3.11.2 of Debian 12) keep what could not be written, try again at their end, and exit with 120 then.
+    """
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

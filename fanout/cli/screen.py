@@ -36,7 +36,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from fanout.cli.exits import Refused, visible
+from fanout.cli.exits import Refused, deafen, visible
 from fanout.sources import naming
 from fanout.units import format_size
 
@@ -81,17 +81,9 @@ class _Pipe:
             with naming(OUTPUT):
                 yield
         except OSError as error:
+            deafen(self._stream)
             if self._result and not isinstance(error, BrokenPipeError):
                 raise
-            _deafen(self._stream)
-
-
-def _deafen(stream: Any) -> None:
-    """Nobody reads it any more: what is left in its buffer, and all that follows, goes nowhere."""
-    with contextlib.suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
 
 
 def out() -> Console:
