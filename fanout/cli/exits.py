@@ -215,6 +215,10 @@ def leave(ctx: click.Context, error: BaseException) -> NoReturn:
     if state.get("json"):
         _tell_json(type(error).__name__, verdict)
     complain(verdict.line, verdict.mend)
+    try:
+        sys.stdout.flush()
+    except OSError:  # then it is what failed, and the interpreter must not find that out once more
+        deafen(sys.stdout)
     ctx.exit(int(verdict.code))
 
 

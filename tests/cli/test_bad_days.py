@@ -380,6 +380,23 @@ def test_a_full_standard_output(shell: Shell, stored: Path, options: list[str]) 
     assert "Traceback" not in ended.stderr
 
 
+def test_an_object_onto_a_full_standard_output(shell: Shell, stored: Path) -> None:
+    """Not 0, and not the interpreter's own 120: the object did not arrive."""
+    with open("/dev/full", "w") as full:
+        for words in (["get", "N1", "one", "-o", "-"], ["put", "--help"]):
+            ended = subprocess.run(
+                [sys.executable, "-m", "fanout", *words],
+                env={**os.environ, "FANOUT_CONFIG": str(shell.config)},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert ended.returncode == Exit.TARGET
+            assert "No space left on device" in ended.stderr
+            assert "Exception ignored" not in ended.stderr
+
+
 @pytest.mark.parametrize("options", [["--json"], []])
 def test_a_pipe_that_nobody_reads_does_not_change_the_exit_code(
     shell: Shell, stored: Path, options: list[str]
