@@ -2,10 +2,13 @@
 
 ::
 
-    python -m tests.sim.bugs [--limit SEEDS] [--core I/N] [NAME …]
+    python -m tests.sim.bugs [--limit SEEDS] [--core I/N] [--again] [NAME …]
 
 Prints how many seeds each one took. The product has no switch for any of them: the patch is applied to a copy in a temporary
 directory, where a C source is compiled again, and the seeds run there in a process of their own. A patch that no longer fits is an error.
+
+With `--again` a bug is looked for first with the seed that found it in the latest run that is stored in tests/sim/results, and from the
+first seed on only if that one does not find it any more.
 """
 
 from __future__ import annotations
@@ -16,17 +19,21 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.sim import compile_once
 from tests.sim.ground import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+OBJECTS = ROOT / "build" / "objects"  # of C sources, by what they are made of
 LIMIT = 10_000
 CHUNK = 100  # seeds of one process
 CLUMSY = (
@@ -204,10 +211,8 @@ class DoesNotFit(AssertionError):
 
 def plant(bug: Bug, where: Path) -> None:
     """Put a copy of the package with the bug into a directory."""
-    for name in ("fanout", "csrc"):
-        shutil.copytree(
-            ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__", "build*")
-        )
+    for name in ("fanout", "csrc"):  # with what is compiled of it
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("build*"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, where / name)
     (where / "tests").symlink_to(ROOT / "tests")
@@ -217,32 +222,57 @@ def plant(bug: Bug, where: Path) -> None:
         if text.count(old) != 1:
             raise DoesNotFit(f"{bug.name}: {file} has {text.count(old)} places like {old!r}")
         path.write_text(text.replace(old, new), encoding="utf-8")
+        for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            stale.unlink()
     if any(file.startswith("csrc/") for file, _, _ in bug.edits):
-        build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
-        subprocess.run(build, cwd=where, check=True, capture_output=True)
+        _build(where)
 
 
-def hunt(bug: Bug, *, limit: int = LIMIT) -> tuple[int, str] | None:
-    """How many seeds it takes to find a bug, and what is found; None: it was not found."""
+def _build(where: Path) -> None:
+    """The extension in place, where it is older than a source."""
+    compiler = sysconfig.get_config_var("CC")
+    once = f"{sys.executable} -I {compile_once.__file__} {OBJECTS} {compiler}"
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {**os.environ, "CC": once}
+    subprocess.run(build, cwd=where, env=environment, check=True, capture_output=True)
+
+
+def remembered(results: Path = RESULTS) -> dict[str, int]:
+    """How many seeds each bug took in the latest run that is stored."""
+    found: dict[str, int] = {}
+    for path in sorted(results.glob("*.json")):
+        for part in json.loads(path.read_text(encoding="utf-8")).get("parts", ()):
+            seeds = part.get("result", {}).get("seeds", {})
+            if isinstance(seeds, dict):  # of the bugs
+                found.update({name: taken for name, taken in seeds.items() if taken})
+    return found
+
+
+def hunt(bug: Bug, *, limit: int = LIMIT, hint: int = 0) -> tuple[int, str] | None:
+    """How many seeds it takes to find a bug, and what is found; None: it was not found.
+
+    `hint`: how many it took once; if that seed still finds it, nobody asks whether fewer would do.
+    """
     # Of this process: a child that is killed, or ends by an assertion of the core, clears nothing away.
     with tempfile.TemporaryDirectory(prefix="fanout-bug-") as name, scratch() as sites:
         where = Path(name)
         plant(bug, where)
-        for first in range(0, limit, CHUNK):
-            found = _run(where, first, sites)
+        for seeds in [range(hint - 1, hint)] * bool(hint) + [
+            range(first, first + CHUNK) for first in range(0, limit, CHUNK)
+        ]:
+            found = _run(where, seeds, sites)
             if found is not None:
                 return found
     return None
 
 
-def _run(where: Path, first: int, sites: str) -> tuple[int, str] | None:
+def _run(where: Path, seeds: range, sites: str) -> tuple[int, str] | None:
     """Some seeds in a process of their own: an assertion of the core ends it, and some bugs never come to an end."""
-    seeds = f"{first}:{first + CHUNK}"
-    command = [sys.executable, "-m", "tests.sim.run", "--first-finding", "--seeds", seeds]
-    command += ["--within", sites]
-    # Compiled once for all processes of a bug, and not beside the sources, of which the tests' are not copies.
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(where / "cache"), "PYTHONPATH": ""}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-m", "tests.sim.run", "--first-finding"]
+    command += ["--seeds", f"{seeds.start}:{seeds.stop}", "--within", sites]
+    # The tests are no copies: nothing is written beside them.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
+    environment.pop("PYTHONPYCACHEPREFIX", None)
     with (where / "out").open("w+") as out, (where / "err").open("w+") as err:
         try:
             done = subprocess.run(
@@ -271,10 +301,12 @@ def _run(where: Path, first: int, sites: str) -> tuple[int, str] | None:
     return begun[-1] + 1, what
 
 
-def table(bugs: Sequence[Bug], *, limit: int) -> Iterator[tuple[Bug, tuple[int, str] | None]]:
+def table(
+    bugs: Sequence[Bug], *, limit: int, hints: Mapping[str, int]
+) -> Iterator[tuple[Bug, tuple[int, str] | None]]:
     """Hunt them all, and say how it goes."""
     for bug in bugs:
-        found = hunt(bug, limit=limit)
+        found = hunt(bug, limit=limit, hint=hints.get(bug.name, 0))
         told = "NOT FOUND" if found is None else f"{found[0]:6} {found[1]}"
         print(f"{bug.name:55} {told}", flush=True)
         yield bug, found
@@ -284,11 +316,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.bugs", description="Planted bugs.")
     parser.add_argument("--limit", type=int, default=LIMIT, help="seeds for each")
     parser.add_argument("--core", default="0/1", help="the share of one of several processes: I/N")
+    parser.add_argument("--again", action="store_true", help="first the seed that found it before")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args(arguments)
     share, shares = map(int, options.core.split("/"))
     bugs = [bug for bug in BUGS if not options.names or bug.name in options.names][share::shares]
-    found = dict(table(bugs, limit=options.limit))
+    hints = remembered() if options.again else {}
+    found = dict(table(bugs, limit=options.limit, hints=hints))
     seeds = {bug.name: hit and hit[0] for bug, hit in found.items()}
     print(
         json.dumps(

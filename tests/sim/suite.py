@@ -32,8 +32,8 @@ PROCESSES = 2
 # Module and arguments. The longest come first.
 TIERS: dict[str, list[tuple[str, str]]] = {
     "faults": [
-        ("bugs", "--core 0/2"),
-        ("bugs", "--core 1/2"),
+        ("bugs", "--again --core 0/2"),
+        ("bugs", "--again --core 1/2"),
         ("loops", "--core 0/2"),
         ("loops", "--core 1/2"),
         ("crashes", "--samples 4 --core 0/2"),

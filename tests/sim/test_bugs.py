@@ -6,7 +6,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from tests.sim import bugs
-from tests.sim.bugs import BUGS, ROOT, hunt
+from tests.sim.bugs import BUGS, ROOT, hunt, remembered
+from tests.sim.compile_once import compile_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +30,39 @@ def test_every_patch_still_fits() -> None:
 def test_a_planted_bug_is_found() -> None:
     """The oracle has gone blind, or the copy with the bug is not what runs."""
     bug = next(bug for bug in BUGS if bug.name == "a gap is not written down")
-    found = hunt(bug, limit=300)
+    found = hunt(bug, limit=300, hint=1)  # that seed does not find it any more
     assert found is not None
     assert "V4" in found[1]
+    assert hunt(bug, limit=0, hint=found[0]) == found
+
+
+def test_what_found_a_bug_is_remembered() -> None:
+    """Each run looks for every bug from the first seed on: ten minutes instead of one."""
+    hints = remembered()
+    assert len(hints.keys() & {bug.name for bug in BUGS}) > len(BUGS) / 2
+    assert min(hints.values()) >= 1
+
+
+def test_an_object_is_compiled_once(tmp_path: Path) -> None:
+    """What a planted bug runs on was compiled from another text, or with other options."""
+    objects, source, header = tmp_path / "objects", tmp_path / "a.c", tmp_path / "a.h"
+
+    def made(*options: str) -> bytes:
+        target = tmp_path / "a.o"
+        target.unlink(missing_ok=True)
+        command = ["cc", *options, "-c", str(source), "-o", str(target)]
+        assert compile_once(objects, command) == 0
+        return target.read_bytes()
+
+    source.write_text('#include "a.h"\nint number(void) { return NUMBER; }\n')
+    header.write_text("#define NUMBER 1\n")
+    first = made()
+    assert made() == first
+    assert len(list(objects.iterdir())) == 1
+    assert made("-DMORE") == first  # it might have been another
+    header.write_text("#define NUMBER 2\n")
+    assert made() != first
+    assert len(list(objects.iterdir())) == 3
 
 
 def test_a_child_that_dies_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
