@@ -11,7 +11,7 @@ import pytest
 from fanout.types import Phase
 from tests.sim.ground import Grounds
 from tests.sim.loops import Known, LoopFailed, run_loops, strikes
-from tests.sim.plan import Fault
+from tests.sim.plan import CatalogFault, Fault
 from tests.sim.workloads import WORKLOADS, with_fault
 
 if TYPE_CHECKING:
@@ -30,6 +30,18 @@ def test_every_operation_of_the_smallest_workload(grounds: Grounds) -> None:
     """Some operation of a session fails in a way that half a transaction, a wrong gap or a lost one comes of it."""
     done = run_loops(["no copies at all"], grounds, every=12)
     assert done.total() > 50
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload_is_struck(name: str, grounds: Grounds) -> None:
+    """The fault of a workload is taken away before anything meets it: its loop ends with the first case, and says nothing."""
+    plan, known = WORKLOADS[name], Known()
+    assert not strikes(name, plan, grounds, known)
+    for fault in (
+        Fault(0, "*", "errno", 0, errno.EIO, 1, forever=False),
+        CatalogFault(0, "write", "EIO write", 1, forever=False, after=False),
+    ):
+        assert strikes(name, with_fault(plan, fault), grounds, known)
 
 
 def test_what_survivors_are_given_is_compared(grounds: Grounds) -> None:

@@ -135,9 +135,10 @@ def with_fault(plan: Plan, fault: Fault | CatalogFault, *, opening: bool = False
     catalog = (fault,) if isinstance(fault, CatalogFault) else ()
     if opening:
         return replace(plan, episodes=(replace(episode, faults=engine, catalog_faults=catalog),))
-    first, *others = episode.sessions
-    # Sessions that begin later take the fault away, so that what follows is seen as well.
-    sessions = (replace(first, faults=engine, catalog_faults=catalog), *others)
+    # Sessions that begin later take the fault away, so that what follows is seen as well; of those at once nobody knows which is the later.
+    struck = len(episode.sessions) if episode.together else 1
+    ill = [replace(each, faults=engine, catalog_faults=catalog) for each in episode.sessions]
+    sessions = (*ill[:struck], *episode.sessions[struck:])
     return replace(plan, episodes=(replace(episode, sessions=sessions),))
 
 
