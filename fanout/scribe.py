@@ -152,9 +152,11 @@ class Scribe:
         missing.sort(key=lambda aggregate: held[aggregate])
         gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
         retired = catalog.retired()
-        wanted = {entry.aggregate for entry in catalog.dead()}
-        wanted |= {entry.volume for entry in retired}
-        directory.forget_deletes(a for a in directory.deletes() if a not in wanted)
+        deletes = directory.deletes()
+        if deletes:  # most directories hold none
+            wanted = {entry.aggregate for entry in catalog.dead()}
+            wanted |= {entry.volume for entry in retired}
+            directory.forget_deletes(a for a in deletes if a not in wanted)
         for start in range(0, len(missing), CATCH_UP_BATCH):
             batch = missing[start : start + CATCH_UP_BATCH]
             records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
@@ -184,7 +186,7 @@ class Scribe:
         written: dict[bytes, tuple[Volume, list[bytes]]] = {}
         with self._writing:
             self._write(self._take(MAX_WAITING))
-            for volume in volumes:
+            for volume in volumes if catalog.dead() else ():  # mostly nothing was deleted
                 if volume.state is not VolumeState.AVAILABLE or volume.directory is None:
                     continue
                 dead = [entry.aggregate for entry in catalog.dead(volume.uuid)]

@@ -188,7 +188,7 @@ BUGS = (
          "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n"),
     _bug("the space of what was deleted is free before the directories say so", "fanout/scribe.py",
          "mine = [aggregate for aggregate in dead if not volume.directory.names(aggregate)]", "mine = dead",
-         "fanout/scribe.py", "            self._write(self._take(MAX_WAITING))\n            for volume in volumes:", "            for volume in volumes:"),
+         "fanout/scribe.py", "            self._write(self._take(MAX_WAITING))\n            for volume in volumes if", "            for volume in volumes if"),
     _bug("what is active again gets no gap", "fanout/deletion.py",
          "repairs=tuple(plan.promotions())", "repairs=()"),
     _bug("a volume that is given up leaves no gap of what nobody else holds", "fanout/audit.py",
