@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 SLOTS = 24
 DIRECTORY_BYTES = 32 << 10  # of a half: small, so that it fills up and is checkpointed
 MIN_CONFIGURED = 1 << 20
-HARD_DEADLINE = 120.0  # simulated seconds
+# Simulated seconds. Longer than the opening of a volume may take (60), and no longer: until then a target is tried again every 0.1 s.
+HARD_DEADLINE = 61.0
+LATE = 480.0  # later than anything that comes late
 START_NS = 1_700_000_000_000_000_000
 
 

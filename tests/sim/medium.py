@@ -86,7 +86,7 @@ class File:
     """One file: its volatile changes in the order in which they were carried out, over what is durable."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, str(path)
         self.template = path.read_bytes() if path.exists() else b""
         self.volatile: list[Change] = []
 
@@ -322,7 +322,7 @@ class Medium:
         os.close(self.journal)
 
     def path_of(self, ino: int) -> str:
-        return str(self._by_ino[ino].path)
+        return self._by_ino[ino].name
 
     # ---- the volumes -----------------------------------------------------------------------------------
 
@@ -353,17 +353,25 @@ class Medium:
         if end > LONG:
             os.ftruncate(self.journal, 0)
         at = 0
+        make, unpack, latest, drained = (
+            Carried._make,
+            RECORD.unpack_from,
+            self._latest,
+            self._drained,
+        )
         while at < end:
-            carried = Carried._make(RECORD.unpack_from(data, at))
+            carried = make(unpack(data, at))
             at += RECORD.size
-            written = data[at : at + carried.data]
-            at += carried.data
-            if written:
+            written = b""
+            if carried.data:
+                written = data[at : at + carried.data]
+                at += carried.data
                 place = carried.ino, carried.offset
-                if self._latest.get(place) == written:
-                    written = self._latest[place]
-                self._latest[place] = written
-            self._drained.append((carried, written))
+                if latest.setdefault(place, written) == written:
+                    written = latest[place]
+                else:
+                    latest[place] = written
+            drained.append((carried, written))
 
     def _carried(self, carried: Carried, written: bytes) -> None:
         if carried.kind == NONE:
@@ -373,10 +381,11 @@ class Medium:
         file = self._by_ino.get(carried.ino)
         if file is None:
             return  # an open that did not get that far
-        self.watch(str(file.path), carried, written)
-        self.struck = self.struck or carried.action != 0
-        if carried.injected:
-            self.faults.append((str(file.path), carried))
+        self.watch(file.name, carried, written)
+        if carried.action:
+            self.struck = True
+            if carried.injected:
+                self.faults.append((file.name, carried))
         if carried.kind == WRITE and written:
             flying = carried.medium == IN_FLIGHT
             file.change(Change(carried.done, carried.offset, written, flying=flying))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import random
+import struct
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from fanout.types import Phase
 from tests.sim import threads
 from tests.sim.client import Sending
 from tests.sim.deleting import Deleting
-from tests.sim.ground import HARD_DEADLINE, START_NS, new_engine
+from tests.sim.ground import LATE, START_NS, new_engine
 from tests.sim.holdings import less, meets
 from tests.sim.medium import WRITE, Carried
 from tests.sim.operators import Operators
@@ -54,7 +55,7 @@ COUNTED = (
     "found again", "left aside", "came back",
 )  # fmt: skip
 REBUILD_EVERY = 8  # of so many plans one is rebuilt from its volumes at the end
-_CARRIED = f"%s (%d, %d) ({', '.join(['%d'] * 9)})"  # how an operation stands in the trace: without its inode
+_CARRIED = struct.Struct("=4QqqQHBBI")  # how an operation stands in the trace: without its inode
 PAUSE = 100.0  # simulated seconds between episodes and sessions: longer than a failed volume waits to be tried again
 
 
@@ -311,7 +312,8 @@ class World:
     def _watch(self, path: str, carried: Carried, written: bytes) -> None:
         """Every operation of the engine: into the trace; V7: nothing live is written again."""
         name = path.rpartition("/")[2]
-        self._hash.update((_CARRIED % (name, *carried[:2], *carried[3:])).encode())
+        self._hash.update(name.encode())
+        self._hash.update(_CARRIED.pack(*carried[:2], *carried[3:]))
         self._hash.update(written)
         if self.lines is not None:
             kind, digest = Phase(carried.kind).name.lower(), xxhash.xxh3_64_hexdigest(written)
@@ -342,7 +344,7 @@ class World:
     def _come_back(self) -> None:
         """What hangs is done after all, late (V8)."""
         self.engine.release(None)
-        self.engine.advance(4 * HARD_DEADLINE)
+        self.engine.advance(LATE)
         self.take()
 
     # ---- clients -------------------------------------------------------------------------------------
