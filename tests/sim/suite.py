@@ -38,8 +38,9 @@ TIERS: dict[str, list[tuple[str, str]]] = {
         ("loops", "--core 1/2"),
         ("crashes", "--samples 4 --core 0/2"),
         ("crashes", "--samples 4 --core 1/2"),
-        ("run", "--twice --rebuild --seeds 0:500"),
-        ("run", "--twice --rebuild --seeds 500:1000"),
+        ("run", "--rebuild --seeds 250:750"),
+        ("run", "--twice --rebuild --seeds 0:250"),
+        ("run", "--rebuild --seeds 750:1000"),
         ("run", "--seeds 1000:1500"),
     ],
     "nightly": [
