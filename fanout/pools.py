@@ -180,6 +180,8 @@ class PoolSet:
     def _revive(self, found: Pool) -> list[Volume]:
         opener, now = self._opener, self._clock()
         tried = [m for m in found.members if opener.dead(m) and m.next_try <= now]
+        if not tried and not opener.stale:
+            return []  # as it mostly is: every session and every reservation comes here
         try:
             side_by_side(opener.try_again, tried)
             looked_at = [member for member in tried if not opener.dead(member)]
