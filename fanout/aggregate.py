@@ -46,6 +46,8 @@ MAX_SEALED = 4
 COUNTED_AHEAD = 64
 MAX_NAME_BYTES = 1024
 
+_new = tuple.__new__
+
 _GONE = Outcome(OutcomeCode.NOT_SUBMITTED, Phase.WRITE, errno=errno.ENXIO, cls=FaultClass.TRANSPORT)
 _TOO_LATE = Outcome(
     OutcomeCode.TIMED_OUT, Phase.FLUSH, errno=errno.ETIMEDOUT, cls=FaultClass.TRANSPORT
@@ -213,15 +215,14 @@ class AggregateWriter:
         self._current: Reserved | None = None
         self._stream: Stream | None = None
         self._length = 0
-        self._at = 0  # in the span: where the next data byte goes
         self._start = 0  # in the aggregate: where the span's data starts
-        self._fragments: list[Fragment] = []
-        self._names = 0
+        self._first = 0  # of the members: the first that ends in the span
+        self._names = 0  # bytes of the names of those
         # So many more objects fit for certain, as long as they have no more bytes than this together.
         self._sure_objects = self._sure_bytes = 0
         # The current object.
         self._name = b""
-        self._began = self._piece = self._left = 0
+        self._began = self._left = 0
 
     # -- room
 
@@ -250,20 +251,22 @@ class AggregateWriter:
         """Client bytes that the current span still takes of an object of that name; below 0: none, not even the name."""
         if self._current is None:
             return -1
-        length, at = self._length, self._at
+        return self._room_beside(1, len(name))
+
+    def _room_beside(self, objects: int, name_bytes: int) -> int:
+        """What the current span has left when its footer names so many objects more."""
+        length = self._length
+        left = length - self._head_size - (self.size - self._start)
         if self._framing is None:
-            return length - at
-        count, names = len(self._fragments) + 1, self._names + len(name)
+            return left
+        count = len(self.members) - self._first + objects
         # The span's whole length stands for its data: a few bytes of sums too many, and one number for all objects.
-        return length - at - self._framing.foot_size(count, names, length)
+        return left - self._framing.foot_size(count, self._names + name_bytes, length)
 
     def _count_ahead(self) -> None:
         """See how much the next objects can have together, whatever they are called."""
         self._sure_objects = COUNTED_AHEAD
-        self._sure_bytes = self._length - self._at
-        if self._framing is not None:
-            count, names = len(self._fragments) + COUNTED_AHEAD, COUNTED_AHEAD * MAX_NAME_BYTES
-            self._sure_bytes -= self._framing.foot_size(count, self._names + names, self._length)
+        self._sure_bytes = self._room_beside(COUNTED_AHEAD, COUNTED_AHEAD * MAX_NAME_BYTES)
 
     def capacity(self, name: bytes) -> int:
         """Client bytes that all reserved spans take of one object of that name; below 0: none, not even the name."""
@@ -292,7 +295,7 @@ class AggregateWriter:
         Raises:
             LegFailed, Starved: the attempt is over.
         """
-        length, at = len(data), self._at
+        length = len(data)
         if self._sure_objects == 0 or length > self._sure_bytes:
             if self.room(name) < length:
                 return False
@@ -300,31 +303,27 @@ class AggregateWriter:
         stream = self._stream
         assert stream is not None
         try:
-            failed = stream.write(data)
+            digest = stream.write_object(data)
         except TimeoutError as error:
             raise Starved from error
-        if failed:
+        if isinstance(digest, int):
             raise LegFailed
-        digest, began = stream.digest(), self.size
-        self._at, self.size = at + length, began + length
         self._sure_objects -= 1
         self._sure_bytes -= length
-        # As Member(…) and Fragment(…), at a third of the price.
-        self.members.append(tuple.__new__(Member, (name, began, length, digest)))
-        if self._framing is not None:
-            offset = at - self._head_size
-            self._fragments.append(tuple.__new__(Fragment, (name, offset, length, digest)))
-            self._names += len(name)
+        # As Member(…), at a third of the price.
+        self.members.append(_new(Member, (name, self.size, length, digest)))
+        self._names += len(name)
+        self.size += length
         return True
 
     def begin(self, name: bytes) -> None:
         """Begin an object. `capacity` must have said that it fits."""
         room = self.room(name)
         while room < 0 or (room == 0 and self.ahead):
-            self._enter()
+            self._enter(cut=False)
             room = self.room(name)
         self._sure_objects = 0
-        self._name, self._began, self._piece, self._left = name, self.size, self._at, room
+        self._name, self._began, self._left = name, self.size, room
 
     def feed(self, data: bytes | memoryview) -> int:
         """Write bytes of the object; they go on in the spans ahead.
@@ -361,7 +360,6 @@ class AggregateWriter:
             failed = self._stream.write(data)
         except TimeoutError as error:
             raise Starved from error
-        self._at += length
         self._left -= length
         self.size += length
         if failed:
@@ -369,25 +367,17 @@ class AggregateWriter:
 
     def _cross(self) -> None:
         """The object goes on in the next span."""
-        if self._framing is not None and self._at > self._piece:
-            self._end_piece(None)
-        self._enter()
-        self._piece, self._left = self._at, self.room(self._name)
+        self._enter(cut=True)
+        self._left = self.room(self._name)
 
     def end(self) -> Member:
         """End the object."""
         assert self._stream is not None
         digest = self._stream.digest()
-        if self._framing is not None:
-            self._end_piece(digest)
         member = Member(self._name, self._began, self.size - self._began, digest)
         self.members.append(member)
-        return member
-
-    def _end_piece(self, digest: bytes | None) -> None:
-        offset, length = self._piece - self._head_size, self._at - self._piece
-        self._fragments.append(Fragment(self._name, offset, length, digest))
         self._names += len(self._name)
+        return member
 
     # -- spans
 
@@ -398,14 +388,14 @@ class AggregateWriter:
             LegFailed, Starved: the attempt is over.
         """
         try:
-            self._leave(final=True)
+            self._leave(cut=False, final=True)
         except TimeoutError as error:
             raise Starved from error
 
-    def _enter(self) -> None:
-        """Go on to the next reserved span, on a new stretch when it lies on other targets."""
+    def _enter(self, *, cut: bool) -> None:
+        """Go on to the next reserved span, on a new stretch when it lies on other targets; `cut`: in the middle of an object."""
         try:
-            self._leave(final=False)
+            self._leave(cut=cut, final=False)
             self._go_on(self.ahead[0])
         except TimeoutError as error:
             raise Starved from error
@@ -422,8 +412,8 @@ class AggregateWriter:
         self._current = reserved
         assert self._stream is not None
         self._stream.place([placement.offset for placement in span.placements], span.length)
-        self._length, self._at, self._start = span.length, self._head_size, self.size
-        self._fragments, self._names, self._sure_objects = [], 0, 0
+        self._length, self._start, self._first = span.length, self.size, len(self.members)
+        self._names = self._sure_objects = 0
         if self._framing is not None:
             head = self._framing.head(request, number, span, self.size)
             self._write_raw(head, self._head_size, "head")
@@ -467,7 +457,7 @@ class AggregateWriter:
             _refuse_gone(span)  # one of them was lost while the stream waited for its turn
             raise
 
-    def _leave(self, *, final: bool) -> None:
+    def _leave(self, *, cut: bool, final: bool) -> None:
         if self._current is None:
             return
         assert self._stream is not None
@@ -475,7 +465,7 @@ class AggregateWriter:
         data_length = self.size - self._start
         if self._framing is not None:
             sums = self._stream.sums()
-            fragments = tuple(self._fragments)
+            fragments = self._fragments(cut=cut)
             foot = self._framing.foot(
                 request, number, span, fragments, sums, self._start, data_length, final
             )
@@ -487,6 +477,21 @@ class AggregateWriter:
         used = self._stream.position
         self.written.append(WrittenSpan(number, span, used, self._start, data_length))
         self._current = None
+
+    def _fragments(self, *, cut: bool) -> list[Fragment]:
+        """The pieces of objects in the current span; `cut`: the current object goes on in the next."""
+        start = self._start
+        made = [
+            _new(Fragment, (name, offset - start, length, digest))
+            for name, offset, length, digest in self.members[self._first :]
+        ]
+        if made and made[0].offset < 0:  # it began in a span before
+            name, before, length, digest = made[0]
+            made[0] = Fragment(name, 0, before + length, digest)
+        began = max(self._began, start)
+        if cut and self.size > began:
+            made.append(Fragment(self._name, began - start, self.size - began, None))
+        return made
 
     def _write_raw(self, data: bytes, size: int | None, what: str) -> None:
         assert self._stream is not None

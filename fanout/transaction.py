@@ -75,6 +75,9 @@ class State(enum.Enum):
     UNKNOWN = "in doubt: the host does not know whether it committed"
 
 
+_OPEN = State.OPEN  # for every object: looking a member up in its enum takes ten times as long
+
+
 @dataclass(slots=True)
 class Progress:
     """What the attempts of one transaction hand on.
@@ -212,7 +215,7 @@ class Transaction:
                 aborted; before that it stays open.
         """
         with self._shared.alone("put"):
-            if self._state is not State.OPEN:
+            if self._state is not _OPEN:
                 raise InterfaceError(f"put: the transaction is {self._state.value}")
             encoded = _encoded(name)
             if type(source) is bytes:
@@ -513,12 +516,14 @@ class Transaction:
         return receipt
 
     def _objects(self) -> tuple[StoredObject, ...]:
-        return tuple(
-            StoredObject(name, length, digest, writer.primary, pools)
-            for writer in self._placing.writers
-            for pools in (self._pools(writer),)
-            for name, _, length, digest in writer.members
-        )
+        new, objects = tuple.__new__, list[StoredObject]()
+        for writer in self._placing.writers:
+            primary, pools = writer.primary, self._pools(writer)
+            objects += [
+                new(StoredObject, (name, length, digest, primary, pools))
+                for name, _, length, digest in writer.members
+            ]
+        return tuple(objects)
 
     def _pools(self, writer: AggregateWriter) -> tuple[str, ...]:
         """Where an aggregate is to be."""

@@ -123,7 +123,7 @@ def name_bytes(name: str | bytes) -> bytes:
     if not isinstance(name, str):
         raise TypeError(f"a name is str or bytes, not {type(name).__name__}")
     try:
-        return name.encode("utf-8", "surrogateescape")
+        return name.encode() if name.isascii() else name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise InterfaceError(f"{name!r} cannot be written as UTF-8: {error.reason}") from error
 

@@ -118,6 +118,18 @@ class Stream:
         mask = self._core.write(data, _core.WRITE_RAW if raw else 0, self._timeout_ns)
         return mask if mask >= 0 else self._mask(mask)
 
+    def write_object(self, data: Buffer) -> bytes | int:
+        """`write` all of an object and ask for its `digest`, in one call for the many small ones.
+
+        Returns:
+            The digest; or, when a target has failed, the mask that `write` gives.
+
+        Raises:
+            TimeoutError, InterfaceError, BufferError: as for `write`.
+        """
+        found = self._core.write_object(data, self._timeout_ns)
+        return found if isinstance(found, bytes) or found > 0 else self._mask(found)
+
     def _write_now(self, data: Buffer, raw: bool) -> int:
         """As `write` without any wait: the core's status, -ETIMEDOUT when only a part (see `position`) found room."""
         return self._core.write(data, _core.WRITE_RAW if raw else 0, 0)

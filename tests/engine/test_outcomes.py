@@ -270,7 +270,8 @@ def test_the_mask_of_write_names_the_failed(faulty: Engine, tmp_path: Any, data:
     with faulty.stream(targets) as stream:
         stream.place([0, 0, 0])
         masks = [stream.write(bytes(SLOT)) for _ in range(60)]
-    assert masks[-1] == 0b100
+        found = stream.write_object(bytes(SLOT))
+    assert masks[-1] == found == 0b100
     assert set(masks) <= {0, 0b100}
 
 

@@ -115,6 +115,25 @@ def test_an_object_that_goes_on_in_another_stream(engine: Engine, tmp_path: Path
             stream.resume(type(begun)())
 
 
+def test_whole_objects_in_one_call_each(engine: Engine, tmp_path: Path, rng: random.Random) -> None:
+    """Breaks if a digest takes in framing or a neighbour, or if bytes are lost between objects."""
+    target = engine.open(tmp_path / "t", create=True)
+    objects = [rng.randbytes(size) for size in [*SIZES, *reversed(SIZES)]]
+    with engine.stream([target]) as stream:
+        stream.place([0])
+        assert stream.write(b"head", raw=True) == 0
+        for data in objects:
+            assert stream.write_object(data) == xxhash.xxh3_128_digest(data)
+        assert stream.digest() == xxhash.xxh3_128_digest(b"")
+        with pytest.raises(BufferError):
+            stream.write_object(memoryview(bytes(64))[::3])
+        assert stream.sync()[target].ok
+        with pytest.raises(InterfaceError, match="state or order"):
+            stream.write_object(b"late")
+    written = b"head" + b"".join(objects)
+    assert (tmp_path / "t").read_bytes()[: len(written)] == written
+
+
 def test_the_buffer_is_free_after_the_call(engine: Engine, tmp_path: Path) -> None:
     """Breaks if an export outlives the call: the caller could not resize its bytearray."""
     target = engine.open(tmp_path / "t", create=True)
