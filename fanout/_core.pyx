@@ -516,18 +516,17 @@ cdef class Engine:
         if status < 0:
             return status
         try:
-            while True:
+            c.fo_stream_open(self._engine, ids, count, 0, &handle)  # mostly it need not wait
+            while handle is NULL:
                 part = min(left, SLICE_NS)
                 with nogil:
                     status = c.fo_stream_open(self._engine, ids, count, part, &handle)
-                if status == 0:
-                    break
                 if status == -ENOBUFS:
                     self.stash_events()
-                    continue
-                status = self.go_on(status, &left)
-                if status:
-                    return status
+                elif status < 0:
+                    status = self.go_on(status, &left)
+                    if status:
+                        return status
             self._streams += 1
             stream = Stream.__new__(Stream)
             stream._engine = self
@@ -651,8 +650,7 @@ cdef class Stream:
             return
         self._stream = NULL
         self._engine._open_streams.pop(<size_t>handle, None)
-        with nogil:
-            c.fo_stream_close(handle)
+        c.fo_stream_close(handle)  # nobody is inside: there is nothing to wait for
         self._engine._streams -= 1
 
     cdef int enter(self) noexcept:

@@ -42,8 +42,17 @@ ID_BYTES = 16
 CLOSE_DRAIN = 1.0
 
 
-def _random_id() -> bytes:
-    return os.urandom(ID_BYTES)
+def _random_ids() -> Callable[[], bytes]:
+    """Gives a new id at every call. Drawn many at a time: asking the system gives the GIL away."""
+    drawn: list[bytes] = []
+
+    def one() -> bytes:
+        if not drawn:
+            many = os.urandom(64 * ID_BYTES)
+            drawn.extend(many[at : at + ID_BYTES] for at in range(0, len(many), ID_BYTES))
+        return drawn.pop()
+
+    return one
 
 
 class Session:
@@ -56,7 +65,7 @@ class Session:
         node: the client's name; goes into every record.
         kind: of its objects, unless `begin` says otherwise. Only backup versions go to active-data pools.
         primary_retries: retries of a transaction for which no pool can be removed.
-        ids: gives a new 16-byte id at every call.
+        ids: gives a new 16-byte id at every call; None: random ones.
         clock: seconds, monotonic.
         timeout: seconds to wait for a slot, an admission or a flush; None: for ever, which the engine's hard
             deadline bounds for every target that hangs.
@@ -73,7 +82,7 @@ class Session:
         node: str,
         kind: ObjectKind = ObjectKind.BACKUP,
         primary_retries: int = PRIMARY_RETRIES,
-        ids: Callable[[], bytes] = _random_id,
+        ids: Callable[[], bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
         timeout: float | None = None,
         verify: Collection[str] = (),
@@ -90,7 +99,7 @@ class Session:
             node=node,
             lists=Lists(destination),
             primary_retries=primary_retries,
-            ids=ids,
+            ids=_random_ids() if ids is None else ids,
             clock=clock,
             timeout=timeout,
             verify=frozenset(verify),
