@@ -809,17 +809,17 @@ cdef class Stream:
             return status
         try:
             lease = Lease.__new__(Lease)
-            status = c.fo_stream_lease(self._stream, size, 0, &data, &room)
-            while status < 0:
-                if status == -ENOBUFS:
-                    self._engine.stash_events()
-                else:
-                    status = self._engine.go_on(status, &left)
-                    if status:
-                        return status
+            c.fo_stream_lease(self._stream, size, 0, &data, &room)  # mostly it need not wait
+            while data is NULL:
                 part = min(left, SLICE_NS)
                 with nogil:
                     status = c.fo_stream_lease(self._stream, size, part, &data, &room)
+                if status == -ENOBUFS:
+                    self._engine.stash_events()
+                elif status < 0:
+                    status = self._engine.go_on(status, &left)
+                    if status:
+                        return status
             lease._stream = self
             lease._handle = self._stream
             lease._data = data

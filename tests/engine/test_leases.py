@@ -351,3 +351,13 @@ def test_leases_are_counted_as_filling(tmp_path: Path) -> None:
         with engine.stream([target]) as stream, stream.lease():
             info = engine.info
             assert (info.slots_filling, info.slots_free) == (1, SLOTS - 1)
+
+
+def test_a_short_timeout_is_waited_for(faulty: Engine, tmp_path: Path) -> None:
+    """Breaks if a lease gives up without a wait, or before its time, because it had asked once without waiting."""
+    target = faulty.open(tmp_path / "t", create=True)
+    faulty.set_faults([Fault.delay(0.02, kind=Phase.WRITE, count=None)])
+    with faulty.stream([target], timeout=0.08) as stream:
+        stream.place([0])
+        fill(stream, bytes(3 * SLOTS * SLOT))
+        assert stream.position == 3 * SLOTS * SLOT
