@@ -86,6 +86,13 @@ class Pool:
         """Bytes that may be handed out, on all volumes that can be written."""
         return free_bytes(self.writable())
 
+    def reach_bytes(self) -> int:
+        """The most that could be handed out, with all volumes that may still be made; more than that, for what they keep for themselves."""
+        kind, more = self.device_class, 0
+        if self.may_grow:
+            more = (kind.max_volumes - len(self.members)) * kind.volume_size
+        return self.free_bytes() + more
+
     def reasons(self) -> str:
         """Why nothing of it can be written, in words."""
         if self.config.access is not Access.READWRITE:

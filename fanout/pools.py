@@ -274,7 +274,9 @@ class PoolSet:
                     self._grower.order_spares(pools)
                     return spans
             except _NoRoom as refusal:
-                if self._grower.grow(refusal.pool):
+                # No volume is made for what all of them together would not take.
+                helps = _payload(request) <= refusal.pool.reach_bytes()
+                if helps and self._grower.grow(refusal.pool):
                     continue
                 if not refusal.pool.members:
                     why = f"its next one cannot be made: {refusal.pool.growth_refused}"
@@ -492,6 +494,10 @@ def _pool_full(refusal: _NoRoom, request: ReserveRequest) -> PoolFull:
     message = str(refusal)
     if wanted is not None and wanted > free:
         message = f"no room for {format_size(wanted)}, {format_size(free)} are free"
+        if pool.may_grow and wanted > pool.reach_bytes():
+            message += (
+                f", and its {pool.device_class.max_volumes} volumes together would not take it"
+            )
     if pool.growth_refused:
         message += f"; no volume could be added: {pool.growth_refused}"
     return PoolFull(pool.name, message)

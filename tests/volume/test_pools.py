@@ -546,6 +546,15 @@ def test_sequential_volumes_are_made_on_demand(house: House) -> None:
     assert len(pools.reserve(ask(3 << 20, primary="SEQ", copies=()))) > 1
 
 
+def test_no_volume_is_made_for_what_can_never_fit(house: House) -> None:
+    """Each attempt filled the disk with empty volumes up to max_volumes, and was refused all the same."""
+    before = os.listdir(house.directory / "seq")
+    with pytest.raises(PoolFull, match="its 3 volumes together would not take it"):
+        house.pools.reserve(ask(1 << 30, primary="SEQ", copies=()))
+    assert os.listdir(house.directory / "seq") == before
+    assert house.pools.reserve(ask(3 << 20, primary="SEQ", copies=()))
+
+
 def test_a_spare_volume_is_made_ahead(house: House) -> None:
     """The session that fills a volume does not wait for the next one; and there is one at most."""
     house.pools.reserve(ask(1_400_000, primary="SEQ", copies=()))
