@@ -29,14 +29,16 @@ from fanout.check.copies import CopyCheck
 from fanout.check.findings import RECONCILE, SEND, CheckReport, Findings, Problem
 from fanout.check.volumes import VolumeCheck
 from fanout.config import Config
-from fanout.errors import CatalogError, InterfaceError
+from fanout.copying import bad_members
+from fanout.errors import CatalogError, InterfaceError, PoolUnavailable
 from fanout.evidence import Coverage
+from fanout.read import CopyReader
 from fanout.store import LOCK_WAIT, Store, open_engine
 from fanout.types import PoolKind
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fanout.catalog import AggregateEntry, Contents, CopyEntry, MemberEntry
     from fanout.check.findings import Progress
@@ -167,11 +169,32 @@ class _Check:
             checked = CopyCheck(self._findings, self._volumes, entry, members, copy)
             good |= checked.check()
             demanded = demanded or checked.required
-        for member in members:
-            if member.member not in good:
-                pools = ", ".join(copy.pool for copy in copies if copy.holds(member.member))
-                self._no_good_copy(member, entry, pools)
+        doubtful = [member for member in members if member.member not in good]
+        for member, pools in self._unreadable(entry, doubtful, copies):
+            self._no_good_copy(member, entry, pools)
         self._check_gaps(entry, contents, demanded)
+
+    def _unreadable(
+        self, entry: AggregateEntry, members: Sequence[MemberEntry], copies: Sequence[CopyEntry]
+    ) -> Iterator[tuple[MemberEntry, str]]:
+        """Those that nobody can read, with the pools that are said to hold them.
+
+        Of what is damaged in every copy an object can still be good by its own bytes, or in one copy here and in another there.
+        """
+        by_holders: dict[tuple[str, ...], list[MemberEntry]] = {}
+        for member in members:
+            holders = tuple(copy.pool for copy in copies if copy.holds(member.member))
+            by_holders.setdefault(holders, []).append(member)
+        for holders, some in by_holders.items():
+            asked = [copy for copy in copies if copy.pool in holders]
+            reader = CopyReader(entry.aggregate, asked, volumes=self._volume)
+            lost = {bad.member for bad in bad_members(some, reader)} if asked else some
+            yield from ((member, ", ".join(holders)) for member in some if member in lost)
+
+    def _volume(self, identity: bytes) -> Volume:
+        if identity not in self._volumes:
+            raise PoolUnavailable("", "its volume cannot be opened")
+        return self._volumes[identity]
 
     def _no_good_copy(self, member: MemberEntry, entry: AggregateEntry, pools: str) -> None:
         if self._catalog_is_older:

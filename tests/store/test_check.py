@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["small"]  # the fixture
 
+POOLS = ("DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL")
+
 
 @pytest.fixture
 def filled(small: SmallSite) -> SmallSite:
@@ -148,15 +150,26 @@ def test_a_flipped_byte(filled: SmallSite) -> None:
 
 def test_a_byte_that_is_wrong_everywhere(filled: SmallSite) -> None:
     """Each copy has its line, and so has the object that nobody can read any more."""
-    pools = ("DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL")
-    for pool in pools:
+    for pool in POOLS:
         path, place = placed(filled, pool)
         flip(path, place.offset + fmt.HEAD_SIZE + 100_000)
     problems = check_store(filled.path).problems
     assert [p.pool for p in problems] == [*(p.pool for p in problems[:-1]), "DISKPOOL"]
-    assert {p.pool for p in problems[:-1]} == set(pools)
+    assert {p.pool for p in problems[:-1]} == set(POOLS)
     assert problems[-1].object == b"A"
     assert "no pool has a good copy" in problems[-1].what
+
+
+def test_an_object_that_is_good_by_its_own_bytes(filled: SmallSite) -> None:
+    """Nobody is told to send again what a reader can give and a repair can copy; what is damaged is told."""
+    for pool in POOLS:
+        path, place = placed(filled, pool)
+        flip(path, place.offset + 100)
+    problems = check_store(filled.path).problems
+    assert sorted(problem.pool for problem in problems) == sorted(POOLS)
+    assert all("span header" in problem.what for problem in problems)
+    with filled.open() as store:
+        assert len(store.get("N1", "A").read()) == 200_000
 
 
 def test_a_damaged_header(filled: SmallSite) -> None:
