@@ -72,36 +72,22 @@ def side_by_side(jobs: Sequence[Callable[[], None]]) -> None:
     """
     if len(jobs) == 1:
         return jobs[0]()
-    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    errors: list[BaseException] = []
 
     def guarded(job: Callable[[], None]) -> None:
         try:
             job()
         except BaseException as error:
-            done.put(error)
-        else:
-            done.put(None)
+            errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
-    errors: list[BaseException | None] = []
-    try:
-        with signals.held_back():
-            for thread in threads:
-                thread.start()
-    except KeyboardInterrupt as interrupt:
-        errors.append(interrupt)
-    running = len(threads)
-    while running:  # not by joining: a join that is interrupted takes its thread for ended
-        try:
-            errors.append(done.get())
-            running -= 1
-        except KeyboardInterrupt as interrupt:
-            errors.insert(0, interrupt)
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        if error is not None:
-            raise error
+    with signals.held_back():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
     return None
 
 
