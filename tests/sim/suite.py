@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tests.sim.suite faults       make test-faults: meant for two idle cores
+    python -m tests.sim.suite faults       a part of make test-faults
     python -m tests.sim.suite nightly      make nightly: hours
     python -m tests.sim.suite faults --only loops
 
