@@ -256,7 +256,7 @@ ROWS = (
         hangs=True,
     ),
     Row("S3", "write", "flushes lie, then the power fails", dict.fromkeys(ROLES, "D"), {"op": "fsync", "noop": True}),
-    Row("W13-copies", "write", "a copy pool and the active-data pool fail in one attempt", {"CY": "RX", "CN": "F"}, {"op": "write"}, errnos=("EIO",), devices=("file",), made_by="both_copies"),
+    Row("W13-copies", "write", "a copy pool and the active-data pool fail in one attempt", {"CY": "RX", "CN": "F"}, {"op": "write"}, errnos=("EIO",), devices=("file",), made_by="both_copies", note="What fails at the same moment is judged together. One that fails a moment later is judged in the next attempt."),
     Row("W13-primary", "write", "the primary and a copy pool fail in one attempt", {"CY": "RX", "CN": "F"}, {"op": "write"}, errnos=("EIO",), devices=("file",), made_by="with_primary", note="The primary fails once. What fails at the same moment is judged together: F before R before RX. A copy pool that fails a moment later is judged in the next attempt."),
     Row("W14", "write", "every secondary fails", {"CY": "RX", "CN": "F"}, {"op": "write"}, errnos=("EIO",), devices=("file",), made_by="all_secondaries"),
     Row("C1-short", "write", "somebody else writes to the catalog for a second", {"–": "OK"}, devices=("file",), made_by="catalog_locked"),
