@@ -22,7 +22,7 @@ from tests.sim.oracle import audit as judge
 from tests.sim.steps import Audit, GiveUp, Rebuild, Retire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fanout.audit import AuditReport, RetireReport
     from fanout.reconcile import ReconcileReport
@@ -244,16 +244,29 @@ class Operators:
                 continue
             wrong, frail = holdings.damaged(before, copy, self.world.known.rot)
             rows = before.members(key[0])
-            elsewhere = set().union(
-                *(held for other, held in was.items() if other[0] == key[0] and other[1] != pool)
-            )
+            others = [
+                c for c in before.copies if c["aggregate"] == key[0] and c["pool_name"] != pool
+            ]
+            elsewhere = set().union(*(was[key[0], other["pool_name"]] for other in others))
             frail &= elsewhere  # nobody gives up the last good bytes
-            must = wrong | {member for member in frail if rows[member]["length"]}
+            doubtful = wrong | {member for member in frail if rows[member]["length"]}
+            # What no other pool can show is kept: it may be one's part of an object that they have between them.
+            must = (doubtful & self._shown_by(before, others)) | (wrong - elsewhere)
             what = f"{key}: {sorted(gone)} are gaps now, damaged are {sorted(must)}"
             demand(gone <= wrong | frail, "audit", what)
             demand(must <= gone or not complete, "audit", what)
             marked += len(gone)
         return marked
+
+    def _shown_by(self, books: Books, copies: Sequence[dict[str, Any]]) -> set[int]:
+        """Members that one of these copies has undamaged, on volumes that can be asked."""
+        ill = {one.pool for one in self.world.store.pools.volumes() if not one.writable}
+        shown = set[int]()
+        for copy in copies:
+            if copy["pool_name"] not in ill and not self.away:
+                wrong, frail = holdings.damaged(books, copy, self.world.known.rot)
+                shown |= _held(books)[copy["aggregate"], copy["pool_name"]] - wrong - frail
+        return shown
 
     # ---- volumes that are lost -------------------------------------------------------------------------------
 
