@@ -275,8 +275,8 @@ class PoolSet:
                     return spans
             except _NoRoom as refusal:
                 # No volume is made for what all of them together would not take.
-                helps = _payload(request) <= refusal.pool.reach_bytes()
-                if helps and self._grower.grow(refusal.pool):
+                in_vain = refusal.pool.may_grow and _payload(request) > refusal.pool.reach_bytes()
+                if not in_vain and self._grower.grow(refusal.pool):
                     continue
                 if not refusal.pool.members:
                     why = f"its next one cannot be made: {refusal.pool.growth_refused}"
