@@ -92,6 +92,7 @@ class Allocator:
         self._bytes[RegionState.FREE] = length
         self._cursor = offset
         self._changing = False  # what is free, and how much of each
+        self._at = 0  # index of the live region that is being entered or taken out
 
     # ---- questions -----------------------------------------------------------------------------
 
@@ -304,6 +305,7 @@ class Allocator:
             return self._taken.pop(offset)
         index = self._live(offset)
         assert index is not None
+        self._at = index
         del self._live_starts[index]
         return self._live_lengths.pop(index), RegionState.LIVE
 
@@ -319,9 +321,9 @@ class Allocator:
         length, old = self._taken[offset]
         self._changing = True
         if state is RegionState.LIVE:
-            index = bisect_left(self._live_starts, offset)
-            self._live_starts.insert(index, offset)
-            self._live_lengths.insert(index, length)
+            self._at = bisect_left(self._live_starts, offset)
+            self._live_lengths.insert(self._at, length)
+            self._live_starts.insert(self._at, offset)
             del self._taken[offset]  # never in neither: it would be counted as free
         else:
             self._taken[offset] = length, state
@@ -342,7 +344,11 @@ class Allocator:
             self._count()
 
     def _count(self) -> None:
-        """What is free, and how much of each, by what is taken."""
+        """What is free, and how much of each, by what is taken. A live region is what has a start."""
+        if len(self._live_lengths) > len(self._live_starts):
+            del self._live_lengths[self._at]  # not entered yet, or taken out
+        for start in self._live_starts:
+            self._taken.pop(start, None)
         live = zip(self._live_starts, self._live_lengths, strict=True)
         taken = self._taken | {start: (length, RegionState.LIVE) for start, length in live}
         at, free, sums = self.space.offset, dict[int, int](), dict.fromkeys(RegionState, 0)

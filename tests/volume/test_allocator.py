@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from fanout.allocator import Allocator, Region, RegionState
+from tests.strike import Striker
 from tests.volume.memory import grown
 
 if TYPE_CHECKING:
@@ -275,6 +276,47 @@ def test_what_is_live_can_be_asked_trimmed_and_freed() -> None:
     allocator.free(40 * G)
     allocator.check()
     assert allocator.regions(RegionState.LIVE) == [Region(24 * G, 3 * G)]
+
+
+CHANGES: dict[str, Callable[[Allocator, int, int], object]] = {
+    "commit": lambda books, live, taken: books.commit(taken, G),
+    "trim what is live": lambda books, live, taken: books.trim(live, G),
+    "free": lambda books, live, taken: books.free(live),
+    "cancel": lambda books, live, taken: books.cancel(taken),
+    "release": lambda books, live, taken: books.release(taken),
+    "quarantine": lambda books, live, taken: books.quarantine(taken),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_interrupt_anywhere_in_a_change(change: str) -> None:
+    """What is free, and how much of each, is right afterwards; nobody else's region has changed; and work goes on."""
+    struck, point = True, 0
+    while struck:
+        point += 1
+        books = space()
+        at = [books.reserve(length * G, length * G) for length in (2, 3, 4, 5, 6)]
+        first, live, between, taken, last = (region.offset for region in at if region)
+        for offset in (first, live, last):
+            books.commit(offset)
+        striker = Striker(point)
+        try:
+            sys.setprofile(striker)
+            CHANGES[change](books, live, taken)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        books.check()
+        others = {Region(first, 2 * G), Region(last, 6 * G)}
+        assert others <= set(books.regions(RegionState.LIVE)), point
+        assert Region(between, 4 * G) in books.regions(RegionState.RESERVED), point
+        books.commit(between)
+        books.free(first)
+        assert books.reserve(G, G)
+        books.check()
+        struck = striker.struck
+    assert point > 3
 
 
 def test_a_crowded_volume_stays_quick() -> None:
