@@ -27,6 +27,8 @@ from tests.sim.world import World
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+SHRINK_SECONDS = 90.0
+
 
 @dataclass(slots=True)
 class Tally:
@@ -110,12 +112,17 @@ def finding(plan: Plan, grounds: Grounds, *, rebuild: bool = False) -> str:
 def shrunk(
     seed: int, grounds: Grounds, found: str, *, rounds: int = 3, rebuild: bool = False
 ) -> str:
-    """The command that replays what is left of a failing seed when everything that it can do without was left out."""
+    """The command that replays what is left of a failing seed when everything that it can do without was left out.
+
+    Or as much as `SHRINK_SECONDS` allow: a test that is given up for its length would not even name the seed.
+    """
     gone: set[int] = set()
-    whole = draw(seed)
+    whole, end = draw(seed), time.monotonic() + SHRINK_SECONDS
     for _ in range(rounds):
         before = len(gone)
         for part in list(whole.without(gone).parts()):
+            if time.monotonic() > end:
+                return command(seed, gone, rebuild=rebuild)
             if finding(whole.without(gone | {part}), grounds, rebuild=rebuild) == found:
                 gone.add(part)
         if len(gone) == before:

@@ -138,6 +138,12 @@ def test_a_finding_is_made_smaller(grounds: Grounds, monkeypatch: pytest.MonkeyP
 # ---- the parts ---------------------------------------------------------------------------------------
 
 
+def test_a_finding_is_told_in_time(grounds: Grounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making it smaller took longer than one test may: the run was ended, and nobody heard of the seed."""
+    monkeypatch.setattr("tests.sim.run.SHRINK_SECONDS", -1.0)
+    assert shrunk(7, grounds, "whatever", rebuild=True) == command(7, rebuild=True)
+
+
 def test_threads_that_wait_for_each_other() -> None:
     """A deadlock of the product would hang the simulation instead of being found."""
     scheduler = threads.Scheduler(random.Random(1))
