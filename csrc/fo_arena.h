@@ -19,7 +19,7 @@ typedef struct fo_arena {
 /* -ENOMEM. */
 int fo_arena_open(fo_arena *a, size_t size);
 /* Whether the pages are huge, as fo_info.huge_pages; else reason gets one sentence.  The kernel looks at every page of the process
- * for it: 100 ms where it has 2 GiB. */
+ * for it, which takes long in a large one. */
 uint32_t fo_arena_huge_pages(const fo_arena *a, char *reason, size_t reason_size);
 void fo_arena_close(fo_arena *a);
 

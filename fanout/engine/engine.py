@@ -179,7 +179,7 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        """A snapshot: backend, memory, counters. The first one counts the huge pages: 100 ms or so in a process of 2 GiB.
+        """A snapshot: backend, memory, counters. The first one counts the huge pages, which takes long in a large process.
 
         Raises:
             InterfaceError: closed.
