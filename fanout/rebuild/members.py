@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -12,7 +13,7 @@ import xxhash
 
 from fanout.catalog import CopyEntry, MemberSet, Place
 from fanout.errors import FanoutError, VolumeForeign
-from fanout.evidence import Objects, Runs
+from fanout.evidence import Objects
 from fanout.read import CopyReader
 
 if TYPE_CHECKING:
@@ -67,23 +68,24 @@ class Pieces:
         present = (run for found in self.evidence for run in found.record.present or ())
         return members_of(present) - self.deleted
 
-    @property
-    def nothing_lost(self) -> bool:
+    def nothing_lost(self, held: MemberSet) -> bool:
         """Whether every member is held by somebody, or was deleted.
 
         Audits leave copies that list what they hold; then the numbers tell whether these are all.
+
+        Args:
+            held: members that some pool holds.
         """
         if self.whole:
             return True
         deleted = self.deleted
-        left = [number for number in self.members if number not in deleted]
-        end = max([*(n + 1 for n in left), *map(sum, deleted.runs)], default=0)
-        held = [Runs(found.record.present or ()) for found in self.evidence]
+        left = MemberSet.of(number for number in self.members if number not in deleted)
+        end = max([*map(sum, left.runs), *map(sum, deleted.runs)], default=0)
         return (
             self.ended
             and end == len(left) + len(deleted)
-            and not (self.listed - MemberSet.of(left)).runs
-            and all(any(number in runs for runs in held) for number in left)
+            and not self.listed - left
+            and not left - held
         )
 
     @property
@@ -125,6 +127,9 @@ class MemberReader:
                 if pieces.whole:
                     return
         self._number_the_loose()
+        for mine in by_pool(pieces.evidence).values():
+            if len({found.record.csn for found in mine}) > 1:
+                self._read_across(mine)
 
     def _read_set(self, evidence: Sequence[Evidence]) -> list[tuple[SpanHeader, SpanFooter]]:
         """Header and footer of each span of a set."""
@@ -163,7 +168,7 @@ class MemberReader:
         pieces.original |= header.primary in {place.pool for place in header.places}
         footers = [footer for _, footer in spans]
         objects = Objects(footers)
-        proven = [member for member in objects.perhaps if self._is_proven(member, evidence)]
+        proven = [m for m in objects.perhaps if is_proven(self._aggregate, m, evidence)]
         members = sorted([*objects.certain, *proven], key=lambda m: (m.offset, m.length))
         pieces.bytes = max(pieces.bytes, *(f.data_start + f.data_length for f in footers))
         solid = _solid(members)
@@ -187,21 +192,6 @@ class MemberReader:
         known_all = known == MemberSet.all_of(len(members))
         everybody = complete and solid == len(members) and (original or known_all)
         self._anchor(members, solid if all_here or everybody else 0, evidence)
-
-    def _is_proven(self, member: Member, evidence: Sequence[Evidence]) -> bool:
-        """Whether the bytes from where a member may have begun have its digest."""
-        for pool in dict.fromkeys(found.volume.pool for found in evidence):
-            mine = [found for found in evidence if found.volume.pool == pool]
-            copy = CopyEntry(pool, None, tuple(places_of(mine)))
-            volumes = {found.volume.uuid: found.volume for found in mine}
-            reader = CopyReader(self._aggregate, [copy], volumes=volumes.__getitem__)
-            hasher = xxhash.xxh3_128()
-            with suppress(FanoutError):
-                for piece in reader.stream(member.offset, member.length):
-                    hasher.update(piece)
-                if hasher.digest() == member.digest:
-                    return True
-        return False
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:
         """Give numbers to members where the set says them: those before the first hole, or those that the records list, if these are as many."""
@@ -234,6 +224,60 @@ class MemberReader:
                 there.add((member.offset, member.name, member.digest))
                 known[next(numbers)] = member
 
+    def _read_across(self, evidence: Sequence[Evidence]) -> None:
+        """Members that lie on volumes of one pool whose records are of different commits.
+
+        One of the volumes was given up, so the records on the others list what is whole without it; now it is here again. Such members
+        belong between those that are known already. Only their bytes can tell that they are what they were.
+        """
+        known = self._pieces.members
+        there = {(m.offset, m.name, m.digest) for m in known.values()}
+        objects = Objects([footer for _, footer in self._read_set(evidence)])
+        order = sorted(known, key=lambda number: (known[number].offset, known[number].length))
+        places = [(known[number].offset, known[number].length) for number in order]
+        between: dict[int, list[Member]] = {}
+        for member in sorted(
+            [*objects.certain, *objects.perhaps], key=lambda m: (m.offset, m.length)
+        ):
+            if (member.offset, member.name, member.digest) not in there:
+                at = bisect_left(places, (member.offset, member.length))
+                if is_proven(self._aggregate, member, evidence):
+                    between.setdefault(at, []).append(member)
+        for at, members in between.items():
+            first = order[at - 1] + 1 if at else 0
+            last = at == len(order)
+            self._fill_in(members, first, first + len(members) if last else order[at], last=last)
+
+    def _fill_in(self, members: Sequence[Member], first: int, end: int, *, last: bool) -> None:
+        """Give members, in the order of their data, the numbers from `first` to before `end`; behind the `last` known one there may be more.
+
+        Where some of these were deleted it must be clear which members these were: nothing that was deleted comes back.
+        """
+        deleted = self._pieces.deleted
+        if last:
+            clear = max(map(sum, deleted.runs), default=0) <= first
+        else:
+            clear = len(members) == end - first or not any(n in deleted for n in range(first, end))
+        if clear:
+            for number, member in zip(range(first, end), members, strict=False):
+                if number not in deleted:
+                    self._pieces.members[number] = member
+
+
+def is_proven(aggregate: bytes, member: Member, evidence: Sequence[Evidence]) -> bool:
+    """Whether the bytes of a member, from where it may have begun, have its digest in one of the pools."""
+    for pool, mine in by_pool(evidence).items():
+        copy = CopyEntry(pool, None, tuple(places_of(mine)))
+        volumes = {found.volume.uuid: found.volume for found in mine}
+        reader = CopyReader(aggregate, [copy], volumes=volumes.__getitem__)
+        hasher = xxhash.xxh3_128()
+        with suppress(FanoutError):
+            for piece in reader.stream(member.offset, member.length):
+                hasher.update(piece)
+            if hasher.digest() == member.digest:
+                return True
+    return False
+
 
 def _is_original(header: SpanHeader) -> bool:
     """Whether it is of what the transaction itself wrote, in several pools at once."""
@@ -252,6 +296,15 @@ def members_of(ranges: Iterable[range] | None) -> MemberSet:
     return MemberSet.joined((run.start, len(run)) for run in ranges or ())
 
 
+def by_pool(evidence: Iterable[Evidence]) -> dict[str, list[Evidence]]:
+    """What the records of each pool say that name spans."""
+    found: dict[str, list[Evidence]] = {}
+    for one in evidence:
+        if one.record.spans:
+            found.setdefault(one.volume.pool, []).append(one)
+    return found
+
+
 def places_of(evidence: Sequence[Evidence]) -> list[Place]:
     """The spans that records of one pool name, in order of number."""
     return sorted(
@@ -267,9 +320,7 @@ def _alike(evidence: Sequence[Evidence]) -> list[list[Evidence]]:
     Copies belong together unless they say different things of a span of one number. Those with the most data come first.
     """
     sets: list[tuple[dict[int, tuple[int, int]], list[Evidence]]] = []
-    pools = dict.fromkeys(found.volume.pool for found in evidence)
-    for pool in pools:
-        mine = [found for found in evidence if found.volume.pool == pool]
+    for mine in by_pool(evidence).values():
         spans = {s.number: (s.data_start, s.data_length) for f in mine for s in f.record.spans}
         for known, those in sets:
             if all(known.get(number, place) == place for number, place in spans.items()):

@@ -17,7 +17,15 @@ from fanout.catalog import (
 from fanout.errors import FanoutError
 from fanout.evidence import Coverage, Runs, empty_objects, find_spans
 from fanout.format import Op
-from fanout.rebuild.members import Evidence, MemberReader, Pieces, members_of, places_of
+from fanout.rebuild.members import (
+    Evidence,
+    MemberReader,
+    Pieces,
+    by_pool,
+    is_proven,
+    members_of,
+    places_of,
+)
 from fanout.rebuild.report import InDoubt, Lost
 from fanout.scribe import ranges_of
 from fanout.types import Member, ObjectKind
@@ -233,16 +241,11 @@ class Survey:
             self.notes.append(what)
 
     def _aggregate(self, aggregate: bytes, pieces: Pieces, changed_csn: int) -> RestoredAggregate:
-        by_pool: dict[str, list[Evidence]] = {}
-        for found in pieces.evidence:
-            if found.record.spans:
-                by_pool.setdefault(found.volume.pool, []).append(found)
-        copies, holders = [], {}
-        for pool, evidence in by_pool.items():
-            copy = _copy_of(pool, evidence, pieces, changed_csn)
-            copies.append(copy)
-            holders[pool] = copy.present
-        if not pieces.nothing_lost:
+        evidence = by_pool(pieces.evidence)
+        copies = [_copy_of(pool, mine, pieces, changed_csn) for pool, mine in evidence.items()]
+        copies = list(_with_orphans(aggregate, copies, evidence, pieces, changed_csn))
+        holders = {copy.pool: copy.present for copy in copies}
+        if not pieces.nothing_lost(_held(copies, pieces)):
             self._note_lost(aggregate, pieces)
         deleted = pieces.deleted
         members = {n: member for n, member in pieces.members.items() if n not in deleted}
@@ -401,6 +404,48 @@ def _copy_of(
         return RestoredCopy(pool, changed_csn, tuple(places), held)
     told = all(members_of(found.record.deleted) == deleted for found in evidence)
     return RestoredCopy(pool, newest.csn if told else changed_csn, tuple(places), said)
+
+
+def _held(copies: Sequence[RestoredCopy], pieces: Pieces) -> MemberSet:
+    """Members that some pool holds."""
+    held = MemberSet()
+    for copy in copies:
+        held |= MemberSet.of(pieces.members) if copy.present is None else copy.present
+    return held
+
+
+def _with_orphans(
+    aggregate: bytes,
+    copies: Sequence[RestoredCopy],
+    evidence: Mapping[str, Sequence[Evidence]],
+    pieces: Pieces,
+    changed_csn: int,
+) -> Iterator[RestoredCopy]:
+    """The copies, with members that no record names and whose bytes are there all the same.
+
+    One of two volumes with parts of an object was given up, so the record on the other lists it no more; both are here again.
+    """
+    orphans = MemberSet.of(pieces.members) - pieces.deleted - _held(copies, pieces)
+    for copy in copies:
+        found = _proven(aggregate, orphans, evidence[copy.pool], pieces)
+        if not found:
+            yield copy
+        else:
+            present = found if copy.present is None else copy.present | found
+            yield RestoredCopy(copy.pool, changed_csn, copy.places, present)
+
+
+def _proven(
+    aggregate: bytes, numbers: MemberSet, evidence: Sequence[Evidence], pieces: Pieces
+) -> MemberSet:
+    """Those of some members that a pool has, by their bytes; one without bytes if a span names it."""
+    empties = _Empties(evidence)
+
+    def is_there(member: Member) -> bool:
+        named = member.length > 0 or empties.holds(member)
+        return named and is_proven(aggregate, member, evidence)
+
+    return MemberSet.of(n for n in numbers if is_there(pieces.members[n]))
 
 
 class _Empties:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import backup_stgpool, check_store, rebuild_catalog, retire_volume
+from fanout import (
+    audit_stgpool,
+    backup_stgpool,
+    check_store,
+    rebuild_catalog,
+    retire_volume,
+)
 from fanout.catalog import CatalogReader, RetiredVolume
 from fanout.directory import Directory
 from fanout.errors import CatalogError
@@ -207,3 +213,49 @@ def test_an_opening_tells_what_became_of_it(given: Given, caplog: pytest.LogCapt
     """It stands in the configuration still."""
     given.site.open().close()
     assert f"{given.path} of pool COPYPOOL2 was given up, and is not used" in caplog.text
+
+
+@pytest.mark.parametrize("deleted", [(), (0, 3, 20)])
+def test_objects_that_lie_on_two_volumes_of_which_one_comes_back(
+    tmp_path: Path, rng: random.Random, deleted: tuple[int, ...]
+) -> None:
+    """The record on the other names them no more, and nobody else has good bytes of them: they are here again, but for those that were deleted."""
+    site = SmallSite(tmp_path, rng)
+    site.create()
+    data = {b"%02d" % number: rng.randbytes(250_000) for number in range(36)}
+    with (
+        site.locked("COPYPOOL2"),
+        site.open(lock_wait=0) as store,
+        store.session("N2") as session,
+        session.begin() as transaction,
+    ):
+        for name, content in data.items():
+            transaction.put(name, content)
+    (disk,) = site.volumes("DISKPOOL")
+    with site.open() as store:
+        (volume,) = (v for v in store.pools.volumes() if v.path == str(disk))
+        assert volume.directory is not None
+        first = min(volume.directory.spans(), key=lambda span: span.data_start)
+    with disk.open("r+b") as file:
+        file.seek(first.offset)
+        file.write(bytes(4096))
+    with site.open() as store:
+        lost = [name for name, _ in audit_stgpool(store, "DISKPOOL", fix=True).damaged]
+    path = site.volumes("COPYPOOL1")[0]
+    hidden = path.rename(path.with_name("hidden"))
+    assert retire_volume(site.path, path, force=True).lost == tuple(lost)
+    with site.open() as store:
+        for number in deleted:
+            name = b"%02d" % number
+            store.delete("N2", name)
+            del data[name]
+    hidden.rename(path)
+    site.catalog.unlink()
+    report = rebuild_catalog(site.path, take_retired=True)
+    assert report.lost == ()
+    with site.open() as store:
+        assert names(store) == sorted(data)
+        assert all(store.get("N2", name).read() == content for name, content in data.items())
+    assert check_store(site.path).problems == ()
+    for path in [*tmp_path.glob("*.vol"), *tmp_path.glob("sequential/*")]:
+        path.unlink()
