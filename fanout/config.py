@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fanout import tables
 from fanout.errors import ConfigError, UnknownPool
-from fanout.types import Destination, ObjectKind, PoolKind, Primary, Secondary
+from fanout.types import Destination, PoolKind, Primary, Secondary
 from fanout.units import format_size
 
 if TYPE_CHECKING:
@@ -208,13 +208,14 @@ class Config:
             name = self.pools[name].next
         return tuple(names)
 
-    def destination(self, node: str, kind: ObjectKind = ObjectKind.BACKUP) -> Destination:
-        """Where a node's objects of a kind go.
+    def destination(self, node: str) -> Destination:
+        """Where a node's objects go.
 
         The lists and `copy_continue` are those of the destination primary alone (rule R6).
-        Active-data pools take part only for backup versions, and only when the node's domain
-        allows them (rule R19). A secondary that is read-only or unavailable stays listed: it is
-        required, and its absence must become a gap.
+        Active-data pools take part only when the node's domain allows them (rule R19); that they hold
+        nothing but backup versions is for `policy.required` to say, since a session may store objects of
+        several kinds. A secondary that is read-only or unavailable stays listed: it is required, and its
+        absence must become a gap.
 
         Raises:
             UnknownPool: no such node.
@@ -226,11 +227,8 @@ class Config:
             for name in self.chain(first.name)
         )
         copies = [Secondary(name, PoolKind.COPY) for name in first.copy_pools]
-        if kind is ObjectKind.BACKUP:
-            allowed = [
-                name for name in first.active_data_pools if name in domain.active_destinations
-            ]
-            copies += [Secondary(name, PoolKind.ACTIVE_DATA) for name in allowed]
+        allowed = [name for name in first.active_data_pools if name in domain.active_destinations]
+        copies += [Secondary(name, PoolKind.ACTIVE_DATA) for name in allowed]
         return Destination(chain, tuple(copies), first.copy_continue)
 
 

@@ -400,7 +400,7 @@ class Store(StoreReader):
             InterfaceError: the store is closed, or open read-only.
         """
         self._must_be_open()
-        destination = self.config.destination(node, checked_kind(kind))
+        destination = self.config.destination(node)
         names = [primary.pool for primary in destination.chain if primary.accepts]
         for pool in [*names, *(secondary.pool for secondary in destination.secondaries)]:
             self.revive(pool)

@@ -9,7 +9,7 @@ import pytest
 
 from fanout import config as cfg
 from fanout.errors import ConfigError, UnknownPool
-from fanout.types import Destination, ObjectKind, PoolKind, Primary, Secondary
+from fanout.types import Destination, PoolKind, Primary, Secondary
 from fanout.units import format_seconds, format_size, parse_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -177,13 +177,6 @@ def test_destination_of_a_node_whose_domain_allows_active_data() -> None:
         ),
         copy_continue=False,
     )
-
-
-@pytest.mark.parametrize("kind", [ObjectKind.ARCHIVE, ObjectKind.SPACE_MANAGED])
-def test_only_backup_versions_go_to_active_data_pools(kind: ObjectKind) -> None:
-    """An archive in an active-data pool would never leave it."""
-    pools = [s.pool for s in parse().destination("N1", kind).secondaries]
-    assert pools == ["COPYPOOL1", "COPYPOOL2"]
 
 
 def test_a_domain_without_the_active_data_pool_leaves_it_out() -> None:

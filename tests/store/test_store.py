@@ -316,6 +316,20 @@ def test_archives_never_go_to_active_data_pools(site: Site) -> None:
         assert store.query_gaps() == []
 
 
+def test_a_backup_in_a_session_for_archives_reaches_the_active_data_pool(site: Site) -> None:
+    """The lists were made for the session's kind: what it said otherwise at `begin` missed the pool, without a gap."""
+    site.create()
+    with site.open() as store:
+        with store.session("N1", kind=ObjectKind.ARCHIVE) as session:
+            with session.begin() as txn:
+                txn.put("G", b"archived")
+            with session.begin(kind=ObjectKind.BACKUP) as txn:
+                txn.put("H", b"backed up")
+        assert not site.holds(store, "ACTIVEDATAPOOL", "N1", b"G")
+        assert site.holds(store, "ACTIVEDATAPOOL", "N1", b"H")
+        assert store.query_gaps() == []
+
+
 def test_arguments_of_the_wrong_type_store_and_delete_nothing(site: Site) -> None:
     """A kind that is a plain word would quietly leave the active-data pools out."""
     site.create()
