@@ -228,8 +228,10 @@ class _Run:
     def _tasks(self) -> Iterator[_Task]:
         """Aggregates that the pool lacks something of, in the order of their commits."""
         catalog = self.store.catalog
-        lacking = catalog.lacking(self.primary, self.pool, active_only=self._active)
-        for entry, contents in catalog.contents_of(filter(self._is_wanted, lacking)):
+        lacking = catalog.lacking(
+            self.primary, self.pool, active_only=self._active, nodes=self._nodes
+        )
+        for entry, contents in catalog.contents_of(lacking):
             missing = self._missing(contents)
             if missing:
                 end = max(m.start + m.length for m in contents.members)
@@ -238,9 +240,6 @@ class _Run:
     @property
     def _active(self) -> bool:
         return self.kind is PoolKind.ACTIVE_DATA
-
-    def _is_wanted(self, entry: AggregateEntry) -> bool:
-        return not self._active or entry.node in self._nodes()
 
     def _missing(self, contents: Contents) -> tuple[MemberEntry, ...]:
         held = contents.copy_in(self.pool)
@@ -251,9 +250,12 @@ class _Run:
             and not (held is not None and held.holds(member.member))
         )
 
-    def _nodes(self) -> list[str]:
-        """Nodes whose domain allows the active-data pool (rule R19)."""
+    @property
+    def _nodes(self) -> list[str] | None:
+        """Nodes whose domain allows the active-data pool (rule R19); None: it is another pool."""
         config = self.store.config
+        if not self._active:
+            return None
         return [
             node.name
             for node in config.nodes.values()
@@ -270,8 +272,9 @@ class _Run:
         return self._report(self.copied_objects)
 
     def _report(self, lacked: int) -> ReconcileReport:
-        nodes = self._nodes() if self._active else None
-        there, _ = self.store.catalog.held_on(self.primary, active_only=self._active, nodes=nodes)
+        there, _ = self.store.catalog.held_on(
+            self.primary, active_only=self._active, nodes=self._nodes
+        )
         return ReconcileReport(
             copied_objects=self.copied_objects,
             copied_bytes=self.copied_bytes,
@@ -508,15 +511,21 @@ class _Run:
         return self.store.catalog.gaps(pool=self.pool, primary=self.primary, include_empty=True)
 
     def _close_stale_gaps(self) -> None:
-        """Gap rows of which nothing is missing any more: copied by other means, or replaced by newer versions."""
+        """Gap rows of which nothing is missing any more: copied by other means, or replaced by newer versions.
+
+        What the rules demanded when it was stored, and its domain does not allow any more, is missing all the same (promise 2).
+        """
+        nodes, stale = self._nodes, list[Repair]()
         with self.store.ledger.steady:
             found = (self.store.catalog.aggregate(gap.aggregate) for gap in self._gap_rows())
             entries = (entry for entry in found if entry is not None)
-            stale = [
-                Repair(entry.aggregate, self.pool)
-                for entry, contents in self.store.catalog.contents_of(entries)
-                if not (self._is_wanted(entry) and self._missing(contents))
-            ]
+            for entry, contents in self.store.catalog.contents_of(entries):
+                missing = self._missing(contents)
+                if not missing:
+                    stale.append(Repair(entry.aggregate, self.pool))
+                elif nodes is not None and entry.node not in nodes:
+                    why = f"{self.pool}: no domain allows it to {entry.node}"
+                    self.failed += [(member.name, why) for member in missing]
             if stale:
                 self._hand_in(stale, (), ())
                 self.closed += len(stale)

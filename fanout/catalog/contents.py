@@ -23,7 +23,7 @@ from fanout.catalog.rows import (
 from fanout.errors import CatalogError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _AGGREGATE = """
 SELECT g.uuid, g.tx, g.attempt, g.csn, n.name, g.kind, p.name, a.required, g.objects, g.bytes, g.at,
@@ -171,7 +171,14 @@ class ContentsReader(Questions):
             found[aggregate][pool] = missing
         return found
 
-    def lacking(self, primary: str, pool: str, *, active_only: bool) -> Iterator[AggregateEntry]:
+    def lacking(
+        self,
+        primary: str,
+        pool: str,
+        *,
+        active_only: bool,
+        nodes: Sequence[str] | None = None,
+    ) -> Iterator[AggregateEntry]:
         """Aggregates of a primary of which a pool does not hold every member that is left, in order of commit, page by page.
 
         Compares what is there, not what a gap row says: it also finds what no gap row knows.
@@ -179,20 +186,59 @@ class ContentsReader(Questions):
         Args:
             primary: where the aggregates belong.
             pool: where they should be as well.
-            active_only: only aggregates of backup versions.
+            active_only: only those of which it lacks an active backup version.
+            nodes: only of these; None: of all.
         """
+        found = self._not_held(primary, pool, active_only=active_only, nodes=nodes)
+        if not active_only:
+            yield from (entry for entry, _ in found)
+            return
+        lacks: dict[bytes, MemberSet] = {}
+
+        def remembered() -> Iterator[AggregateEntry]:
+            for entry, lacks[entry.aggregate] in found:
+                yield entry
+
+        for some in _groups(remembered()):
+            active = self._with_active({one.aggregate: lacks.pop(one.aggregate) for one in some})
+            yield from (entry for entry in some if entry.aggregate in active)
+
+    def _not_held(
+        self, primary: str, pool: str, *, active_only: bool, nodes: Sequence[str] | None
+    ) -> Iterator[tuple[AggregateEntry, MemberSet]]:
+        """Aggregates of which a pool does not hold all that is left, with what it does not hold."""
         join = "LEFT JOIN copy AS c ON c.aggregate = g.id AND c.pool = (SELECT id FROM pool WHERE name = ?1)"
+        whose = "" if nodes is None else "AND n.name IN (SELECT value FROM json_each(?4))"
         sql = f"""{_AGGREGATE.format(more=", c.present", join=join)}
             AND g.pool = (SELECT id FROM pool WHERE name = ?2) {"AND g.kind = 0" if active_only else ""}
-            AND (c.aggregate IS NULL OR c.present IS NOT NULL)
+            AND (c.aggregate IS NULL OR c.present IS NOT NULL) {whose}
             AND g.id > ?3 ORDER BY g.id LIMIT {MOST_AGGREGATES}"""
+        names = () if nodes is None else (json.dumps(list(nodes)),)
         mark = 0
-        while page := self._rows(sql, (pool, primary, mark)):
+        while page := self._rows(sql, (pool, primary, mark, *names)):
             for entry, held in self._made(values.aggregate_and_held, page):
                 # A copy that was made after a deletion lists what it holds; it may be all.
-                if (MemberSet.all_of(entry.objects) - held - entry.erased).runs:
-                    yield entry
+                left = MemberSet.all_of(entry.objects) - held - entry.erased
+                if left.runs:
+                    yield entry, left
             mark = page[-1][-2]
+
+    def _with_active(self, members: Mapping[bytes, MemberSet]) -> set[bytes]:
+        """The aggregates of which one of these members is active."""
+        runs = [(one.hex(), *run) for one, some in members.items() for run in some.runs]
+        rows = self._packed(
+            "uuid",
+            f"""SELECT DISTINCT r.uuid AS uuid
+                FROM (SELECT json_extract(value, '$[0]') AS uuid, json_extract(value, '$[1]') AS first,
+                             json_extract(value, '$[2]') AS count FROM json_each(?1)) AS r
+                WHERE EXISTS (
+                    SELECT 1 FROM aggregate AS g CROSS JOIN object AS o
+                        ON o.id >= g.first_object + r.first AND o.id < g.first_object + r.first + r.count
+                        AND o.aggregate = g.id
+                    WHERE g.uuid = r.uuid AND {ACTIVE})""",
+            (json.dumps(runs),),
+        )
+        return set(self._made(values.id_of, rows))
 
     def held_csns(self, volume: bytes) -> dict[bytes, int]:
         """Every aggregate of which a volume holds something, with the commit that last changed that copy.

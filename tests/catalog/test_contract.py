@@ -203,6 +203,35 @@ class CatalogContract:
             unnoted.aggregates[0].aggregate,
         ]
 
+    def test_lacking_of_what_is_active(
+        self, sample: Sample, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was replaced, what is held and what may not be there is not looked through by each run again and again."""
+        monkeypatch.setattr("fanout.catalog.contents.MOST_AGGREGATES", 2)
+        replaced = [sample.commit([b"a", b"b"]) for _ in range(5)]
+        last, archive = sample.commit([b"a", b"b", b"c"]), ObjectKind.ARCHIVE
+        others = [sample.commit([b"d"], kind=archive), sample.commit([b"e"], node="N2")]
+        catalog.commit([*replaced, last, *others])
+        aggregates = [commit.aggregates[0].aggregate for commit in (*replaced, last, *others)]
+
+        def lacking(*nodes: str) -> list[bytes]:
+            found = catalog.lacking(
+                "DISKPOOL", "ACTIVEDATAPOOL", active_only=True, nodes=nodes or None
+            )
+            return [entry.aggregate for entry in found]
+
+        assert lacking() == [aggregates[5], aggregates[7]]
+        assert lacking("N1") == [aggregates[5]]
+        assert lacking("N2", "N3") == [aggregates[7]]
+        for held, left in (([0, 2], [aggregates[5]]), ([0, 1, 2], [])):
+            place = sample.place("ACTIVEDATAPOOL", data_length=300)
+            copy = NewCopy("ACTIVEDATAPOOL", (place._replace(span=len(held)),), MemberSet.of(held))
+            repair = Repair(aggregates[5], "ACTIVEDATAPOOL", copy)
+            catalog.commit([Commit(sample.id(), 1, repairs=(repair,))])
+            assert lacking("N1") == left
+        catalog.commit([sample.commit([b"a"])])
+        assert len(lacking("N1")) == 1
+
     def test_lacking_goes_on_behind_a_page(
         self, sample: Sample, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
     ) -> None:

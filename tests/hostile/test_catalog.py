@@ -60,7 +60,8 @@ def ask_everything(path: Path, *, write: bool = True) -> None:
                 copy.holds(0)
                 assert copy.present is None or len(copy.present.runs) < 1000
         for pool in pools:
-            list(reader.lacking("DISKPOOL", pool.name, active_only=False))
+            for active in (False, True):
+                list(reader.lacking("DISKPOOL", pool.name, active_only=active))
             reader.held_on(pool.name, active_only=True)
         reader.find("N1", b"a", kind=ObjectKind.BACKUP)
         for found in reader.objects():

@@ -147,6 +147,24 @@ def test_nodes_that_may_not_use_the_pool_are_left_alone(site: Site) -> None:
         assert (report.copied_objects, report.skipped_objects) == (0, 0)
 
 
+def test_a_gap_of_a_node_that_may_not_use_the_pool_any_more_stays(site: Site) -> None:
+    """The run neither copied it (rule R19) nor left the gap: what the rules had demanded was missing, and nothing said so."""
+    objects = with_gap(site, "ACTIVEDATAPOOL", objects=2)
+    allowed = site.path.read_text()
+    site.path.write_text(allowed.replace('active_destinations = ["ACTIVEDATAPOOL"]', ""))
+    with site.open() as store:
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert (report.copied_objects, report.gaps_closed, report.gaps_left) == (0, 0, 1)
+        assert {name for name, _ in report.failed} == set(objects)
+        assert "no domain allows it to N1" in report.failed[0][1]
+    assert check_store(site.path).problems == ()
+    site.path.write_text(allowed)
+    with site.open() as store:
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert (report.copied_objects, report.gaps_closed, report.gaps_left) == (2, 1, 0)
+        check(store, "ACTIVEDATAPOOL", objects)
+
+
 def test_a_gap_whose_objects_were_all_replaced_goes(site: Site) -> None:
     """Nothing of it counts any more; the run takes its row away."""
     objects = with_gap(site, "ACTIVEDATAPOOL", objects=3)
