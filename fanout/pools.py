@@ -300,9 +300,7 @@ class PoolSet:
         spans: list[Span] = []
         try:
             while not spans or left > 0:
-                if len(spans) == MAX_SPANS:
-                    raise _NoRoom(pools[0], "its free space is in too many small pieces")
-                span = self._reserve_one(choices, left, wish, piece)
+                span = self._reserve_one(choices, left, wish, piece, last=len(spans) == MAX_SPANS)
                 spans.append(span)
                 capacity = self._capacity(span.length)
                 left, wish = left - capacity, wish - capacity
@@ -312,10 +310,12 @@ class PoolSet:
             raise
         return spans
 
-    def _reserve_one(self, choices: Sequence[Choice], left: int, wish: int, piece: int) -> Span:
-        """One span, as long as all can give."""
+    def _reserve_one(
+        self, choices: Sequence[Choice], left: int, wish: int, piece: int, *, last: bool
+    ) -> Span:
+        """One span, as long as all can give; `last`: there are as many as there may be, so say which pool is to blame."""
         unit = max(member.entry.granule for _, members in choices for member in members)
-        wanted = self._length_for(max(left, wish, 0), unit)
+        wanted = fmt.MAX_SPAN if last else self._length_for(max(left, wish, 0), unit)
         # What a caller who knows no length gets must be worth it; a rest of a known length may be anything.
         least = self._length_for(max(left, 0), unit) if left > 0 else LEAST_SPAN
         least = min(least, fmt.round_up(piece, unit), wanted)
@@ -323,9 +323,10 @@ class PoolSet:
         chosen = [self._choose(pool, members, wanted, least, enough) for pool, members in choices]
         length = min(wanted, *(offer for _, offer in chosen))
         length -= length % unit
-        if length < least:
+        if length < least or last:
             tightest = min(zip(chosen, choices, strict=True), key=lambda pair: pair[0][1])[1][0]
-            raise _NoRoom(tightest, f"no room for a span of {least} bytes")
+            small = "its free space is in too many small pieces"
+            raise _NoRoom(tightest, small if last else f"no room for a span of {least} bytes")
         return self._take([pool for pool, _ in choices], [member for member, _ in chosen], length)
 
     def _choose(

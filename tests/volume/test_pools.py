@@ -212,6 +212,25 @@ def test_room_in_small_pieces_is_room(house: House) -> None:
     assert sum(house.pools._capacity(span.length) for span in spans) >= 1 << 20
 
 
+def test_too_many_small_pieces_are_the_fault_of_who_has_them(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The primary was blamed for a copy pool: the object went down the chain, or was refused, where the copy pool had to go."""
+    monkeypatch.setattr("fanout.pools.MAX_SPANS", 4)
+    held: list[Span] = []
+    with suppress(PoolFull):
+        while True:
+            held += house.pools.reserve(ask(100 << 10))
+    for span in held[::2]:
+        house.pools.release(span, ["COPY"])
+    for length in (450 << 10, 1 << 20):
+        with pytest.raises(PoolFull, match="too many small pieces") as caught:
+            house.pools.reserve(ask(length))
+        assert caught.value.pool == "COPY"
+        assert len(house.pools.reserve(ask(length, copies=()))) == 1
+    assert len(house.pools.reserve(ask(400 << 10))) == 4
+
+
 def test_an_unknown_length_gets_a_fair_piece(house: House) -> None:
     """Many sessions at once must all get something: no wish takes more than an eighth of what is free."""
     spans = [house.pools.reserve(ask(None))[0] for _ in range(8)]
