@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fanout.config import Access, DeviceType
-from fanout.errors import InterfaceError, ObjectNotFound, PoolUnavailable
+from fanout.errors import InterfaceError, ObjectNotFound, PoolUnavailable, UnknownPool
 from fanout.read import CopyReader, ObjectReader
 from fanout.types import ObjectKind, PoolKind
 from fanout.units import name_bytes, quoted
@@ -167,7 +167,10 @@ class StoreReader:
             if status.volume == identity:
                 why = f"{status.path}: {status.reason or 'is not open'}"
                 raise PoolUnavailable(status.pool, why)
-        raise PoolUnavailable("?", f"volume {identity.hex()} belongs to no configured pool")
+        for entry in self.catalog.volumes():
+            if entry.volume == identity:
+                raise PoolUnavailable(entry.pool, f"{entry.path}: its pool is not configured")
+        raise PoolUnavailable("?", f"the catalog knows no volume {identity.hex()}")
 
     # ---- questions -----------------------------------------------------------------------------------
 
@@ -209,12 +212,16 @@ class StoreReader:
         pool: str | None = None,
         active_only: bool = False,
     ) -> Iterator[ObjectEntry]:
-        """Objects and versions that fit, in the order in which they were stored."""
+        """Objects and versions that fit, in the order in which they were stored.
+
+        Raises:
+            UnknownPool: no such pool or node, neither now nor in the catalog; so do the other questions.
+        """
         self._must_be_open()
         return self.catalog.objects(
-            node=node,
+            node=self._node(node),
             name=None if name is None else name_bytes(name),
-            pool=pool,
+            pool=self._pool(pool),
             active_only=active_only,
         )
 
@@ -223,14 +230,31 @@ class StoreReader:
     ) -> list[OccupancyEntry]:
         """How much of each node lies in each pool: the way to compare pools by counts."""
         self._must_be_open()
-        return self.catalog.occupancy(node=node, pool=pool)
+        return self.catalog.occupancy(node=self._node(node), pool=self._pool(pool))
 
     def query_gaps(
         self, *, pool: str | None = None, primary: str | None = None, node: str | None = None
     ) -> list[GapEntry]:
         """What is missing where: which pool lacks how many objects and bytes, since when, and why. The oldest first."""
         self._must_be_open()
-        return self.catalog.gaps(pool=pool, primary=primary, node=node)
+        return self.catalog.gaps(
+            pool=self._pool(pool), primary=self._pool(primary), node=self._node(node)
+        )
+
+    def _pool(self, name: str | None) -> str | None:
+        """A pool's own name, also of one that only the catalog knows. One that nobody knows has no answer, rather than an empty one."""
+        if name is None or any(name == known.name for known in self.catalog.pools()):
+            return name
+        return self.config.pool(name).name
+
+    def _node(self, name: str | None) -> str | None:
+        """A node's own name, also of one that is not configured any more and has objects."""
+        try:
+            return None if name is None else self.config.node(name).name
+        except UnknownPool:
+            if self.catalog.occupancy(node=name):
+                return name
+            raise
 
 
 def _pool_status(

@@ -343,6 +343,49 @@ def test_arguments_of_the_wrong_type_store_and_delete_nothing(site: Site) -> Non
             store.session(None)  # type: ignore[arg-type]
 
 
+def test_a_question_about_a_name_that_nobody_knows_has_no_answer(site: Site) -> None:
+    """Names are looked up in any case: of a pool that was written otherwise it said that it had no gap, and held nothing."""
+    site.create()
+    with site.locked("COPYPOOL2"), site.open(lock_wait=0) as store:
+        site.put(store, "N1")
+    with site.open(read_only=True) as store:
+        (gap,) = store.query_gaps(pool="copypool2", primary="diskpool", node="n1")
+        assert (gap.pool, gap.objects) == ("COPYPOOL2", 2)
+        assert len(list(store.query_objects(node="n1", pool="diskpool"))) == 2
+        assert len(store.query_occupancy(node="n1", pool="diskpool")) == 1
+        questions: list[Callable[[str], object]] = [
+            lambda name: store.query_gaps(pool=name),
+            lambda name: store.query_gaps(primary=name),
+            lambda name: store.query_gaps(node=name),
+            lambda name: store.query_objects(pool=name),
+            lambda name: store.query_occupancy(node=name),
+        ]
+        for ask in questions:
+            with pytest.raises(UnknownPool, match="NOBODY"):
+                ask("NOBODY")
+
+
+def test_a_pool_and_a_node_that_are_not_configured_any_more(site: Site) -> None:
+    """What the catalog knows of them can be asked for, and an object that lies nowhere else names its pool and volume."""
+    site.create()
+    with site.locked("COPYPOOL2"), site.open(lock_wait=0) as store:
+        site.put(store, "N1")
+    text = site.path.read_text().replace("N1", "N9").replace(', "COPYPOOL2"', "")
+    start = text.index("[pools.COPYPOOL1]")
+    others = text[:start] + text[text.index("[pools.ACTIVEDATAPOOL]") :]
+    others = others.replace('["COPYPOOL1"]', "[]")
+    site.path.write_text(others)
+    with site.open(read_only=True) as store:
+        (gap,) = store.query_gaps(pool="COPYPOOL2", node="N1")
+        assert gap.objects == 2
+        assert len(list(store.query_objects(node="N1", pool="COPYPOOL1"))) == 2
+        (entry,) = store.query_objects(node="N1", name="A")
+        copies = [c for c in store.catalog.copies(entry.aggregate) if c.pool == "COPYPOOL1"]
+        reader = store.reader(entry.aggregate, copies)
+        with pytest.raises(PoolUnavailable, match=r"COPYPOOL1: .*COPYPOOL1\.vol: its pool is not"):
+            reader.fetch(copies[0], entry.start, entry.length)
+
+
 def test_a_closed_store_says_so(site: Site) -> None:
     """Breaks if a daemon that mixed up its order of closing hears of a database, or begins what it cannot end."""
     site.create()
