@@ -215,6 +215,8 @@ class _Check:
             )
         held = {copy.pool: _held(copy, contents.members) for copy in contents.copies}
         for pool in dict.fromkeys((*(demanded or known), *contents.gaps)):
+            if pool not in self._kinds:
+                continue  # a rebuild found it in no configuration: there is nothing that could lack it
             count = {
                 m.member
                 for m in contents.members

@@ -313,3 +313,14 @@ def test_an_old_catalog(filled: SmallSite) -> None:
     mends = [p.mend for p in problems if "restored from the past" in p.what]
     assert len(mends) == 6
     assert all("rebuild catalog" in mend and "retire" not in mend for mend in mends)
+
+
+def test_a_pool_that_is_gone_from_a_rebuilt_catalog_is_not_asked_for(filled: SmallSite) -> None:
+    """The headers demand it, no gap can name it, and no repair can fill it: each check ended with a problem for ever."""
+    text = filled.path.read_text().replace('"COPYPOOL1", "COPYPOOL2"', '"COPYPOOL1"')
+    start = text.index("[pools.COPYPOOL2]")
+    end = text.find("[pools.", start + 1)
+    filled.path.write_text(text[:start] + (text[end:] if end > 0 else ""))
+    report = rebuild_catalog(filled.path, force=True)
+    assert "pool COPYPOOL2 was required and is not configured" in "".join(report.notes)
+    assert [p.what for p in check_store(filled.path).problems] == []
