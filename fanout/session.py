@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from fanout import policy
 from fanout.errors import InterfaceError, TransactionRetry
 from fanout.policy import PRIMARY_RETRIES, Lists
-from fanout.transaction import Progress, Shared, State, Transaction
+from fanout.transaction import Shared, State, Transaction
 from fanout.types import ObjectKind, checked_kind
 
 if TYPE_CHECKING:
@@ -175,8 +175,6 @@ class Session:
             identity = shared.ids() if transaction is None else transaction
             if len(identity) != ID_BYTES:
                 raise InterfaceError(f"begin: a transaction id has {ID_BYTES} bytes: {identity!r}")
-            if shared.progress.transaction != identity:
-                shared.progress = Progress(identity)
             self._transaction = Transaction(
                 shared,
                 transaction=identity,

@@ -63,6 +63,9 @@ if TYPE_CHECKING:
 
 # Unknown length: the next span is reserved when less than this is left of the last one.
 AHEAD_BYTES = 4 << 20
+# Transactions of a session whose attempts are remembered, for a caller that drives several by hand; beyond it the one that was tried
+# longest ago begins anew.
+MAX_UNFINISHED = 1024
 
 
 class State(enum.Enum):
@@ -83,12 +86,10 @@ class Progress:
     """What the attempts of one transaction hand on.
 
     Attributes:
-        transaction: 16 bytes.
         spent: plain retries so far.
         floor: where in the chain objects of unknown length begin; those above were outgrown.
     """
 
-    transaction: bytes = b""
     spent: int = 0
     floor: int = 0
 
@@ -106,7 +107,7 @@ class Shared:
     clock: Callable[[], float]
     timeout: float | None
     verify: frozenset[str] = frozenset()
-    progress: Progress = field(default_factory=Progress)
+    unfinished: dict[bytes, Progress] = field(default_factory=dict)  # by transaction
     pending: list[Stretch] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)  # by the last transaction, of each primary
     receipt: Receipt | None = None
@@ -123,6 +124,14 @@ class Shared:
                 f"{what}: another call of this session is in progress; one caller at a time"
             )
         return self.busy
+
+    def progress_of(self, transaction: bytes) -> Progress:
+        """What earlier attempts of a transaction left, also when the caller tried others between them."""
+        found = self.unfinished.pop(transaction, None) or Progress()
+        self.unfinished[transaction] = found
+        if len(self.unfinished) > MAX_UNFINISHED:
+            del self.unfinished[next(iter(self.unfinished))]
+        return found
 
     def sweep(self, *, timeout: float = 0.0) -> None:
         """Give back what has drained, waiting at most `timeout` seconds for all of it.
@@ -148,6 +157,7 @@ class Transaction:
         self, shared: Shared, *, transaction: bytes, attempt: int, kind: ObjectKind
     ) -> None:
         self._shared, self._id, self._attempt, self._kind = shared, transaction, attempt, kind
+        self._progress = shared.progress_of(transaction)
         self._began = shared.clock()
         self._state = State.OPEN
         self._failure: TransactionRetry | TransactionFailed | None = None
@@ -325,7 +335,7 @@ class Transaction:
 
     def _feed_unknown(self, name: bytes, chunks: Iterable[bytes | memoryview]) -> None:
         placing = self._placing
-        writer = placing.place(name, None, start=self._shared.progress.floor)
+        writer = placing.place(name, None, start=self._progress.floor)
         limit = placing.max_size
         writer.begin(name)
         given, look_ahead = 0, True
@@ -382,7 +392,7 @@ class Transaction:
         lower = policy.next_primary(placing.destination, given, {}, start=placing.index + 1)
         if lower is None:
             raise self._failed("space", f"{outgrew}, and no pool below takes it")
-        self._shared.progress.floor = lower
+        self._progress.floor = lower
         message = f"{outgrew}; sent again it goes to {chain[lower].pool}"
         if self._final:
             message += ", but its source cannot be read again: say its length, or spool it"
@@ -394,14 +404,14 @@ class Transaction:
         """Undo, judge, signal."""
         self._stop(State.FAILED)
         shared = self._shared
-        left = shared.primary_retries - shared.progress.spent
+        left = shared.primary_retries - self._progress.spent
         verdict = policy.judge(shared.lists, one_for_each(blamed), retries_left=left)
         self._signal(verdict, [error for _, error in blamed])
 
     def _signal(self, verdict: Verdict, errors: Sequence[Exception]) -> NoReturn:
         shared = self._shared
         shared.lists = verdict.lists
-        shared.progress.spent += verdict.spends
+        self._progress.spent += verdict.spends
         cause = ExceptionGroup("what failed", list(errors))
         what = "; ".join(str(error) for error in errors)
         undone = "nothing of the transaction is stored"
@@ -502,7 +512,7 @@ class Transaction:
             csn = shared.host.commit(record)
         except CatalogError as error:
             self._stop(State.FAILED)
-            left = shared.primary_retries - shared.progress.spent
+            left = shared.primary_retries - self._progress.spent
             self._signal(policy.judge_catalog(shared.lists, retries_left=left), [error])
         except TransactionFailed as error:
             self._stop(State.FAILED)
@@ -554,6 +564,7 @@ class Transaction:
     ) -> Receipt:
         self._state = State.COMMITTED
         shared = self._shared
+        shared.unfinished.pop(self._id, None)
         shared.lists = self._placing.lists
         self._receipt = shared.receipt = Receipt(
             transaction=self._id.hex(),

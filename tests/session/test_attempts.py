@@ -168,6 +168,59 @@ def test_a_caller_that_drives_the_resend(world: World) -> None:
     world.at_rest()
 
 
+def test_the_budget_goes_along_with_the_id_past_other_transactions(world: World) -> None:
+    """A daemon that puts a failed transaction behind the others had it fail for ever: each round began with a full budget."""
+    session = world.session()
+    broken(world, "DP")
+    first, second = b"1" * 16, b"2" * 16
+    reasons: dict[bytes, list[str]] = {first: [], second: []}
+    for number in (1, 2, 3):
+        for identity in (first, second):
+            with (
+                pytest.raises((TransactionRetry, TransactionFailed)) as caught,
+                session.begin(transaction=identity, attempt=number) as transaction,
+            ):
+                transaction.put("A", content("A"))
+            reasons[identity].append(caught.value.reason)
+    assert reasons == {key: ["primary", "primary", "budget"] for key in (first, second)}
+    world.at_rest()
+
+
+def test_what_outgrew_a_primary_begins_below_it_past_other_transactions(world: World) -> None:
+    """It began at the top again, and outgrew it again: such a transaction never ended."""
+
+    class Unknown:
+        def __iter__(self) -> Iterator[bytes]:
+            yield content("E")
+
+    session = world.session(destination(max_size=MIB))
+    identity = b"1" * 16
+    with (
+        pytest.raises(TransactionRetry, match="outgrew DP"),
+        session.begin(transaction=identity) as transaction,
+    ):
+        transaction.put("E", Unknown())
+    with session.begin() as other:
+        other.put("A", content("A"))
+    with session.begin(transaction=identity, attempt=2) as transaction:
+        transaction.put("E", Unknown())
+    assert world.host.names("TP") == ["E"]
+    world.at_rest()
+
+
+def test_a_session_remembers_a_bounded_number_of_transactions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that were given up, too; what committed is forgotten at once."""
+    monkeypatch.setattr("fanout.transaction.MAX_UNFINISHED", 3)
+    session = world.session()
+    for _ in range(10):
+        session.begin().abort()
+    assert len(session._shared.unfinished) == 3
+    store(session, "A")
+    assert len(session._shared.unfinished) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
