@@ -136,6 +136,26 @@ def test_a_target_that_a_flush_closed_counts_as_failed_for_the_next_session(worl
     world.at_rest()
 
 
+def test_one_failed_flush_fails_every_session_by_its_own_rule(world: World) -> None:
+    """Both have bytes on C1 that no good flush covers: one goes on without it, the other must not, and a third that had committed is well."""
+    before, goes_on = world.session(), world.session()
+    stops = world.session(destination(copy_continue=False))
+    store(before, "C")
+    first, second = goes_on.begin(), stops.begin()
+    first.put("A", content("A"))
+    second.put("D", content("D"))
+    world.engine.set_faults([Fault.error(errno.EIO, kind=Phase.FLUSH, target=world.target("C1"))])
+    with pytest.raises(TransactionRetry) as retry:
+        first.commit()
+    with pytest.raises(TransactionFailed) as failed:
+        second.commit()
+    assert (retry.value.removed, failed.value.reason) == (("C1",), "copy_continue")
+    assert not stops.removed
+    assert store(goes_on, "A") == 1
+    assert world.host.held() == {"DP": "CA", "TP": "", "C1": "C", "C2": "CA", "AD": "CA"}
+    world.at_rest()
+
+
 # ---- hangs -----------------------------------------------------------------------------------------------
 
 
