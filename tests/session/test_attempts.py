@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
+from fanout import policy
 from fanout.engine import Fault
 from fanout.errors import (
     InterfaceError,
@@ -29,6 +30,13 @@ from .test_vectors import content, store
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+class Unknown:
+    """E in pieces, and nobody knows how many."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield content("E")
 
 
 def broken(world: World, pool: str, *, count: int | None = None) -> None:
@@ -188,11 +196,6 @@ def test_the_budget_goes_along_with_the_id_past_other_transactions(world: World)
 
 def test_what_outgrew_a_primary_begins_below_it_past_other_transactions(world: World) -> None:
     """It began at the top again, and outgrew it again: such a transaction never ended."""
-
-    class Unknown:
-        def __iter__(self) -> Iterator[bytes]:
-            yield content("E")
-
     session = world.session(destination(max_size=MIB))
     identity = b"1" * 16
     with (
@@ -205,6 +208,26 @@ def test_what_outgrew_a_primary_begins_below_it_past_other_transactions(world: W
     with session.begin(transaction=identity, attempt=2) as transaction:
         transaction.put("E", Unknown())
     assert world.host.names("TP") == ["E"]
+    world.at_rest()
+
+
+def test_the_most_attempts_that_there_can_be(world: World) -> None:
+    """Outgrown once, each secondary fails in an attempt of its own, the primary as often as it may: the next one is the last, and commits."""
+    session = world.session(destination(max_size=MIB))
+    failing = [None, "C1", "C2", "AD", "TP", "TP", None]
+    assert len(failing) == policy.max_attempts(session.destination, retries=2)
+    reasons = []
+    for pool, attempt in zip(failing, session.attempts(), strict=True):
+        world.engine.set_faults([])
+        if pool is not None:
+            broken(world, pool)
+        with attempt as transaction:
+            transaction.put("E", Unknown())
+        assert attempt.transaction is not None
+        reasons.append(getattr(attempt.transaction.failure, "reason", ""))
+    assert reasons == ["space", *["secondary"] * 3, *["primary"] * 2, ""]
+    assert list(session.removed) == ["C1", "C2", "AD"]
+    assert world.host.held() == {"DP": "", "TP": "E", "C1": "", "C2": "", "AD": ""}
     world.at_rest()
 
 
