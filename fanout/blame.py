@@ -56,6 +56,8 @@ def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str)
         # The abort itself makes legs say "not submitted"; that is nobody's failure.
         if outcome.code in _REAL:
             found.setdefault(key, outcome)
+    for (target, _), outcome in found.items():
+        target.faults += outcome.cls is not FaultClass.HOST
     blamed = [_blame(pool, target, outcome) for (target, pool), outcome in found.items()]
     blamed += _of_signal(signal, primary)
     assert blamed, f"an attempt ended, and nothing says why: {signal!r}"

@@ -30,6 +30,7 @@ from fanout.catalog import MemberSet
 from fanout.errors import FanoutError, PoolFull, PoolUnavailable
 from fanout.host import Fragment, ReserveRequest, WrittenSpan
 from fanout.read import Unreadable
+from fanout.types import FaultClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -486,4 +487,5 @@ def _wrong(digest: bytes, member: MemberEntry) -> str:
 
 
 def _failure(target: Target, outcome: Outcome) -> DestinationFailed:
+    target.faults += outcome.cls is not FaultClass.HOST
     return DestinationFailed(f"{target.path}: {outcome}", errno=outcome.errno)

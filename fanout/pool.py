@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A shorter span is not worth its header and footer, unless nothing more is needed.
 LEAST_SPAN = 64 << 10
+# Seconds that other volumes of the pool come before one that failed, for each time that it did; and at most.
+SHUN, LONGEST_SHUN = 60.0, 3600.0
 FIRST_PAUSE = 1.0  # seconds until a volume is tried again; then twice as long, and so on
 
 
@@ -60,6 +62,16 @@ class Member:
     next_try: float = 0.0
     users: int = 0
     """Regions reserved and not settled: a measure of how busy it is."""
+    faults: int = 0
+    shunned_until: float = 0.0
+
+    def shunned(self, now: float) -> bool:
+        """Whether something written to it has failed lately, so that another volume of the pool is the better choice."""
+        assert self.volume is not None
+        if self.faults < self.volume.target.faults:
+            self.shunned_until = now + min(SHUN * self.volume.target.faults, LONGEST_SHUN)
+        self.faults = self.volume.target.faults
+        return now < self.shunned_until
 
 
 @dataclass(eq=False, slots=True)

@@ -341,10 +341,11 @@ class PoolSet:
         offers = [(member, offer) for member, offer in offers if offer >= least]
         if not offers:
             raise _NoRoom(pool, f"no room for a span of {least} bytes on any volume of it")
-        if pool.device_class.type is DeviceType.FILE:
-            return offers[0]  # one after another
-        # The least busy, then the one that offers most: streams spread over the devices.
-        return min(offers, key=lambda pair: (pair[0].users, -pair[1]))
+        now = self._clock()
+        if pool.device_class.type is DeviceType.FILE:  # one after another
+            return min(offers, key=lambda pair: pair[0].shunned(now))
+        # What did not fail lately, the least busy, then the one that offers most: streams spread over the devices.
+        return min(offers, key=lambda pair: (pair[0].shunned(now), pair[0].users, -pair[1]))
 
     def _take(self, pools: Sequence[Pool], members: Sequence[Member], length: int) -> Span:
         held: dict[str, Held] = {}

@@ -52,10 +52,12 @@ class Target:
         granule: offsets and lengths of writes are multiples of it, in bytes.
         size: bytes of the file or device when it was opened.
         direct: whether writes bypass the page cache.
+        faults: transactions and repairs that failed because of it, which whoever chooses among targets may want to know.
     """
 
     def __init__(self, engine: Engine, core: _core.Target, path: str) -> None:
         self.engine, self.id, self.path, self._core = engine, core.number, path, core
+        self.faults = 0
         geometry = self.geometry
         self.granule, self.size, self.direct = geometry.granule, geometry.size, geometry.direct
 

@@ -47,6 +47,7 @@ class Site:
         size: bytes of a volume.
         sizes: pool: another size for its volume.
         object_limit: max_size of DISKPOOL; E is larger.
+        second_volume: pool that has another volume, a file.
         options: further lines of [pools.DISKPOOL].
         pool_options: pool: further lines of its section, for the others.
         extra: further sections.
@@ -61,6 +62,7 @@ class Site:
     size: int = 40 * MIB
     sizes: dict[str, int] = field(default_factory=dict)
     object_limit: int = 1 * MIB
+    second_volume: str = ""
     options: str = ""
     pool_options: dict[str, str] = field(default_factory=dict)
     extra: str = ""
@@ -130,9 +132,12 @@ volumes = [{self._volume(pool)}]
         return load(self.path)
 
     def _volume(self, pool: str) -> str:
+        more = (
+            f', {{ path = "second.vol", size = {self.size} }}' if pool == self.second_volume else ""
+        )
         if pool in self.devices:
-            return f'{{ path = "{self.devices[pool]}" }}'
-        return f'{{ path = "{pool}.vol", size = {self.sizes.get(pool, self.size)} }}'
+            return f'{{ path = "{self.devices[pool]}" }}{more}'
+        return f'{{ path = "{pool}.vol", size = {self.sizes.get(pool, self.size)} }}{more}'
 
     def create(self) -> None:
         """Make the store."""

@@ -202,6 +202,27 @@ def test_everything_but_the_gap_destroyed_before_repair(site: Site, fault: MakeF
             assert {gap.pool for gap in store.query_gaps()} == {"COPYPOOL1"}
 
 
+@pytest.mark.parametrize("pool", ["DISKPOOL", "COPYPOOL1"])
+def test_one_bad_disk_of_two(site: Site, fault: MakeFault, pool: str) -> None:
+    """The resend goes to the good one, and so does what comes later: each transaction failed, or each session lost the pool."""
+    with fault(site, pool) as broken:
+        site.second_volume = pool
+        site.create()
+        with site.open() as store:
+            broken.fail()
+            first = site.put(store, "N1")
+            assert first.attempt == 2
+            assert list(first.removed) == ([] if pool == "DISKPOOL" else [pool])
+            second = site.put(store, "N2")
+            assert (second.attempt, second.removed) == (1, {})
+            assert all(pool in stored.pools for stored in second.objects if stored.name != b"E")
+            if pool != "DISKPOOL":
+                report = backup_stgpool(store, "DISKPOOL", pool)
+                assert (report.copied_objects, report.failed) == (2, ())
+            broken.heal()
+            assert site.contents(store) == HEALTHY
+
+
 def test_previews_change_nothing(site: Site) -> None:
     """Also beside a running writer, from a store that is open read-only."""
     site.create()

@@ -251,6 +251,45 @@ def test_spans_go_to_the_least_busy_volume(house: House) -> None:
     assert sorted(paths.count(path) for path in set(paths)) == [2, 2]
 
 
+def test_a_volume_that_failed_comes_after_the_others_for_a_while(house: House) -> None:
+    """Every resend went to the same bad disk again, since it was as free as the good one beside it."""
+
+    def used() -> str:
+        (span,) = house.pools.reserve(ask(1000))
+        house.pools.release(span, ["DISK", "COPY"])
+        return os.path.basename(span.placements[0].target.path)
+
+    targets = {os.path.basename(v.path): v.target for v in house.pools.volumes()}
+    bad = used()
+    (good,) = {"d0.vol", "d1.vol"} - {bad}
+    assert used() == bad
+    for faults, pause in ((1, 60), (2, 120), (100, 3600)):
+        targets[bad].faults = faults
+        assert [used(), used()] == [good, good]
+        house.now += pause - 1
+        assert used() == good
+        house.now += 2
+        assert used() == bad
+    targets[good].faults = targets["c0.vol"].faults = 1
+    assert used() == bad
+    targets[bad].faults += 1
+    assert used() in (good, bad)  # rather than nowhere
+
+
+def test_a_sequential_volume_that_failed_comes_after_the_others(house: House) -> None:
+    """They are filled one after another: the first one that is bad would be asked for ever."""
+    for _ in range(2):
+        house.pools.reserve(ask(900 << 10, primary="SEQ"))
+    first, second, *_ = (v for v in house.pools.volumes() if v.pool == "SEQ")
+
+    def used() -> object:
+        return house.pools.reserve(ask(1000, primary="SEQ"))[0].placements[0].target
+
+    assert used() is first.target
+    first.target.faults = 1
+    assert used() is second.target
+
+
 def test_who_cannot_take_part(house: House) -> None:
     with pytest.raises(UnknownPool, match="defined: DISK"):
         house.pools.reserve(ask(1, primary="DISC"))
