@@ -12,17 +12,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fanout import backup_stgpool, check_store, copy_activedata, rebuild_catalog
 from fanout.errors import PoolUnavailable
+from fanout.store import Store
 from tests.store.conftest import MIB
 
 if TYPE_CHECKING:
     from fanout.reconcile import ReconcileReport
-    from fanout.store import Store
     from tests.store.conftest import Site
 
 
@@ -136,6 +137,63 @@ def test_active_data_gets_only_what_is_active(site: Site) -> None:
         put(store, replaced)
         first = next(iter(store.query_objects(name=b"001", pool="ACTIVEDATAPOOL")))
         assert store.get("N1", b"001", version=first.version, pool="ACTIVEDATAPOOL").read()
+
+
+def test_several_domains_with_active_data_pools_of_their_own(site: Site) -> None:
+    """Rule R19, in sessions, repairs and gaps: one domain's pool is no gap of another's, and overflow takes the destination's list along."""
+    site.extra = """
+[pools.AD2]
+type = "active-data"
+device_class = "disk"
+volumes = [{ path = "AD2.vol", size = "16 MiB" }]
+[domains.OTHER]
+destination = "DISKPOOL"
+active_destinations = ["AD2"]
+[domains.BOTH]
+destination = "DISKPOOL"
+active_destinations = ["AD2", "ACTIVEDATAPOOL"]
+[nodes.N3]
+domain = "OTHER"
+[nodes.N4]
+domain = "BOTH"
+"""
+    site.configure()
+    text = site.path.read_text()
+    site.path.write_text(
+        text.replace('pools = ["ACTIVEDATAPOOL"]', 'pools = ["ACTIVEDATAPOOL", "AD2"]')
+    )
+    Store.create(site.path)
+    allowed = {"N1": ("ACTIVEDATAPOOL",), "N2": (), "N3": ("AD2",), "N4": ("ACTIVEDATAPOOL", "AD2")}
+    objects = {b"small": b"s" * 1000, b"large": bytes(site.object_limit + 1)}
+    with site.open() as store:
+        for node in allowed:
+            put(store, objects, node)
+        assert store.query_gaps() == []
+    with ExitStack() as locked:
+        for pool in ("ACTIVEDATAPOOL", "AD2"):
+            locked.enter_context(site.locked(pool))
+        with site.open(lock_wait=0) as store:
+            for node in allowed:
+                put(store, objects, node)
+            found = {(gap.node, gap.primary, gap.pool, gap.objects) for gap in store.query_gaps()}
+            demanded = {
+                (node, primary, pool, 1)
+                for node, pools in allowed.items()
+                for pool in pools
+                for primary in ("DISKPOOL", "TAPEPOOL")
+            }
+            assert found == demanded
+    with site.open() as store:
+        for pool in ("AD2", "ACTIVEDATAPOOL"):
+            for primary in ("DISKPOOL", "TAPEPOOL"):
+                report = copy_activedata(store, primary, pool)
+                assert (report.copied_objects, report.failed, report.gaps_left) == (2, (), 0)
+        held = {(entry.node, entry.pool) for entry in store.query_occupancy()}
+        secondaries = {"AD2", "ACTIVEDATAPOOL"}
+        assert {pair for pair in held if pair[1] in secondaries} == {
+            (node, pool) for node, pools in allowed.items() for pool in pools
+        }
+    assert check_store(site.path).problems == ()
 
 
 def test_nodes_that_may_not_use_the_pool_are_left_alone(site: Site) -> None:
