@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fanout.audit import audit_stgpool
+from fanout.check import check_store
+from fanout.config import MAX_SECONDARIES
 from fanout.engine import Engine
 from fanout.errors import (
     CatalogBusy,
@@ -34,6 +36,7 @@ from fanout.errors import (
     UnknownPool,
     VolumeForeign,
 )
+from fanout.rebuild import rebuild_catalog
 from fanout.reconcile import backup_stgpool
 from fanout.store import Store
 from fanout.types import ObjectKind
@@ -300,6 +303,36 @@ def test_a_name_is_the_same_in_every_locale(site: Site) -> None:
     subprocess.run(command, env=environment, check=True)
     with site.open() as store, pytest.raises(InterfaceError, match="UTF-8"):
         store.get("N1", "\ud800")
+
+
+def test_as_many_secondaries_as_there_may_be(site: Site) -> None:
+    """Of a span with sixteen copies a header or a stream may have no room for the last; and one that is missing is one gap."""
+    names = [f"X{n:02}" for n in range(MAX_SECONDARIES - 3)]
+    site.extra = "".join(
+        f'[pools.{name}]\ntype = "copy"\ndevice_class = "disk"\n'
+        f'volumes = [{{ path = "{name}.vol", size = "2 MiB" }}]\n'
+        for name in names
+    )
+    site.configure()
+    listed = ", ".join(f'"{name}"' for name in names)
+    text = site.path.read_text().replace('"COPYPOOL2"]', f'"COPYPOOL2", {listed}]')
+    site.path.write_text(text)
+    Store.create(site.path)
+    everyone = {"DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL", *names}
+    assert len(everyone) == 1 + MAX_SECONDARIES
+    with site.open() as store:
+        receipt = site.put(store, "N1")
+        assert [set(stored.pools) for stored in receipt.objects] == [everyone] * 2
+    with site.locked(names[-1]), site.open(lock_wait=0) as store:
+        receipt = site.put(store, "N1")
+        assert [gap.pool for gap in receipt.gaps] == [names[-1]]
+    before = rebuild_catalog(site.path, force=True)
+    assert (before.objects, before.gaps, before.lost) == (4, 1, ())
+    with site.open() as store:
+        assert backup_stgpool(store, "DISKPOOL", names[-1]).copied_objects == 2
+        for pool in everyone:
+            site.check(store, "N1", b"A", pool)
+    assert check_store(site.path).problems == ()
 
 
 def test_archives_never_go_to_active_data_pools(site: Site) -> None:
