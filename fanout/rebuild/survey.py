@@ -286,7 +286,8 @@ class Survey:
         for pool in pieces.required:
             if pool in holders and holders[pool] is None:
                 continue
-            if pool not in self._config.pools:
+            # A primary is in the catalog all the same, since objects belong to it.
+            if pool not in self._config.pools and pool != pieces.required[0]:
                 self._note(f"pool {pool} was required and is not configured: no gap is noted")
                 continue
             held = holders.get(pool) or MemberSet()

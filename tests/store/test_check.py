@@ -18,6 +18,7 @@ from fanout.catalog import CatalogReader
 from fanout.check import check_store
 from fanout.errors import CatalogBusy, CatalogError, InterfaceError, VolumeBusy
 from fanout.rebuild import rebuild_catalog
+from tests.store.histories import LARGE
 from tests.store.test_rebuild import put, small
 
 if TYPE_CHECKING:
@@ -323,4 +324,23 @@ def test_a_pool_that_is_gone_from_a_rebuilt_catalog_is_not_asked_for(filled: Sma
     filled.path.write_text(text[:start] + (text[end:] if end > 0 else ""))
     report = rebuild_catalog(filled.path, force=True)
     assert "pool COPYPOOL2 was required and is not configured" in "".join(report.notes)
+    assert [p.what for p in check_store(filled.path).problems] == []
+
+
+def test_a_primary_that_is_gone_from_the_configuration_is_a_gap(filled: SmallSite) -> None:
+    """The rebuilt catalog knows it, since objects belong to it: they lie elsewhere, and nothing said that it lacks them."""
+    with filled.open() as store:
+        put(filled, store, {b"large": filled.rng.randbytes(LARGE + 1)})
+        (entry,) = store.query_objects(name=b"large")
+        assert entry.primary == "TAPEPOOL"
+    text = filled.path.read_text().replace('next = "TAPEPOOL"', "")
+    start = text.index("[pools.TAPEPOOL]")
+    filled.path.write_text(text[:start] + text[text.index("[pools.", start + 1) :])
+    report = rebuild_catalog(filled.path, force=True)
+    assert "pool TAPEPOOL is a primary of objects, and is not configured" in report.notes
+    assert report.gaps == 1
+    with filled.open() as store:
+        (gap,) = store.query_gaps()
+        assert (gap.primary, gap.pool, gap.objects) == ("TAPEPOOL", "TAPEPOOL", 1)
+        assert store.get("N1", b"large").read()
     assert [p.what for p in check_store(filled.path).problems] == []
