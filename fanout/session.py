@@ -105,7 +105,7 @@ class Session:
             verify=frozenset(verify),
         )
         self._transaction: Transaction | None = None
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
 
     @property
     def removed(self) -> Mapping[str, str]:
@@ -200,8 +200,10 @@ class Session:
         """End the session: an open transaction is aborted, drained regions go back; idempotent.
 
         Regions that writes are still in flight on, after a short wait, stay reserved at the host: nobody
-        knows when those writes land.
+        knows when those writes land. In a forked child there is nothing to end: it is all the parent's.
         """
+        if os.getpid() != self._process:
+            return
         if self._transaction is not None and self._transaction.state is State.OPEN:
             self._transaction.abort()
         shared = self._shared

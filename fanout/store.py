@@ -318,6 +318,8 @@ class Store(StoreReader):
             CatalogError: the catalog hangs (`commit_deadline`). All else is closed; the catalog stays locked until the process ends.
         """
         self._closed = True
+        if os.getpid() != self._process:
+            self._closing.pop_all()  # a forked child leaves everything to its parent
         self._closing.close()
 
     def __enter__(self) -> Self:

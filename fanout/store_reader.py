@@ -6,6 +6,7 @@ Answers come from the catalog, and about space from the volumes that are open.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -83,9 +84,13 @@ class StoreReader:
         self, config: Config, catalog: CatalogReader, engine: Engine, pools: PoolSet
     ) -> None:
         self.config, self.catalog, self.engine, self.pools = config, catalog, engine, pools
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
 
     def _must_be_open(self) -> None:
+        if os.getpid() != self._process:
+            raise InterfaceError(
+                f"{self.config.path}: this is a forked child of process {self._process}, which opened the store; open it again here"
+            )
         if self._closed:
             raise InterfaceError(f"{self.config.path}: the store is closed")
 

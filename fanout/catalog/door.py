@@ -108,10 +108,10 @@ class Catalog(CatalogReader):
         self._write_lock, self._folding = threading.Lock(), threading.Lock()
         self.last_commit_at = 0
         self.last_versions: dict[bytes, int] = {}
-        self._lock_fd = take_lock(os.path.abspath(path), lock_wait)
+        self._writer = take_lock(os.path.abspath(path), lock_wait)
         self._ballast = Ballast(os.path.abspath(path))
         with ExitStack() as undo:
-            undo.callback(os.close, self._lock_fd)
+            undo.callback(self._writer.close)
             self._begin_reading(path)
             undo.callback(super().close)
             if self.schema != SCHEMA_VERSION:
@@ -212,7 +212,7 @@ class Catalog(CatalogReader):
         except OSError as error:
             raise CatalogError(path, f"cannot be removed: {error.strerror}") from error
         finally:
-            os.close(lock)
+            lock.close()
 
     def close(self) -> None:
         """Close, fold the log into the database if nobody else has it open, and let the next writer in; idempotent.
@@ -221,8 +221,8 @@ class Catalog(CatalogReader):
             CatalogError: a write hangs. Then the catalog stays locked: nobody may write to it before that has ended, at the
                 latest with this process.
         """
-        if self._lock_fd < 0:
-            return
+        if self._writer.fd < 0:
+            return  # or in a forked child, which leaves the connections to its parent
         super().close()
         with ExitStack() as held:
             for lock in (self._write_lock, self._folding):
@@ -234,8 +234,7 @@ class Catalog(CatalogReader):
                 with translated(self.path):
                     self._writes.close()
             finally:
-                os.close(self._lock_fd)
-                self._lock_fd = -1
+                self._writer.close()
 
     # ---- commits -------------------------------------------------------------------------------
 

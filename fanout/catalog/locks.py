@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -19,26 +20,66 @@ SILENT = 1.0  # seconds that a wait may take without a word
 _log = logging.getLogger("fanout.catalog")
 
 
-def take_lock(path: str, wait: float) -> int:
+# The lock belongs to the open file, which a forked child shares: it closes its descriptors at once, or the store would stay locked
+# until the child ends. No fork happens between opening one and remembering it.
+_forking = threading.Lock()
+_held: set[WriterLock] = set()
+
+
+class WriterLock:
+    """A descriptor of the file that a writer has locked. In a forked child it is closed already."""
+
+    def __init__(self, lock: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with _forking:
+            self.fd = os.open(lock, flags, 0o600)
+            _held.add(self)
+
+    def close(self) -> None:
+        """Let the next writer in; idempotent."""
+        with _forking:
+            self._close()
+            _held.discard(self)
+
+    def _close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @classmethod
+    def let_go(cls) -> None:
+        """In a forked child."""
+        for lock in _held:
+            lock._close()
+        _held.clear()
+        _forking.release()
+
+
+os.register_at_fork(
+    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=WriterLock.let_go
+)
+
+
+def take_lock(path: str, wait: float) -> WriterLock:
     """The writer's lock, on a file beside the database.
 
     Not on the database itself: closing any descriptor of it would drop the locks that SQLite holds there.
     """
     refuse_links(path)
-    lock = f"{path}{LOCK}"
+    name = f"{path}{LOCK}"
     try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = WriterLock(name)
     except OSError as error:
         reason = (
             "is a symbolic link, which is refused" if error.errno == errno.ELOOP else error.strerror
         )
-        raise CatalogError(lock, f"cannot be opened: {reason}") from error
+        raise CatalogError(name, f"cannot be opened: {reason}") from error
     try:
-        _wait_for_lock(fd, path, wait)
+        _wait_for_lock(lock.fd, path, wait)
     except BaseException:
-        os.close(fd)
+        lock.close()
         raise
-    return fd
+    return lock
 
 
 def _wait_for_lock(fd: int, path: str, wait: float) -> None:

@@ -131,7 +131,7 @@ def writer_lock(path: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[
     try:
         yield
     finally:
-        os.close(lock)
+        lock.close()
 
 
 def restore(
