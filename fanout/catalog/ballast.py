@@ -20,12 +20,16 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from contextlib import suppress
 
 SUFFIX = ".ballast"
 # What it has to hold, in bytes of the log: a commit of one gap 34 kB, the largest group (16,384 objects) with names of 60 bytes
 # 2.9 MB. With names of 1,024 bytes such a group takes 99 MB: then its transactions fail, and what they wrote is free again.
 SIZE_BYTES = 16 << 20
+# Seconds that what was there is not looked for again when a transaction begins: each look gives the GIL away, and beside a busy
+# Python thread that may take 5 ms. Nobody but its writer has business to remove it.
+LOOK_PAUSE = 1.0
 
 _log = logging.getLogger("fanout.catalog")
 
@@ -40,6 +44,7 @@ class Ballast:
     def __init__(self, catalog: str, *, size_bytes: int = SIZE_BYTES) -> None:
         self.path, self._size = f"{catalog}{SUFFIX}", size_bytes
         self._given_up = False
+        self._seen: float | None = None  # when it was there, on the monotonic clock
         # Sessions begin side by side, and a commit may need the space meanwhile.
         self._lock = threading.Lock()
 
@@ -64,8 +69,7 @@ class Ballast:
 
     def _make(self) -> bool:
         if self.held_bytes >= self._size:
-            self._given_up = False
-            return True
+            return self._is_there()
         if self.free_bytes < 2 * self._size:
             return False
         with suppress(OSError):  # of another size: made by another version, or cut short
@@ -77,7 +81,10 @@ class Ballast:
             with suppress(OSError):
                 os.unlink(self.path)
             return False
-        self._given_up = False
+        return self._is_there()
+
+    def _is_there(self) -> bool:
+        self._given_up, self._seen = False, time.monotonic()
         return True
 
     def _write(self) -> None:
@@ -95,6 +102,7 @@ class Ballast:
             return self._remove_for(error)
 
     def _remove_for(self, error: sqlite3.Error) -> bool:
+        self._seen = None  # who needs it looks
         if not self._full(error) or not self.held_bytes:
             return False
         try:
@@ -130,6 +138,9 @@ class Ballast:
 
     def shortage(self) -> str | None:
         """Why nothing new should be begun; None: there is ballast, or it was never given up and at least its size is free."""
+        seen = self._seen
+        if not self._given_up and seen is not None and time.monotonic() - seen < LOOK_PAUSE:
+            return None
         if self.make() or (not self._given_up and self.free_bytes >= self._size):
             return None
         return (

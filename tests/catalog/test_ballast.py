@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -201,6 +202,26 @@ def test_it_goes_only_for_want_of_space(tmp_path: Path) -> None:
     assert made.give_up(error)
     assert not made.give_up(error)
     assert made.held_bytes == 0
+
+
+def test_it_is_not_looked_for_at_every_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look gave the GIL away. But one that was given up, or that a write missed, is looked for at once."""
+    monkeypatch.setattr("fanout.catalog.ballast.LOOK_PAUSE", threading.TIMEOUT_MAX)
+    ballast = Ballast(str(tmp_path / "catalog.db"), size_bytes=MIB)
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    assert ballast.shortage() is None
+    os.unlink(ballast.path)
+    assert ballast.shortage() is None
+    assert ballast.held_bytes == 0, "it was looked for"
+    assert not ballast.give_up(full)
+    assert ballast.shortage() is None
+    assert ballast.held_bytes == MIB
+    assert ballast.give_up(full)
+    assert ballast.shortage() is None
+    assert ballast.held_bytes == MIB
 
 
 def test_sessions_that_begin_at_once_make_it_once(tmp_path: Path) -> None:
