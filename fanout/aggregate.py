@@ -24,7 +24,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from fanout.errors import InterfaceError
 from fanout.host import Fragment, SyncProof, WrittenSpan
@@ -481,10 +481,15 @@ class AggregateWriter:
     def _fragments(self, *, cut: bool) -> list[Fragment]:
         """The pieces of objects in the current span; `cut`: the current object goes on in the next."""
         start = self._start
-        made = [
-            _new(Fragment, (name, offset - start, length, digest))
-            for name, offset, length, digest in self.members[self._first :]
-        ]
+        members = self.members[self._first :]
+        if start == 0:
+            # In the aggregate's first span a member is its own fragment, to the letter: there may be thousands of them.
+            made = cast("list[Fragment]", members)
+        else:
+            made = [
+                _new(Fragment, (name, offset - start, length, digest))
+                for name, offset, length, digest in members
+            ]
         if made and made[0].offset < 0:  # it began in a span before
             name, before, length, digest = made[0]
             made[0] = Fragment(name, 0, before + length, digest)
