@@ -22,7 +22,7 @@ _log = logging.getLogger("fanout.catalog")
 
 # The lock belongs to the open file, which a forked child shares: it closes its descriptors at once, or the store would stay locked
 # until the child ends. No fork happens between opening one and remembering it.
-_forking = threading.Lock()
+_forking = threading.RLock()  # also if a signal handler forks
 _held: set[WriterLock] = set()
 
 
