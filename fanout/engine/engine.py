@@ -38,6 +38,14 @@ _BACKENDS = {
     "threads": _core.BACKEND_THREADS,
     "faulty": _core.BACKEND_FAULTY,
 }
+REQUESTS = (
+    Phase.WRITE,
+    Phase.READ,
+    Phase.FLUSH,
+    Phase.ALLOCATE,
+    Phase.TRUNCATE,
+    Phase.DIRSYNC,
+)
 NO_DEVICE = Outcome(OutcomeCode.ERROR, Phase.OPEN, errno=errno.ENODEV, cls=FaultClass.TRANSPORT)
 _EVENT = struct.Struct("=7QiHHI4B4IHB5x")  # fo_event; 96 bytes
 _EVENT_DTYPE = [
@@ -361,10 +369,13 @@ class Engine:
             One outcome per request, in their order. Those that got no slot within `timeout` seconds are NOT_SUBMITTED.
 
         Raises:
-            InterfaceError: closed, a WRITE or READ without data, or an offset or length that is negative or too large.
+            InterfaceError: closed, a kind that no request has, a WRITE or READ without data, or an offset or length that is negative or too large.
         """
         records = []
         for request in requests:
+            if request.kind not in REQUESTS:
+                known = ", ".join(kind.name for kind in REQUESTS)
+                raise InterfaceError(f"a request cannot be {request.kind!r}: say one of {known}")
             if request.data is None and request.kind in (Phase.WRITE, Phase.READ):
                 raise InterfaceError(f"a {request.kind.name} request needs data")
             target = self._id(request.target)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SMALL: dict[str, Any] = {"memory_bytes": SLOTS * SLOT, "slot_size_bytes": SLOT}
+NO_KINDS: tuple[Any, ...] = (99, -1, 2.5, None, "write", Phase.NONE, Phase.OPEN, Phase.CLOSE)
 EXPECTED = (InterfaceError, TargetError, TimeoutError, BufferError)
 
 
@@ -128,6 +129,7 @@ def test_numbers_that_fit_no_file(engine: Engine, tmp_path: Path) -> None:
             lambda: stream.place([0], 1 << 70),
             lambda: stream.lease(1 << 70),
             lambda: engine.run([Request(Phase.ALLOCATE, target, offset=-1, length=1)]),
+            *(partial(engine.run, [Request(kind, target)]) for kind in NO_KINDS),
             lambda: engine.write(target, -target.granule, bytes(target.granule)),
             lambda: engine.read(target, 1 << 70, 1),
         ]
