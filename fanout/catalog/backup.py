@@ -14,13 +14,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-import uuid
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fanout.catalog.connection import SIDES, check_identity, connect, refuse_links, translated
+from fanout.catalog.connection import check_identity, connect, refuse_links, translated
+from fanout.catalog.drafts import draft_of
 from fanout.catalog.locks import sync_directory
 from fanout.catalog.reader import CatalogReader
 from fanout.errors import CatalogError
@@ -68,27 +67,22 @@ def backup(
     """
     source, target = os.path.abspath(source), os.path.abspath(target)
     _refuse_target(source, target, force=force)
-    draft = f"{target}.{uuid.uuid4().hex}.new"
     try:
-        _make_private(draft)
-        _copy(source, draft, on_progress)
-        made = _verified(draft, target)
-        _sync_file(draft)
-        if force:
-            os.replace(draft, target)
-        else:
-            os.link(draft, target)  # unlike a rename, it fails when there is something
-        sync_directory(target)
+        with draft_of(target) as draft:
+            _copy(source, draft, on_progress)
+            made = _verified(draft, target)
+            _sync_file(draft)
+            if force:
+                os.replace(draft, target)
+            else:
+                os.link(draft, target)  # unlike a rename, it fails when there is something
+            sync_directory(target)
     except FileExistsError:
         raise CatalogError(
             target, "there is something here already; nothing is overwritten"
         ) from None
     except OSError as error:
         raise CatalogError(target, f"cannot be made: {error.strerror}") from error
-    finally:
-        for suffix in ("", *SIDES):
-            with suppress(FileNotFoundError):
-                Path(draft + suffix).unlink()
     return made
 
 
@@ -119,15 +113,6 @@ def _size(path: str) -> int:
         return os.lstat(path).st_size
     except OSError:
         return 0
-
-
-def _make_private(draft: str) -> None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(draft, flags, 0o600)
-    try:
-        os.fchmod(fd, 0o600)  # whatever the umask takes away
-    finally:
-        os.close(fd)
 
 
 def _copy(source: str, draft: str, on_progress: Callable[[int, int], None] | None) -> None:

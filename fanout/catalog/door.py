@@ -25,7 +25,6 @@ import os
 import sqlite3
 import threading
 import time
-import uuid
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ from fanout.catalog.connection import (
     translated,
     upgrade,
 )
-from fanout.catalog.drafts import LARGEST, insert_pools, insert_volumes, write_draft
+from fanout.catalog.drafts import LARGEST, draft_of, insert_pools, insert_volumes, write_draft
 from fanout.catalog.intake import Counters, Intake, pack
 from fanout.catalog.locks import LOCK, sync_directory, take_lock
 from fanout.catalog.members import to_json
@@ -151,21 +150,17 @@ class Catalog(CatalogReader):
             CatalogError: there is something at `path`, or it cannot be written.
         """
         path = os.path.abspath(path)
-        draft = f"{path}.{uuid.uuid4().hex}.new"
         try:
-            write_draft(draft, store, pools, volumes, clock())
-            os.link(draft, path)  # unlike rename, it fails when there is something
-            sync_directory(path)
+            with draft_of(path) as draft:
+                write_draft(draft, store, pools, volumes, clock())
+                os.link(draft, path)  # unlike rename, it fails when there is something
+                sync_directory(path)
         except FileExistsError:
             raise CatalogError(
                 path, "there is something here already; nothing is overwritten"
             ) from None
         except OSError as error:
             raise CatalogError(path, f"cannot be made: {error.strerror}") from error
-        finally:
-            for suffix in ("", *SIDES):
-                with suppress(FileNotFoundError):
-                    Path(draft + suffix).unlink()
 
     @classmethod
     def open(

@@ -1,13 +1,22 @@
-"""What a new catalog begins as: a file beside its later name, with the schema, the pools and the volumes in it."""
+"""What a new catalog begins as: a file beside its later name, with the schema, the pools and the volumes in it.
+
+Whoever makes one holds a lock beside it meanwhile, so that the next one knows what a killed process has left, and removes it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.catalog.connection import (
     APPLICATION_ID,
     SCHEMA_VERSION,
+    SIDES,
     connect,
     schema_text,
     translated,
@@ -15,12 +24,65 @@ from fanout.catalog.connection import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from fanout.catalog.rows import PoolEntry, VolumeEntry
 
+_MAKING = "-making"  # what the name of a draft's lock adds to it
 # Network and overlay file systems use all 64 bits of an inode number, SQLite has 63: the others are left out. Informative anyway.
 LARGEST = (1 << 63) - 1
+
+
+@contextmanager
+def draft_of(path: str) -> Iterator[str]:
+    """The name of an empty file beside `path`, private to its owner; it is gone at the end, under this name.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _sweep(path)
+    draft = f"{path}.{uuid.uuid4().hex}.new"
+    # Not on the file itself: closing it would drop the locks that SQLite may hold there by then, under its later name.
+    lock = _made(draft + _MAKING)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.close(_made(draft))
+        yield draft
+    finally:
+        _remove(draft)
+        os.close(lock)
+
+
+def _made(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)  # whatever the umask takes away; SQLite's other files get the same
+    return fd
+
+
+def _sweep(path: str) -> None:
+    """Remove drafts that nobody makes any more: their process was killed."""
+    where, name = os.path.split(path)
+    left = re.compile(re.escape(name) + r"\.[0-9a-f]{32}\.new" + _MAKING)
+    with suppress(OSError):
+        for found in filter(left.fullmatch, os.listdir(where)):
+            with suppress(OSError):
+                _remove_if_left(os.path.join(where, found.removesuffix(_MAKING)))
+
+
+def _remove_if_left(draft: str) -> None:
+    lock = os.open(draft + _MAKING, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(draft)
+    finally:
+        os.close(lock)
+
+
+def _remove(draft: str) -> None:
+    for suffix in ("", *SIDES, _MAKING):  # the lock last: it leads to the others
+        with suppress(FileNotFoundError):
+            Path(draft + suffix).unlink()
 
 
 def write_draft(
@@ -30,14 +92,7 @@ def write_draft(
     volumes: Iterable[VolumeEntry],
     now: int,
 ) -> None:
-    """Make the file, private to its owner, and fill it in one transaction; `now` in nanoseconds since 1970."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(draft, flags, 0o600)
-    try:
-        # Whatever the umask takes away; SQLite gives its other files the same mode.
-        os.fchmod(fd, 0o600)
-    finally:
-        os.close(fd)
+    """Fill an empty file in one transaction; `now` in nanoseconds since 1970."""
     with translated(draft):
         db = connect(draft, read_only=False)
         try:

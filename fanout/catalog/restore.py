@@ -6,7 +6,7 @@ What it promises:
 2. A catalog that stands there is kept, log and all, under a new name beside it; only on request, and never beside its writer.
 3. Commit sequence numbers are those of the volumes; versions are numbered in the order of commits, as they were.
 
-`Catalog.create` makes the file; this module fills it before anybody can see it.
+It is filled under another name, before anybody can see it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import json
 import os
 import secrets
 import time
-import uuid
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.catalog.asking import ACTIVE, IN_SET
 from fanout.catalog.connection import SIDES, connect_writer, translated
-from fanout.catalog.door import Catalog
-from fanout.catalog.drafts import insert_pools
+from fanout.catalog.drafts import draft_of, insert_pools, write_draft
 from fanout.catalog.intake import KIND_CODES
 from fanout.catalog.locks import sync_directory, take_lock
 from fanout.catalog.members import to_json
@@ -171,27 +168,19 @@ def restore(
         CatalogBusy: somebody has the catalog there open for writing.
     """
     path = os.path.abspath(path)
-    draft = f"{path}.{uuid.uuid4().hex}.new"
     try:
-        Catalog.create(draft, store=store, pools=pools, volumes=volumes, clock=lambda: created)
-        with translated(path):
-            db = connect_writer(draft)
-            try:
+        with draft_of(path) as draft:
+            write_draft(draft, store, pools, volumes, created)
+            with translated(path), closing(connect_writer(draft)) as db:
                 db.execute("BEGIN IMMEDIATE")
                 writer = _Writer(db, time.time_ns() if now is None else now)
                 writer.write(transactions, deletions, csn)
                 writer.write_retired(retired)
                 db.execute("COMMIT")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                db.close()
-        return _put_in_place(draft, path, force=force)
+            return _put_in_place(draft, path, force=force)
     except OSError as error:
         raise CatalogError(path, f"cannot be made: {error.strerror}") from error
-    finally:
-        for suffix in ("", *SIDES):
-            with suppress(FileNotFoundError):
-                Path(draft + suffix).unlink()
 
 
 def _put_in_place(draft: str, path: str, *, force: bool) -> str | None:

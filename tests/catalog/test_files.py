@@ -297,3 +297,30 @@ def test_discard_takes_everything_but_never_an_open_store(sample: Sample) -> Non
     sample.create()
     with sample.open() as catalog:
         assert catalog.store().csn == 0
+
+
+def test_what_a_killed_process_has_begun_is_removed_by_the_next_one(sample: Sample) -> None:
+    """Breaks if drafts of catalogs stay for ever, as large as the store's, or if one that is being made is taken away."""
+    code = f"""
+import sys
+from fanout.catalog.drafts import draft_of, write_draft
+with draft_of({os.fspath(sample.path)!r}) as draft:
+    write_draft(draft, bytes(16), (), (), 1)
+    open(draft + "-wal", "w").close()
+    print(draft, flush=True)
+    sys.stdin.readline()
+"""
+    where = sample.path.parent
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        draft = process.stdout.readline().decode().strip()
+        sample.create()
+        assert {draft, f"{draft}-wal"} <= {str(path) for path in where.glob("*.new*")}
+        process.kill()
+    assert len(list(where.glob("*.new*"))) == 3
+    assert len(list(where.iterdir())) == 4
+    with pytest.raises(CatalogError, match="nothing is overwritten"):
+        sample.create()
+    assert [path.name for path in where.iterdir()] == ["catalog.db"]
