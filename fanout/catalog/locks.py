@@ -103,14 +103,24 @@ def _wait_for_lock(fd: int, path: str, wait: float) -> None:
 
 def _holder(fd: int) -> str:
     """The number of the process that holds the lock, for people; empty where the kernel does not tell."""
-    inode = os.fstat(fd).st_ino
     try:
+        file = f"{_device(fd)}:{os.fstat(fd).st_ino}"
         with open("/proc/locks", encoding="ascii") as locks:
-            found = [line.split() for line in locks if " FLOCK " in line and f":{inode} " in line]
-    except OSError:
+            found = [words for words in map(str.split, locks) if file in words]
+    except (OSError, StopIteration):
         return ""
     holders = [words[4] for words in found if words[1] == "FLOCK" and words[4].isdecimal()]
     return f" ({', '.join(holders)})" if holders and holders != ["0"] else ""
+
+
+def _device(fd: int) -> str:
+    """The device of a file as /proc/locks has it: that of its file system, which on some (btrfs) is not what `stat` says."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as facts:
+        mount = next(line.split()[1] for line in facts if line.startswith("mnt_id:"))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        device = next(words[2] for words in map(str.split, mounts) if words[0] == mount)
+    major, minor = map(int, device.split(":"))
+    return f"{major:02x}:{minor:02x}"
 
 
 def sync_directory(path: str) -> None:

@@ -6,6 +6,7 @@ that keeps the log from being folded; a strange file taken for a catalog.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import sqlite3
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,7 @@ import pytest
 from fanout.catalog import Catalog, CatalogReader, LogFolder, locks
 from fanout.catalog.folding import FOLD_PAUSE
 from fanout.errors import CatalogBusy, CatalogError, CatalogVersion
+from tests.faults import devices
 
 if TYPE_CHECKING:
     from tests.catalog.conftest import Sample
@@ -161,6 +164,21 @@ def test_a_second_writer_is_refused(sample: Sample) -> None:
         )
     with sample.open():
         pass
+
+
+def test_whose_lock_it_is_is_told_by_the_device_too() -> None:
+    """Breaks if a process is named, and perhaps ended, that has a file of the same number locked in another file system."""
+    with ExitStack() as closing:
+        files = []
+        for _ in range(2):
+            where = closing.enter_context(devices.small_tmpfs(1 << 20))
+            files.append(closing.enter_context(open(where / "file", "w")))
+        numbers = {os.fstat(file.fileno()).st_ino for file in files}
+        if len(numbers) > 1:
+            pytest.skip("this kernel numbers the files of all tmpfs together")
+        fcntl.flock(files[0], fcntl.LOCK_EX)
+        told = [locks._holder(file.fileno()) for file in files]
+    assert told == [f" ({os.getpid()})", ""]
 
 
 def test_a_lock_is_waited_for(sample: Sample) -> None:
