@@ -37,7 +37,7 @@ When several targets fail at once, their `TargetError` are the members of an `Ex
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,6 +114,13 @@ class UnknownPool(PoolError):
 
 class PoolFull(PoolError):
     """The pool has no room for the reservation."""
+
+    NO_ROOM: Final = "no room for"  # begins the messages of fanout's store
+
+    @classmethod
+    def explains(cls, reason: str) -> bool:
+        """Whether such an error stands behind the reason of a gap, a removal or a repair that failed, which are text."""
+        return cls.NO_ROOM in reason
 
 
 class PoolUnavailable(PoolError):

@@ -80,7 +80,7 @@ class SpanToken:
 
 
 class _NoRoom(Exception):
-    """A pool has no room: it may grow."""
+    """A pool has no room for what the message says: it may grow."""
 
     def __init__(self, pool: Pool, message: str) -> None:
         self.pool = pool
@@ -292,7 +292,7 @@ class PoolSet:
         choices = [(pool, pool.writable()) for pool in pools]
         for pool, members in choices:
             if pool.config.access is Access.READWRITE and not pool.members and pool.may_grow:
-                raise _NoRoom(pool, "it has no volume")  # its last one was given up
+                raise _NoRoom(pool, "anything: it has no volume")  # its last one was given up
             if pool.config.access is not Access.READWRITE or not members:
                 raise PoolUnavailable(pool.name, pool.reasons())
         left = _payload(request)
@@ -325,8 +325,8 @@ class PoolSet:
         length -= length % unit
         if length < least or last:
             tightest = min(zip(chosen, choices, strict=True), key=lambda pair: pair[0][1])[1][0]
-            small = "its free space is in too many small pieces"
-            raise _NoRoom(tightest, small if last else f"no room for a span of {least} bytes")
+            small = "it in one piece: the free space is in too many small ones"
+            raise _NoRoom(tightest, small if last else f"a span of {least} bytes")
         return self._take([pool for pool, _ in choices], [member for member, _ in chosen], length)
 
     def _choose(
@@ -340,7 +340,7 @@ class PoolSet:
         ]
         offers = [(member, offer) for member, offer in offers if offer >= least]
         if not offers:
-            raise _NoRoom(pool, f"no room for a span of {least} bytes on any volume of it")
+            raise _NoRoom(pool, f"a span of {least} bytes on any volume of it")
         now = self._clock()
         if pool.device_class.type is DeviceType.FILE:  # one after another
             return min(offers, key=lambda pair: pair[0].shunned(now))
@@ -361,7 +361,7 @@ class PoolSet:
                 held[pool.name] = Held(volume, region.offset, length, volume.openings)
                 placements.append(Placement(pool.name, volume.target, region.offset))
                 if not volume.promise(region.offset):  # a record of others has taken the room
-                    raise _NoRoom(pool, "its directory is full")
+                    raise _NoRoom(pool, "another record: its directory is full")
         except BaseException:
             self._cancel(held)
             raise
@@ -493,9 +493,9 @@ def _pool_full(refusal: _NoRoom, request: ReserveRequest) -> PoolFull:
     """Why a pool has no room, in figures that an operator knows: what is asked for, and what is free."""
     pool, wanted = refusal.pool, request.length
     free = pool.free_bytes()
-    message = str(refusal)
+    message = f"{PoolFull.NO_ROOM} {refusal}"
     if wanted is not None and wanted > free:
-        message = f"no room for {format_size(wanted)}, {format_size(free)} are free"
+        message = f"{PoolFull.NO_ROOM} {format_size(wanted)}, {format_size(free)} are free"
         if pool.may_grow and wanted > pool.reach_bytes():
             message += (
                 f", and its {pool.device_class.max_volumes} volumes together would not take it"

@@ -196,7 +196,7 @@ def _on_one_line(error: BaseException) -> str:
 
 def room(reasons: Iterable[str]) -> str:
     """The mend, if one of the reasons for which something is not in a pool is that it is full; else nothing."""
-    return ROOM if any("no room for" in reason for reason in reasons) else ""
+    return ROOM if any(map(errors.PoolFull.explains, reasons)) else ""
 
 
 def leave(ctx: click.Context, error: BaseException) -> NoReturn:

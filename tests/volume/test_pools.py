@@ -309,8 +309,9 @@ def test_a_full_directory_is_a_full_volume(house: House) -> None:
     spare = 1 << 40
     while volume.promise(spare):
         spare += 1
-    with pytest.raises(PoolFull, match="COPY"):
+    with pytest.raises(PoolFull, match="COPY") as caught:
         house.pools.reserve(ask(1))
+    assert PoolFull.explains(str(caught.value)), "or nobody is told to give it room"
     assert next(s for s in house.pools.status() if s.pool == "COPY").state == "full"
 
 
@@ -326,8 +327,9 @@ def test_a_directory_that_becomes_full_meanwhile(
         return full
 
     monkeypatch.setattr("fanout.pools.directory_full", look)
-    with pytest.raises(PoolFull, match="COPY"):
+    with pytest.raises(PoolFull, match="COPY") as caught:
         house.pools.reserve(ask(1))
+    assert PoolFull.explains(str(caught.value)), "or nobody is told to give it room"
     assert not bytes_in(house.pools, RegionState.RESERVED)
     assert not any(m.users for pool in house.pools.pools.values() for m in pool.members)
 
