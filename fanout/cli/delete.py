@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fanout.cli import screen
-from fanout.cli.exits import Exit
+from fanout.cli.exits import Exit, typed
 from fanout.cli.params import config_option, force_option, json_option
 from fanout.store import Store
 from fanout.types import ObjectKind
@@ -103,7 +103,8 @@ def _values(report: DeleteReport, node: str, *, preview: bool) -> dict[str, Any]
         "freed_bytes": report.freed_bytes,
         "waiting_bytes": report.waiting_bytes,
         "postponed": [
-            {"name": os.fsdecode(name), "reason": reason} for name, reason in report.postponed
+            {"name": os.fsdecode(name), "reason": typed(reason)}
+            for name, reason in report.postponed
         ],
         "seconds": round(report.seconds, 6),
     }
@@ -121,6 +122,6 @@ def _show(report: DeleteReport, node: str, *, preview: bool) -> None:
             f"{format_size(report.waiting_bytes)} are free when volumes that are away have come back."
         )
     for name, reason in report.postponed[:LISTED]:
-        screen.warn(f"not deleted: {os.fsdecode(name)}: {reason}")
+        screen.warn(f"not deleted: {os.fsdecode(name)}: {typed(reason)}")
     if len(report.postponed) > LISTED:
         screen.warn(f"{len(report.postponed) - LISTED} more; --json lists them.")

@@ -10,9 +10,11 @@ import enum
 import errno
 import json
 import os
+import re
+import shlex
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, NoReturn
 
 import click
@@ -138,6 +140,10 @@ _CLASSES: tuple[tuple[type[BaseException], Exit, str], ...] = (
 )
 
 
+# Their words hold names that clients have chosen.
+_OF_OBJECTS = (errors.ObjectNotFound, errors.IntegrityError, errors.SourceError)
+
+
 def judge(error: BaseException) -> Verdict:
     """What an error means to an operator."""
     if isinstance(error, KeyboardInterrupt):
@@ -196,7 +202,26 @@ def _on_one_line(error: BaseException) -> str:
 
 def room(reasons: Iterable[str]) -> str:
     """The mend, if one of the reasons for which something is not in a pool is that it is full; else nothing."""
-    return ROOM if any(map(errors.PoolFull.explains, reasons)) else ""
+    return typed(ROOM) if any(map(errors.PoolFull.explains, reasons)) else ""
+
+
+_CITED = re.compile(
+    r"\bfanout (?:init|put|get|delete|check|query [a-z]+|(?:backup|restore|audit) stgpool|backup catalog"
+    r"|copy activedata|retire volume|rebuild catalog)\b(?! -c )"
+)
+
+
+def typed(text: str) -> str:
+    """Advice as it is to be typed: commands name the configuration that this one was given, else they would work on another store.
+
+    Not for text with the names of objects in it.
+    """
+    ctx = click.get_current_context(silent=True)
+    state = ctx.find_root().obj if ctx else None
+    if not isinstance(state, dict) or "config" not in state:
+        return text
+    config = shlex.quote(os.fspath(state["config"]))
+    return _CITED.sub(lambda found: f"{found[0]} -c {config}", text)
 
 
 def leave(ctx: click.Context, error: BaseException) -> NoReturn:
@@ -210,6 +235,9 @@ def leave(ctx: click.Context, error: BaseException) -> NoReturn:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         ctx.exit(Exit.COMPLETE)
     verdict = judge(error)
+    if not isinstance(error, _OF_OBJECTS):
+        verdict = replace(verdict, line=typed(verdict.line))
+    verdict = replace(verdict, mend=typed(verdict.mend))
     if state.get("debug"):
         traceback.print_exception(error, file=sys.stderr)
     if state.get("json"):

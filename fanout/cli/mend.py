@@ -9,7 +9,7 @@ import click
 
 from fanout.audit import audit_stgpool, retire_volume
 from fanout.cli import screen
-from fanout.cli.exits import Exit
+from fanout.cli.exits import Exit, typed
 from fanout.cli.params import config_option, force_option, json_option
 from fanout.store import Store
 from fanout.units import format_seconds, format_size
@@ -91,7 +91,10 @@ def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
         if len(found) > LISTED:
             screen.warn(f"{len(found) - LISTED} more; --json lists them.")
     if report.marked:
-        screen.say(f"{screen.count(report.marked, 'object')} of {pool} noted as missing; {CLOSE}.")
+        marked = screen.count(report.marked, "object")
+        screen.say(
+            f"{marked} of {pool} noted as missing; {screen.plain(typed(CLOSE))}.", whole=True
+        )
     elif report.damaged and not fix:
         screen.say("Nothing was changed; --fix makes the damage gaps.")
     elif not report.unasked:
@@ -151,4 +154,5 @@ def _show_retired(report: RetireReport, path: str) -> None:
     if len(report.lost) > LISTED:
         screen.warn(f"{len(report.lost) - LISTED} more; --json lists them.")
     if report.objects:
-        screen.say(f"'fanout init --add' makes a new volume; {CLOSE}.")
+        advice = f"'fanout init --add' makes a new volume; {CLOSE}."
+        screen.say(screen.plain(typed(advice)), whole=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from fanout.units import parse_size
 
@@ -56,11 +57,20 @@ def json_option(command: F) -> F:
     )(command)
 
 
+def _remember_config(ctx: click.Context, option: click.Parameter, value: Path) -> Path:
+    # For advice that is to be typed: `fanout.cli.exits.typed`.
+    if option.name and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+        ctx.find_root().ensure_object(dict)["config"] = value
+    return value
+
+
 def config_option(command: F) -> F:
     """``--config``: where the store is described."""
     return click.option(
         "--config",
         "-c",
+        callback=_remember_config,
+        is_eager=True,
         type=click.Path(readable=False, path_type=Path),  # what is wrong with it is a ConfigError
         envvar="FANOUT_CONFIG",
         default="fanout.toml",

@@ -12,7 +12,7 @@ import click
 from fanout import config as configuration
 from fanout.catalog import CatalogReader
 from fanout.cli import screen
-from fanout.cli.exits import Exit, room
+from fanout.cli.exits import Exit, room, typed
 from fanout.cli.params import config_option, json_option
 from fanout.cli.store import mend
 from fanout.config import Access
@@ -143,7 +143,7 @@ def volume(*, pool: str | None, config: Path, as_json: bool) -> None:
     screen.show(screen.table(headings, shown, right=(1, 2)))
     for one in found:
         if one.reason:
-            screen.say(f"{screen.plain(one.path)}: {screen.plain(one.reason)}", whole=True)
+            screen.say(f"{screen.plain(one.path)}: {screen.plain(typed(one.reason))}", whole=True)
 
 
 def _volume_values(one: VolumeStatus) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _volume_values(one: VolumeStatus) -> dict[str, Any]:
         "pool": one.pool,
         "volume": one.volume.hex(),
         "readable": _readable(one),
-        "reason": one.reason,
+        "reason": typed(one.reason),
         "epoch": one.epoch,
         "size_bytes": one.size,
         "live_bytes": one.live,
@@ -168,7 +168,7 @@ def _out_of_reach(store: Store, pool: str | None) -> list[dict[str, str]]:
     """Volumes that cannot be read, though nobody has said that this is meant: what they hold is no gap."""
     only = store.config.pool(pool).name if pool else None
     return [
-        {"pool": one.pool, "path": one.path, "reason": one.reason}
+        {"pool": one.pool, "path": one.path, "reason": typed(one.reason)}
         for one in store.query_volumes()
         if only in {None, one.pool}
         and not _readable(one)
@@ -178,7 +178,7 @@ def _out_of_reach(store: Store, pool: str | None) -> list[dict[str, str]]:
 
 def _warn_of(away: list[dict[str, str]]) -> None:
     for one in away:
-        lost = f"fanout retire volume {shlex.quote(one['path'])}"
+        lost = typed(f"fanout retire volume {shlex.quote(one['path'])}")
         screen.warn(
             f"{one['pool']}: {one['path']} cannot be read: {one['reason']} (If it is lost for good: {lost})"
         )
@@ -440,11 +440,11 @@ def _show_gaps(rows: list[dict[str, Any]]) -> None:
     screen.show(screen.table(headings, shown, right=(3, 4)))
     reasons = {(row["pool"], row["reason"]): None for row in rows}
     for pool, reason in reasons:
-        screen.say(f"why: {pool}: {screen.plain(reason)}")
+        screen.say(f"why: {pool}: {screen.plain(typed(reason))}")
     for row in rows:
         for name in row.get("names", ()):
             screen.say(f"{row['pool']} lacks {screen.plain(name)}", whole=True)
     if first := room(row["reason"] for row in rows):
-        screen.say(f"first: {first}")
+        screen.say(f"first: {screen.plain(first)}", whole=True)
     for command in {row["mend"]: None for row in rows}:
-        screen.say(f"close it: [bold]{command}[/]", whole=True)
+        screen.say(f"close it: [bold]{screen.plain(command)}[/]", whole=True)

@@ -10,7 +10,7 @@ import click
 
 import fanout
 from fanout.cli import screen
-from fanout.cli.exits import Exit, room
+from fanout.cli.exits import Exit, room, typed
 from fanout.cli.params import config_option, force_option, json_option
 from fanout.store import Store
 from fanout.units import format_seconds, format_size
@@ -205,4 +205,5 @@ def _show(report: ReconcileReport, primary: str, pool: str, *, preview: bool) ->
     if mend := room(reason for _, reason in report.failed):
         screen.warn(mend)
     if report.gaps_left:
-        screen.warn(f"{screen.count(report.gaps_left, 'gap')} left; 'fanout query gap' names them.")
+        left = f"{screen.count(report.gaps_left, 'gap')} left; 'fanout query gap' names them."
+        screen.warn(typed(left))

@@ -36,7 +36,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from fanout.cli.exits import Refused, deafen, visible
+from fanout.cli.exits import Refused, deafen, typed, visible
 from fanout.sources import naming
 from fanout.units import format_size
 
@@ -122,7 +122,7 @@ class Told(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Called by `logging`."""
         why = record.exc_info[1] if record.exc_info else None
-        warn(f"{record.getMessage()}: {why!r}" if why else record.getMessage())
+        warn(typed(f"{record.getMessage()}: {why!r}" if why else record.getMessage()))
 
     def __enter__(self) -> None:
         self.setLevel(logging.WARNING)
@@ -239,7 +239,7 @@ def confirm(question: str, *, force: bool) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Refused(question)
     try:
-        agreed = click.confirm(f"{question}. Go on?", err=True)
+        agreed = click.confirm(f"{typed(question)}. Go on?", err=True)
     except click.Abort:  # Ctrl-C or the end of input instead of an answer
         click.echo(err=True)
         agreed = False

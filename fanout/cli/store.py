@@ -15,7 +15,7 @@ import click
 from fanout import config as configuration
 from fanout.catalog import CatalogReader
 from fanout.cli import fetch, screen, trees
-from fanout.cli.exits import Exit, Refused, room
+from fanout.cli.exits import Exit, Refused, room, typed
 from fanout.cli.params import SIZE, config_option, force_option, json_option
 from fanout.errors import SourceNotRereadable
 from fanout.making import is_of_store
@@ -359,7 +359,7 @@ def _show_put(
     if len(found.left_out) > 10:
         screen.warn(f"… and {len(found.left_out) - 10:,} more are left out")
     for pool, reason in stored.removed.items():
-        screen.warn(f"{pool} was left out for the rest of the session: {reason}")
+        screen.warn(f"{pool} was left out for the rest of the session: {typed(reason)}")
     if first := room(stored.removed.values()):
         screen.warn(first)
     for gap in gap_sums(stored.receipts):
@@ -373,8 +373,8 @@ def _show_put(
 def mend(primary: str, pool: str, *, active: bool) -> str:
     """The command that closes a gap; `active`: the pool is an active-data pool."""
     if primary == pool:
-        return f"fanout restore stgpool {primary}"
-    return f"fanout {'copy activedata' if active else 'backup stgpool'} {primary} {pool}"
+        return typed(f"fanout restore stgpool {primary}")
+    return typed(f"fanout {'copy activedata' if active else 'backup stgpool'} {primary} {pool}")
 
 
 # ---- get --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import click
 from fanout import config as configuration
 from fanout.check import check_store
 from fanout.cli import screen
-from fanout.cli.exits import Exit
+from fanout.cli.exits import Exit, typed
 from fanout.cli.params import config_option, force_option, json_option
 from fanout.rebuild import rebuild_catalog
 from fanout.units import format_seconds, format_size
@@ -78,7 +78,7 @@ def _problem_values(problem: Problem) -> dict[str, Any]:
         "offset": problem.offset,
         "object": os.fsdecode(problem.object) if problem.object else None,
         "what": problem.what,
-        "mend": problem.mend,
+        "mend": typed(problem.mend),
     }
 
 
@@ -91,7 +91,7 @@ def _show_check(report: CheckReport, *, data: bool) -> None:
     screen.say(f"{looked}; {read} in {format_seconds(report.seconds)}.")
     for problem in report.problems[:LISTED]:
         screen.say(f"[bold red]wrong:[/] {screen.plain(_line(problem))}")
-        screen.say(f"  [dim]mend:[/] {screen.plain(problem.mend)}", whole=True)
+        screen.say(f"  [dim]mend:[/] {screen.plain(typed(problem.mend))}", whole=True)
     found = len(report.problems) + report.more
     if found > LISTED:
         screen.say(f"{screen.count(found - LISTED, 'problem')} more; --json lists them.")
@@ -232,7 +232,9 @@ def _show_rebuild(report: RebuildReport) -> None:
         )
     if report.gaps:
         screen.warn(
-            f"{screen.count(report.gaps, 'gap')}; 'fanout query gap' names them and what closes them."
+            typed(
+                f"{screen.count(report.gaps, 'gap')}; 'fanout query gap' names them and what closes them."
+            )
         )
 
 

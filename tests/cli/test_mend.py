@@ -5,11 +5,13 @@ What could break: an exit code that says "fine" while something is damaged, and 
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fanout.cli.exits import Exit
+from tests.cli.conftest import describe
 from tests.cli.test_verify import volume
 
 if TYPE_CHECKING:
@@ -85,3 +87,40 @@ def test_the_last_copy(shell: Shell, stored: bytes) -> None:
     (lost,) = shell("query", "object", "N1", "--json").json["objects"]
     shell("delete", "N1", "one", "--version", str(lost["version"]))
     shell("query", "gap")
+
+
+def test_advice_names_the_store_that_was_named(shell: Shell, tmp_path: Path) -> None:
+    """Breaks if what an error tells to type, typed as it stands, works on another store: that of ./fanout.toml, or of FANOUT_CONFIG."""
+    mine = tmp_path / "its own place" / "the store.toml"
+    mine.parent.mkdir()
+    describe(mine.parent).rename(mine)
+    where = ("-c", mine)
+    typed = f"-c {shlex.quote(str(mine))}"
+
+    def close(text: str) -> None:
+        """Type every line that closes a gap."""
+        lines = [line for line in text.splitlines() if line.startswith("close it: ")]
+        assert lines
+        for line in lines:
+            program, *arguments = shlex.split(line.removeprefix("close it: "))
+            assert program == "fanout"
+            shell(*arguments)
+
+    shell("init", *where)
+    shell("put", "N1", "-", "--as", "one", "--spool", "1MiB", *where, stdin=b"x" * 10_000)
+    copy = mine.parent / "copypool1.vol"
+    copy.unlink()
+    away = shell("query", "gap", *where, code=Exit.TARGET).err
+    assert f"fanout retire volume {typed} {shlex.quote(str(copy))}" in away
+    checked = shell("check", "--json", *where, code=Exit.INTEGRITY).json
+    assert any(f"'fanout retire volume {typed} " in one["mend"] for one in checked["problems"])
+    gone = shell("retire", "volume", copy, *where, code=Exit.GAPS).out
+    assert f"'fanout init {typed} --add'" in gone
+    assert f"'fanout query gap {typed}'" in gone
+    shell("init", "--add", *where)
+    close(shell("query", "gap", *where, code=Exit.GAPS).out)
+    assert shell("query", "gap", *where, "--json").json["ok"]
+    (mine.parent / "catalog.db").unlink()
+    lost = shell("query", "stgpool", *where, code=Exit.CATALOG)
+    assert f"'fanout rebuild catalog {typed}'" in lost.err
+    assert "-c" not in shell("query", "object", "N1", "'fanout check'", code=Exit.NOT_FOUND).err
