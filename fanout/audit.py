@@ -16,6 +16,7 @@ What it promises:
 2. The copy shrinks and its gap appears in one commit.
 3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
+5. What no other pool has whole, but all of them have together, stays, and is written anew into the pool that is audited.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from fanout import config as configuration
 from fanout.ahead import ReadAhead
 from fanout.catalog import Catalog, Commit, MemberSet, NewCopy, NewGap, Repair, Shrunk
 from fanout.config import Config
-from fanout.copying import BadMember, bad_members
+from fanout.copying import BadMember, Batch, DestinationFailed, SourcesBad, bad_members
 from fanout.errors import (
+    CatalogError,
     CatalogStale,
+    CommitUnknown,
     FanoutError,
     InterfaceError,
     TargetError,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
         VolumeEntry,
     )
     from fanout.catalog.rows import Place
+    from fanout.copying import Copied
     from fanout.read import CopyReader
     from fanout.store import Store
 
@@ -76,6 +80,9 @@ class AuditReport:
         damaged: name and reason of each that the pool cannot give, or that only its catalog still finds.
         unasked: name and reason of each that could not be read for now: nothing is said of it.
         marked: of the damaged ones, how many are a gap now; 0 without `fix`.
+        mended: of the damaged ones, how many the pool gives again: no other had them whole, so they were put together from what all have, and
+            written anew.
+        kept: name and reason of each of the damaged ones that is neither, with `fix`: the last good bytes of it may be among them.
         seconds: of the run.
     """
 
@@ -84,6 +91,8 @@ class AuditReport:
     damaged: tuple[tuple[bytes, str], ...]
     unasked: tuple[tuple[bytes, str], ...]
     marked: int
+    mended: int
+    kept: tuple[tuple[bytes, str], ...]
     seconds: float
 
 
@@ -146,10 +155,12 @@ class _Audit:
     objects: int = 0
     object_bytes: int = 0
     marked: int = 0
+    mended: int = 0
     total: int = 0
     ahead: ReadAhead = field(default_factory=ReadAhead)
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
     unasked: list[tuple[bytes, str]] = field(default_factory=list)
+    kept: list[tuple[bytes, str]] = field(default_factory=list)
 
     def run(self) -> AuditReport:
         held = self.store.query_occupancy(pool=self.pool)
@@ -165,6 +176,8 @@ class _Audit:
             damaged=tuple(self.damaged),
             unasked=tuple(self.unasked),
             marked=self.marked,
+            mended=self.mended,
+            kept=tuple(self.kept),
             seconds=time.monotonic() - self.began,
         )
 
@@ -182,20 +195,23 @@ class _Audit:
         frail = [f for f in _frail(copy, members, reader) if f.member.member not in known]
         self.damaged += [(found.member.name, found.reason) for found in (*damaged, *frail)]
         if self.fix and (damaged or frail):
-            given_up = list(self._dispensable(entry, copy, damaged, frail))
+            given_up, between = self._sorted(entry, copy, damaged, frail)
             if given_up:
                 self._mark(entry, copy, given_up)
+            for holders, some in between.items():
+                self._put_together(entry, copy, holders, some)
 
-    def _dispensable(
+    def _sorted(
         self,
         entry: AggregateEntry,
         copy: CopyEntry,
         damaged: Sequence[BadMember],
         frail: Sequence[BadMember],
-    ) -> Iterator[BadMember]:
-        """Those that the other pools can give without this one, which is read; of the damaged also those that all together cannot.
+    ) -> tuple[list[BadMember], dict[tuple[str, ...], list[BadMember]]]:
+        """Those that the pool gives up, and, by the pools that hold them, those that only all together can give.
 
-        Copies that are damaged at different places may have all of an object between them.
+        Given up is what the other pools can give without this one, which is read; of the damaged also what all together cannot, if all could
+        be asked.
         """
         others = [c for c in self.store.catalog.copies(entry.aggregate) if c.pool != self.pool]
         by_holders: dict[tuple[str, ...], dict[int, BadMember]] = {}
@@ -204,43 +220,125 @@ class _Audit:
             holders = tuple(other.pool for other in others if other.holds(number))
             by_holders.setdefault(holders, {})[number] = found
         hopeless = {found.member.member for found in damaged}
+        given_up: list[BadMember] = []
+        between: dict[tuple[str, ...], list[BadMember]] = {}
         for holders, some in by_holders.items():
             theirs = [other for other in others if other.pool in holders]
-            lost = self._lost(entry, theirs, some) if theirs else some.keys()
-            torn = {number: some[number] for number in lost & hopeless}
-            gone = self._lost(entry, [copy, *theirs], torn) if theirs else torn.keys()
-            yield from (found for n, found in some.items() if n not in lost or n in gone)
+            lost = self._lost(entry, theirs, some) if theirs else some
+            gone = self._lost(entry, [copy, *theirs], {number: some[number] for number in lost})
+            for number, found in sorted(some.items()):
+                if number in lost and number not in gone:
+                    between.setdefault(holders, []).append(found)
+                elif number not in lost or (number in hopeless and gone[number].damage):
+                    given_up.append(found)
+                else:
+                    why = (
+                        f"kept, for others may lack just what is good of it: {gone[number].reason}"
+                    )
+                    self.kept.append((found.member.name, why))
+        return given_up, between
 
     def _lost(
         self, entry: AggregateEntry, copies: Sequence[CopyEntry], wanted: Mapping[int, BadMember]
-    ) -> set[int]:
-        """Members that these copies cannot give, not even together."""
+    ) -> dict[int, BadMember]:
+        """Members that these copies cannot give, not even together, and why."""
         reader = self.store.reader(entry.aggregate, copies, ahead=self.ahead)
         members = [wanted[number].member for number in sorted(wanted)]
-        return {bad.member.member for bad in bad_members(members, reader)}
+        return {bad.member.member: bad for bad in bad_members(members, reader)}
 
     def _mark(self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]) -> None:
         """Promise 2."""
         with self.store.ledger.steady:
-            self._mark_steadily(entry, copy, damaged)
+            contents = self.store.catalog.contents([entry.aggregate])[entry.aggregate]
+            lost = {found.member.member for found in damaged} & _there(contents)
+            if not lost:
+                return  # deleted meanwhile
+            left = _held(entry, copy) - MemberSet.of(lost)
+            why = f"audit: {damaged[0].reason}"
+            gap = self._gap(entry, contents, lost, why)
+            repair = Repair(entry.aggregate, self.pool, NewCopy(self.pool, (), left), gap)
+            self.store.ledger.commit_repairs(_commit(repair), (), self.pool)
+        self.marked += len(lost)
 
-    def _mark_steadily(
-        self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]
+    def _gap(
+        self, entry: AggregateEntry, contents: Contents, lost: set[int], why: str
+    ) -> NewGap | None:
+        active = _wants_only_active(self.store.catalog, self.pool)
+        return _gap(entry, contents, self.pool, lost, why, active=active)
+
+    # ---- promise 5 -----------------------------------------------------------------------------------
+
+    def _put_together(
+        self,
+        entry: AggregateEntry,
+        copy: CopyEntry,
+        holders: Sequence[str],
+        found: Sequence[BadMember],
     ) -> None:
+        """Write members anew into the pool, from what it and others have of them."""
         catalog = self.store.catalog
         contents = catalog.contents([entry.aggregate])[entry.aggregate]
-        there = {member.member for member in contents.members}
-        lost = {found.member.member for found in damaged} & there
-        if not lost:
+        there = _there(contents)
+        members = [one.member for one in found if one.member.member in there]
+        sources = [c for c in contents.copies if c.pool == self.pool or c.pool in holders]
+        if not members:
             return  # deleted meanwhile
-        left = _held(entry, copy) - MemberSet.of(lost)
-        active = _wants_only_active(catalog, copy.pool)
-        why = f"audit: {damaged[0].reason}"
-        gap = _gap(entry, contents, copy.pool, lost, why, active=active)
-        repair = Repair(entry.aggregate, copy.pool, NewCopy(copy.pool, (), left), gap)
-        commit = Commit(secrets.token_bytes(16), 1, repairs=(repair,))
-        self.store.ledger.commit_repairs(commit, (), copy.pool)
-        self.marked += len(lost)
+        batch = Batch(self.store, self.pool, on_bytes=lambda _: None)
+        try:
+            batch.copy(
+                entry,
+                members,
+                self.store.reader(entry.aggregate, sources),
+                first_span=max((place.span for place in copy.places), default=-1) + 1,
+                end=max(m.start + m.length for m in contents.members),
+            )
+            (copied,) = batch.finish()
+        except (DestinationFailed, SourcesBad, TimeoutError) as error:
+            batch.abort()
+            why = f"kept, for no other pool has it whole, and it could not be written anew: {error}"
+            self.kept += [(member.name, why) for member in members]
+            return
+        except BaseException:
+            batch.abort()
+            raise
+        self._serve(entry, copied)
+
+    def _serve(self, entry: AggregateEntry, copied: Copied) -> None:
+        """From its new spans; in one commit."""
+        catalog, ledger = self.store.catalog, self.store.ledger
+        with ledger.steady:
+            contents = catalog.contents([entry.aggregate])[entry.aggregate]
+            copy, new = contents.copy_in(self.pool), set(copied.members) & _there(contents)
+            repair = None
+            if copy is not None and new:
+                places = tuple(ledger.place_of(span, self.pool) for span in copied.spans)
+                rows = catalog.gaps(aggregate=entry.aggregate, pool=self.pool, include_empty=True)
+                gap = None
+                for row in rows:  # what it lacks otherwise it goes on lacking
+                    gap = NewGap(self.pool, row.reason, row.errno, row.missing)
+                present = copy.present
+                if present is None and len(contents.members) < entry.objects:
+                    # Those that were deleted are not in the new spans: a rebuild may have nothing but this to tell who is who.
+                    present = MemberSet.of(_there(contents))
+                repair = Repair(
+                    entry.aggregate, self.pool, NewCopy(self.pool, places, present), gap
+                )
+            try:
+                if repair is not None:
+                    ledger.commit_repairs(_commit(repair), copied.spans, self.pool)
+            except CommitUnknown:
+                raise  # neither live nor free until the next opening
+            except CatalogError:
+                self._release(copied)
+                raise
+        if repair is None:
+            self._release(copied)
+        else:
+            self.mended += len(new)
+
+    def _release(self, copied: Copied) -> None:
+        for span in copied.spans:
+            self.store.release(span.span, [self.pool])
 
     def _advance(self, size: int) -> None:
         self.object_bytes += size
@@ -388,6 +486,14 @@ def _frail(
             elsewhere = not member.length and (member.name, member.start) in named
             if place in copy.servers(member.start, member.length) and not elsewhere:
                 yield BadMember(member, reason)
+
+
+def _there(contents: Contents) -> set[int]:
+    return {member.member for member in contents.members}
+
+
+def _commit(repair: Repair) -> Commit:
+    return Commit(secrets.token_bytes(16), 1, repairs=(repair,))
 
 
 def _held(entry: AggregateEntry, copy: CopyEntry) -> MemberSet:

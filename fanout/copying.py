@@ -35,10 +35,10 @@ from fanout.types import FaultClass
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fanout.catalog import AggregateEntry, CopyEntry, MemberEntry
+    from fanout.catalog import AggregateEntry, MemberEntry
     from fanout.engine import Stream, Target
     from fanout.host import Framing, Span
-    from fanout.read import CopyReader
+    from fanout.read import CopyReader, Rest
     from fanout.store import Store
     from fanout.types import Outcome
 
@@ -178,12 +178,12 @@ class Batch:
                 try:
                     left = left or next(pieces)
                 except Unreadable as error:
-                    copy = _by_itself(member, reader) if checked else None
-                    if copy is None:
+                    rest = _by_itself(member, reader) if checked else None
+                    if rest is None:
                         return BadMember(member, str(error))
                     checked, end = False, member.start + member.length
                     behind = reader.stream(end, run.start + run.length - end)
-                    pieces = chain(reader.raw(copy, end - wanted, wanted), behind)
+                    pieces = chain(rest(end - wanted), behind)
                     continue
                 part, left = left[:wanted], left[wanted:]
                 writer.feed(part)
@@ -464,7 +464,7 @@ def bad_members(
                     yield BadMember(member, _wrong(hasher.digest(), member))
 
 
-def _by_itself(member: MemberEntry, reader: CopyReader) -> CopyEntry | None:
+def _by_itself(member: MemberEntry, reader: CopyReader) -> Rest | None:
     return reader.by_itself(member.start, member.length, member.digest)
 
 

@@ -15,13 +15,15 @@ What it promises:
 1. No byte is handed out that was not checked: against the object's digest (small objects), or against the sum of its block,
    with the object's digest at the end (large ones). Where no copy has good sums, because a header, a footer or a neighbour in the same
    block is damaged, a large object is read twice: its digest first.
-2. A copy that cannot be read or is wrong is passed over, for as short a stretch as one block, and said so in `faults`.
+2. A copy that cannot be read or is wrong is passed over, for as short a stretch as one block, and said so in `faults`. A block that no
+   copy has whole is put together from all of them, if its sum comes out.
 3. Memory is bounded: `WHOLE_BYTES`, or `BATCH_BLOCKS` blocks and one footer.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import xxhash
@@ -37,6 +39,7 @@ from fanout.errors import (
     VolumeTorn,
 )
 from fanout.format import StoredSpan
+from fanout.joining import PIECE, join
 from fanout.types import FaultClass, OutcomeCode
 from fanout.units import quoted
 
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from fanout.catalog import CopyEntry, ObjectEntry, Place
     from fanout.format import SpanFooter
     from fanout.volume import Volume
+
+    Rest = Callable[[int], Iterator[memoryview]]  # an object's bytes from a position on
 
 WHOLE_BYTES = 4 << 20  # objects up to here are read at once and checked by their digest alone
 BATCH_BLOCKS = 8  # of a large object, read side by side
@@ -118,6 +123,8 @@ class CopyReader:
         self._footers: dict[str, tuple[Place, SpanFooter]] = {}  # the current span of each copy
         # What was wrong with blocks, by volume and offset. Thousands of objects may lie in one.
         self._wrong: dict[tuple[bytes, int], IntegrityError] = {}
+        # Blocks that were put together from several copies, or could not be.
+        self._put_together: dict[tuple[bytes, int], bytes | None] = {}
 
     # ---- small: at once, unchecked -------------------------------------------------------------
 
@@ -151,16 +158,26 @@ class CopyReader:
                 raise Unreadable(at, [Fault.of(copy.pool, error)]) from error
             yield memoryview(piece)
 
-    def by_itself(self, start: int, length: int, digest: bytes) -> CopyEntry | None:
-        """A copy in which an object's own bytes are good, although the blocks that it shares with others, or the frame, are not."""
+    def by_itself(self, start: int, length: int, digest: bytes) -> Rest | None:
+        """An object's own bytes, where the blocks that it shares with others, or the frame, are good in no copy; None: its digest does not come out.
+
+        From one copy, or, if it is small, put together from all.
+        """
         for copy in self.copies:
             hasher = xxhash.xxh3_128()
             with suppress(Unreadable):
                 for piece in self.raw(copy, start, length):
                     hasher.update(piece)
                 if hasher.digest() == digest:
-                    return copy
-        return None
+                    return partial(self._rest_of, copy, start + length)
+        if length > WHOLE_BYTES or len(self.copies) < 2:
+            return None
+        pieces = [_pieces(partial(self.fetch, copy), start, length) for copy in self.copies]
+        data = join(pieces, lambda data: xxhash.xxh3_128_digest(data) == digest)
+        return None if data is None else lambda at: iter([memoryview(data)[at - start :]])
+
+    def _rest_of(self, copy: CopyEntry, end: int, at: int) -> Iterator[memoryview]:
+        return self.raw(copy, at, end - at)
 
     # ---- the frame around the data ---------------------------------------------------------------
 
@@ -198,7 +215,11 @@ class CopyReader:
                 self.faults += faults
                 self.pool = copy.pool
                 return piece
-        raise Unreadable(start, list(dict.fromkeys(faults)))
+        joined = self._joined(start, end)
+        if joined is None:
+            raise Unreadable(start, list(dict.fromkeys(faults)))
+        self.faults += dict.fromkeys(faults)
+        return joined
 
     def _in_order(self) -> list[CopyEntry]:
         """The copy that served last first, the others in order of preference."""
@@ -207,6 +228,26 @@ class CopyReader:
     def _blocks(
         self, copy: CopyEntry, start: int, end: int, blocks: int, ahead: ReadAhead | None
     ) -> memoryview:
+        wanted = self._stretch(copy, start, end, blocks, ahead)
+        volume, place, footer = wanted.volume, wanted.place, wanted.footer
+        known = self._wrong.get((place.volume, wanted.offset))
+        if known is not None:
+            raise known.with_traceback(None)
+        data = memoryview(volume.read(wanted.offset, wanted.length, ahead=ahead))
+        size = footer.block_size
+        try:
+            for at in range(0, len(data), size):
+                self._check(footer, wanted.block + at // size, data[at : at + size], volume, place)
+        except IntegrityError as error:
+            if blocks == 1:  # read by itself: there is no doubt
+                self._wrong[place.volume, wanted.offset] = error
+            raise
+        return data[wanted.begin : wanted.end]
+
+    def _stretch(
+        self, copy: CopyEntry, start: int, end: int, blocks: int, ahead: ReadAhead | None
+    ) -> _Stretch:
+        """Some blocks of a copy, from that on in which the byte at `start` lies."""
         place, turn = _place_at(copy, start)
         volume = self._volumes(place.volume)
         footer = self._footer(copy, place, volume, ahead)
@@ -216,20 +257,49 @@ class CopyReader:
         # Whole blocks only: the last one of a span ends with its data.
         read_end = min((first + blocks) * size, fmt.HEAD_SIZE + place.data_length)
         read_end = min(read_end, -(-limit // size) * size)
-        begin, length = place.offset + first * size, read_end - first * size
-        known = self._wrong.get((place.volume, begin))
-        if known is not None:
-            raise known.with_traceback(None)
-        data = memoryview(volume.read(begin, length, ahead=ahead))
-        try:
-            for at in range(0, len(data), size):
-                self._check(footer, first + at // size, data[at : at + size], volume, place)
-        except IntegrityError as error:
-            if blocks == 1:  # read by itself: there is no doubt
-                self._wrong[place.volume, begin] = error
-            raise
-        skip = fmt.HEAD_SIZE + start - place.data_start - first * size
-        return data[skip : limit - first * size]
+        begin, length = first * size, read_end - first * size
+        skip = fmt.HEAD_SIZE + start - place.data_start - begin
+        return _Stretch(
+            volume, place, footer, first, place.offset + begin, length, skip, limit - begin
+        )
+
+    # ---- from several copies ---------------------------------------------------------------------
+
+    def _joined(self, start: int, end: int) -> memoryview | None:
+        """The next bytes out of a block that no copy has whole, put together from all of them; None: its sum does not come out."""
+        for copy in self._in_order() if len(self.copies) > 1 else ():
+            with suppress(FanoutError, TimeoutError):
+                wanted = self._stretch(copy, start, end, 1, None)
+                key = wanted.place.volume, wanted.offset
+                if key not in self._put_together:
+                    joined = self._join(copy, wanted)
+                    if joined is None:
+                        self._put_together[key] = None
+                        continue
+                    # Of those that were found one is kept; of the others that there is nothing to find.
+                    for known in [k for k, v in self._put_together.items() if v is not None]:
+                        del self._put_together[known]
+                    self._put_together[key] = joined
+                data = self._put_together[key]
+                if data is not None:
+                    self.pool = copy.pool
+                    return memoryview(data)[wanted.begin : wanted.end]
+        return None
+
+    def _join(self, copy: CopyEntry, wanted: _Stretch) -> bytes | None:
+        place, volume = wanted.place, wanted.volume
+        own = _pieces(volume.read, wanted.offset, wanted.length)
+        # What a span's first block begins with is its header, which no other copy need have.
+        ahead = max(0, place.offset + fmt.HEAD_SIZE - wanted.offset)
+        position = place.data_start + wanted.offset + ahead - place.offset - fmt.HEAD_SIZE
+        head = own[: ahead // PIECE]
+        copies = [own]
+        for other in self.copies:
+            if other is not copy:
+                read = partial(self.fetch, other)
+                copies.append([*head, *_pieces(read, position, wanted.length - ahead)])
+        expected = wanted.footer.sum_of(wanted.block)
+        return join(copies, lambda data: fmt.sum64(data) == expected)
 
     def _check(
         self, footer: SpanFooter, block: int, data: memoryview, volume: Volume, place: Place
@@ -253,6 +323,38 @@ class CopyReader:
         _, footer = volume.read_span(span, aggregate=self.aggregate, ahead=ahead)
         self._footers[copy.pool] = place, footer
         return footer
+
+
+class _Stretch(NamedTuple):
+    """Blocks of a span, and the part of them that is wanted: `begin` to `end`."""
+
+    volume: Volume
+    place: Place
+    footer: SpanFooter
+    block: int
+    offset: int  # on the volume
+    length: int
+    begin: int
+    end: int
+
+
+def _pieces(read: Callable[[int, int], bytes], start: int, length: int) -> list[bytes | None]:
+    """Bytes in pieces; None: one that the medium cannot give, or of something that cannot be asked."""
+    steps = [(at, min(PIECE, start + length - at)) for at in range(start, start + length, PIECE)]
+    try:
+        data = read(start, length)
+    except (FanoutError, TimeoutError) as error:
+        if not Fault.of("", error).damage:
+            return [None] * len(steps)
+        return [_piece_of(read, at, size) for at, size in steps]
+    return [data[at - start : at - start + size] for at, size in steps]
+
+
+def _piece_of(read: Callable[[int, int], bytes], at: int, size: int) -> bytes | None:
+    try:
+        return read(at, size)
+    except (FanoutError, TimeoutError):
+        return None
 
 
 def _place_at(copy: CopyEntry, position: int) -> tuple[Place, int]:
@@ -337,6 +439,13 @@ class ObjectReader:
                 return
             wrong = self._mismatch(copy.pool, xxhash.xxh3_128_hexdigest(data))
             reader.faults.append(Fault.of(copy.pool, wrong))
+        with suppress(
+            Unreadable
+        ):  # copies that are damaged at different places may have it between them
+            data = b"".join(reader.stream(entry.start, entry.length))
+            if xxhash.xxh3_128_digest(data) == entry.digest:
+                yield data
+                return
         raise wrong or self._unavailable(Unreadable(entry.start, reader.faults))
 
     def _stream(self) -> Generator[bytes | memoryview, None, None]:
@@ -352,17 +461,17 @@ class ObjectReader:
 
     def _any_pieces(self) -> Iterator[memoryview]:
         """With good sums; from where there are none on, what has the object's digest."""
-        reader, start, end = self._reader, self.entry.start, self.entry.start + self.length
+        reader, start = self._reader, self.entry.start
         try:
             for piece in reader.stream(start, self.length):
                 start += len(piece)
                 yield piece
         except Unreadable as error:
-            copy = reader.by_itself(self.entry.start, self.length, self.digest)
-            if copy is None:
+            rest = reader.by_itself(self.entry.start, self.length, self.digest)
+            if rest is None:
                 raise
             reader.faults += error.faults
-            yield from reader.raw(copy, start, end - start)
+            yield from rest(start)
 
     def _mismatch(self, pool: str, actual: str) -> IntegrityError | ObjectNotFound:
         return self._deleted() or IntegrityError(

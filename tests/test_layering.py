@@ -35,6 +35,7 @@ LAYERS = {
         "committer",
         "scribe",
         "ledger",
+        "joining",
         "read",
         "copying",
         "reconcile",
@@ -59,7 +60,17 @@ BELOW = {
 }
 
 # Decisions and encodings: no clock, no files, no threads, and of ours nothing that has them.
-PURE = {"errors", "types", "units", "policy", "format", "allocator", "records", "directory"}
+PURE = {
+    "errors",
+    "types",
+    "units",
+    "policy",
+    "format",
+    "allocator",
+    "records",
+    "directory",
+    "joining",
+}
 ACTING = {"time", "sqlite3", "os", "io", "socket", "threading", "subprocess", "random", "pathlib"}
 
 

@@ -9,7 +9,7 @@ import click
 
 from fanout.audit import audit_stgpool, retire_volume
 from fanout.cli import screen
-from fanout.cli.exits import Exit, typed
+from fanout.cli.exits import Exit, room, typed
 from fanout.cli.params import config_option, force_option, json_option
 from fanout.store import Store
 from fanout.units import format_seconds, format_size
@@ -41,10 +41,12 @@ def audit_stgpool_command(
     """Read every object that POOL holds, from POOL alone, and compare its digest.
 
     With --fix what is damaged becomes a gap, which a repair closes from another
-    copy. What cannot be asked for now (a volume that is busy or not mounted) is
+    copy. What no pool has whole is put together from what all have of it, and
+    written anew; where that cannot be, it is kept, and named. What cannot be asked for now (a volume that is busy or not mounted) is
     named, and nothing is said of it.
 
-    Exit codes: 0 all is good; 7 damage is a gap now; 9 damage was found and left.
+    Exit codes: 0 all is good, or is again; 7 damage is a gap now; 9 damage was
+    found and left.
     """
     with (
         Store.open(config, read_only=not fix) as store,
@@ -56,15 +58,15 @@ def audit_stgpool_command(
         screen.emit(_audit_values(report, pool, fix=fix))
     else:
         _show_audit(report, pool, fix=fix)
-    if report.damaged and not fix:
+    if report.kept or (report.damaged and not fix):
         ctx.exit(Exit.INTEGRITY)
-    if report.damaged or report.unasked:
+    if report.marked or report.unasked:
         ctx.exit(Exit.GAPS)
 
 
 def _audit_values(report: AuditReport, pool: str, *, fix: bool) -> dict[str, Any]:
     return {
-        "ok": not (report.damaged or report.unasked),
+        "ok": len(report.damaged) == report.mended and not report.unasked,
         "pool": pool,
         "fix": fix,
         "objects": report.objects,
@@ -72,6 +74,8 @@ def _audit_values(report: AuditReport, pool: str, *, fix: bool) -> dict[str, Any
         "damaged": _named(report.damaged),
         "unasked": _named(report.unasked),
         "marked": report.marked,
+        "mended": report.mended,
+        "kept": _named(report.kept),
         "seconds": round(report.seconds, 6),
     }
 
@@ -85,11 +89,19 @@ def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
         f"{screen.count(report.objects, 'object')} of {pool}, {format_size(report.object_bytes)} "
         f"read and compared in {format_seconds(report.seconds)}."
     )
-    for label, found in (("damaged", report.damaged), ("not asked", report.unasked)):
+    told = {"damaged": report.damaged, "left as it is": report.kept, "not asked": report.unasked}
+    for label, found in told.items():
         for name, reason in found[:LISTED]:
             screen.warn(f"{label}: {os.fsdecode(name)}: {reason}")
         if len(found) > LISTED:
             screen.warn(f"{len(found) - LISTED} more; --json lists them.")
+    if first := room(reason for _, reason in report.kept):
+        screen.warn(first)
+    if report.mended:
+        mended = screen.count(report.mended, "object")
+        screen.say(
+            f"{mended} that no other pool has whole put together from what all have, and written anew in {pool}."
+        )
     if report.marked:
         marked = screen.count(report.marked, "object")
         screen.say(
@@ -97,7 +109,7 @@ def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
         )
     elif report.damaged and not fix:
         screen.say("Nothing was changed; --fix makes the damage gaps.")
-    elif not report.unasked:
+    elif not (report.damaged or report.unasked):
         screen.say("Nothing is wrong.")
 
 

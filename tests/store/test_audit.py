@@ -130,7 +130,7 @@ def test_a_destroyed_pool_is_filled_again(site: Site) -> None:
 
 
 def test_a_damaged_frame_never_costs_the_last_good_bytes(site: Site) -> None:
-    """A header is overwritten: with another copy its objects move to a new place; without one they stay where they are."""
+    """A header is overwritten: with another copy its objects come from there; without one they are written anew from their old place."""
     stored(site)
     with site.open() as store:
         entry = store.catalog.find("N2", b"E")
@@ -153,7 +153,15 @@ def test_a_damaged_frame_never_costs_the_last_good_bytes(site: Site) -> None:
         file.write(bytes(4096))
     with site.open() as store:
         report = audit_stgpool(store, "TAPEPOOL", fix=True)
-        assert ([name for name, _ in report.damaged], report.marked) == ([b"E"], 0)
+        assert ([name for name, _ in report.damaged], report.marked, report.mended) == (
+            [b"E"],
+            0,
+            1,
+        )
+        site.check(store, "N2", b"E", "TAPEPOOL")
+        assert audit_stgpool(store, "TAPEPOOL", fix=True).damaged == ()
+    rebuild_catalog(site.path, force=True)
+    with site.open() as store:
         site.check(store, "N2", b"E", "TAPEPOOL")
 
 
@@ -255,36 +263,152 @@ def test_what_another_pool_is_said_to_hold_is_read_before_good_bytes_are_given_u
     with site.open() as store:
         report = audit_stgpool(store, "COPYPOOL1", fix=True)
         assert ({name for name, _ in report.damaged}, report.marked) == ({b"bad", b"fine"}, 1)
+        assert (report.mended, report.kept) == (1, ())
         assert audit_stgpool(store, "DISKPOOL", fix=True).marked == 1
-        assert repair(store, "DISKPOOL") == 1
-        assert audit_stgpool(store, "COPYPOOL1", fix=True).marked == 1
-        assert repair(store, "COPYPOOL1") == 2
+        assert repair(store, "DISKPOOL") == repair(store, "COPYPOOL1") == 1
+        assert audit_stgpool(store, "COPYPOOL1", fix=True).damaged == ()
         for name, data in ((b"bad", bad), (b"fine", fine)):
             for pool in ("DISKPOOL", "COPYPOOL1"):
                 assert store.get("N1", name, pool=pool).read() == data
 
 
-def test_copies_that_have_an_object_between_them_are_kept(site: Site) -> None:
-    """Each is damaged at another place: audits of both keep what is still needed, until a third pool has it whole."""
+def rot(site: Site, pool: str, data: bytes, begin: int, end: int) -> None:
+    """Overwrite a part of an object on a pool's volume."""
+    volume = Path(site.volume(pool))
+    content = volume.read_bytes()
+    assert content.count(data) == 1
+    with open(volume, "r+b") as file:
+        file.seek(content.find(data) + begin)
+        file.write(bytes(end - begin))
+
+
+def torn(site: Site, length: int, damage: dict[str, list[tuple[int, int]]]) -> bytes:
+    """A store with an object that lies in two pools, each of which has rotten at other places, and one that is well beside it."""
     site.object_limit = 8 * MIB
     site.create()
-    large = site.rng.randbytes(6 * MIB)
+    data = site.rng.randbytes(length)
     with (
         site.locked("COPYPOOL2"),
         site.locked("ACTIVEDATAPOOL"),
         site.open(lock_wait=0) as store,
     ):
-        put(store, {b"large": large, b"small": b"s" * 5000})
-    assert site.flip("DISKPOOL", large[:4000]) == site.flip("COPYPOOL1", large[-4000:]) == 1
+        put(store, {b"small": b"s" * 5000, b"torn": data, b"behind": b"b" * 5000})
+    whole = {pool: Path(site.volume(pool)).read_bytes() for pool in damage}
+    for pool, some in damage.items():
+        with open(site.volume(pool), "r+b") as file:
+            for begin, end in some:  # it may lie in several spans, but no damage does
+                assert whole[pool].count(data[begin:end]) == 1
+                file.seek(whole[pool].find(data[begin:end]))
+                file.write(bytes(end - begin))
+    return data
+
+
+TORN = {
+    "different blocks": (6 * MIB, [(0, 4000)], [(6 * MIB - 4000, 6 * MIB)]),
+    "different blocks of a smaller one": (3 * MIB, [(0, 4000)], [(3 * MIB - 4000, 3 * MIB)]),
+    "sectors of one block": (100_000, [(0, 512), (50_000, 50_512)], [(20_000, 20_512), (90_000, 95_000)]),
+    "halves": (200_000, [(0, 90_000)], [(102_000, 200_000)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", TORN)
+def test_what_copies_have_between_them_is_put_together(site: Site, which: str) -> None:
+    """Each is damaged at another place: it is read, the audit of one writes it anew, that of the other makes it a gap, and all is well."""
+    length, one, other = TORN[which]
+    data = torn(site, length, {"DISKPOOL": one, "COPYPOOL1": other})
+    said = check_store(site.path).problems
+    assert {problem.pool for problem in said} == {"DISKPOOL", "COPYPOOL1"}
+    assert not any("no pool has" in problem.what for problem in said)
     with site.open() as store:
-        for pool in ("DISKPOOL", "COPYPOOL1"):
-            report = audit_stgpool(store, pool, fix=True)
-            assert ([name for name, _ in report.damaged], report.marked) == ([b"large"], 0)
-        assert store.get("N1", b"large").read() == large
-        assert repair(store, "COPYPOOL2") == 2
-        for pool in ("DISKPOOL", "COPYPOOL1"):
-            assert audit_stgpool(store, pool, fix=True).marked == repair(store, pool) == 1
-            assert store.get("N1", b"large", pool=pool).read() == large
+        assert store.get("N1", b"torn").read() == data
+        report = audit_stgpool(store, "DISKPOOL")
+        assert ([name for name, _ in report.damaged], report.mended) == ([b"torn"], 0)
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert [name for name, _ in report.damaged] == [b"torn"]
+        assert (report.marked, report.mended, report.kept) == (0, 1, ())
+        assert store.get("N1", b"torn", pool="DISKPOOL").read() == data
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert report.damaged == ()
+        report = audit_stgpool(store, "COPYPOOL1", fix=True)
+        assert (report.marked, report.mended, report.kept) == (1, 0, ())
+        for pool in ("COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL"):
+            repair(store, pool)
+    assert check_store(site.path).problems == ()
+    rebuild_catalog(site.path, force=True)
+    assert check_store(site.path).problems == ()
+    with site.open() as store:
+        for pool in ("DISKPOOL", "COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL"):
+            assert store.get("N1", b"torn", pool=pool).read() == data
+
+
+def test_what_copies_have_between_them_goes_to_a_third_pool(site: Site) -> None:
+    """Without an audit: a repair reads it from both."""
+    data = torn(site, 200_000, {"DISKPOOL": [(0, 90_000)], "COPYPOOL1": [(102_000, 200_000)]})
+    with site.open() as store:
+        assert repair(store, "COPYPOOL2") == 3
+        assert store.get("N1", b"torn", pool="COPYPOOL2").read() == data
+
+
+def test_what_is_put_together_keeps_other_gaps_and_deletions(site: Site) -> None:
+    """Breaks if a gap that the pool has for a neighbour is closed with it, or if a rebuild takes it for what was deleted."""
+    data = torn(site, 200_000, {"DISKPOOL": [(0, 90_000)], "COPYPOOL1": [(102_000, 200_000)]})
+    for pool in ("DISKPOOL", "COPYPOOL1"):
+        rot(site, pool, b"b" * 5000, 100, 200)
+    with site.open() as store:
+        store.delete("N1", b"small")
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert ({name for name, _ in report.damaged}, report.marked, report.mended) == (
+            {b"torn", b"behind"},
+            1,
+            1,
+        )
+        (gap,) = store.query_gaps(pool="DISKPOOL")
+        assert (gap.objects, gap.bytes) == (1, 5000)
+        (entry,) = store.catalog.aggregates()
+        (held,) = (c for c in store.catalog.copies(entry.aggregate) if c.pool == "DISKPOOL")
+    with open(site.volume("DISKPOOL"), "r+b") as file:
+        file.seek(held.places[0].offset)
+        file.write(bytes(4096))
+    Path(site.volume("COPYPOOL1")).unlink()
+    rebuild_catalog(site.path, force=True)
+    with site.open() as store:
+        assert store.get("N1", b"torn", pool="DISKPOOL").read() == data
+        assert {one.name for one in store.query_objects()} <= {b"torn", b"behind"}
+
+
+def test_what_cannot_be_put_together_is_left_and_says_why(site: Site) -> None:
+    """Breaks if good bytes are given up: the pool is full, or who has the rest is away for the moment."""
+    site.sizes["COPYPOOL1"] = 60 * MIB
+    data = torn(site, 3 * MIB, {"DISKPOOL": [(0, 4000)], "COPYPOOL1": [(3 * MIB - 4000, 3 * MIB)]})
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert (report.marked, report.mended) == (0, 0)
+        ((name, why),) = report.kept
+        assert name == b"torn"
+        assert "COPYPOOL1" in why
+    with site.open() as store:
+        put_until_full(store)
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        ((name, why),) = report.kept
+        assert (name, report.marked, report.mended) == (b"torn", 0, 0)
+        assert "no room for" in why
+        assert store.get("N1", b"torn").read() == data
+    with site.open() as store:
+        assert audit_stgpool(store, "COPYPOOL1", fix=True).mended == 1
+        assert audit_stgpool(store, "DISKPOOL", fix=True).marked == 1
+        assert store.get("N1", b"torn").read() == data
+
+
+def put_until_full(store: Store) -> None:
+    """Fill DISKPOOL to less than 2 MiB; what is more goes elsewhere."""
+    for number in range(60):
+        if store.pools.pools["DISKPOOL"].free_bytes() < 2 * MIB:
+            return
+        with store.session("N2") as session:
+            for attempt in session.attempts():
+                with attempt as txn:
+                    txn.put(b"fill%d" % number, bytes(MIB))
+    raise AssertionError("never full")
 
 
 def test_what_was_damaged_everywhere_and_then_deleted_is_not_lost(site: Site) -> None:
