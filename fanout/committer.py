@@ -193,8 +193,8 @@ class Committer:
         raise CatalogError(self._catalog.path, f"nothing was committed: {self._refusal}")
 
     @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
-        """Round a call of the catalog."""
+    def asked(self) -> Iterator[None]:
+        """Round a call of the catalog on this thread, also in a hook."""
         with self._asking:
             self._asked_at = time.monotonic()
         try:
@@ -239,7 +239,7 @@ class Committer:
             refusal = CatalogError(self._catalog.path, str(self._refusal))
             return self._finish(group, dict.fromkeys(map(_key, group)), refusal)
         try:
-            with self._asked():
+            with self.asked():
                 csns = self._catalog.commit([ticket.commit for ticket in group])
         except CommitDoubt as doubt:
             return self._settle_doubt(group, doubt)
@@ -264,7 +264,7 @@ class Committer:
         _log.warning("a commit is in doubt, fencing: %s", doubt)
         keys = [_key(ticket) for ticket in group]
         try:
-            with self._asked():
+            with self.asked():
                 csns = self._catalog.fence(keys)
         except Exception as error:  # whatever it was: this thread must live, and its callers wait
             self._refusal = (

@@ -226,6 +226,8 @@ class Ledger:
         )
 
     def _committed_before(self, transaction: bytes) -> int | None:
+        if self.refusal is not None:
+            return None  # a catalog that hangs may not answer a question either
         with suppress(CatalogError):
             found = self._catalog.committed(transaction)
             return found.attempt if found else None
@@ -262,6 +264,10 @@ class Ledger:
 
     def _entries(self, group: Group) -> list[Entry]:
         """The directory records of a group, in the order of its commits."""
+        with self._committer.asked():  # of repairs it is asked what a volume holds now
+            return self._entries_of(group)
+
+    def _entries_of(self, group: Group) -> list[Entry]:
         entries: list[Entry] = []
         for commit, csn in group:
             for aggregate in commit.aggregates:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout import Store, backup_stgpool
-from fanout.catalog import LogFolder
+from fanout.catalog import Commit, LogFolder
 from fanout.errors import CatalogBusy, CatalogError
 from fanout.scribe import Scribe
 from tests.faults.devices import fault_disk
@@ -27,7 +27,7 @@ from tests.faults.rules import FOR_EVER, Rule
 from tests.store.conftest import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.faults.devices import FaultDisk
     from tests.store.conftest import Site
@@ -288,3 +288,93 @@ except CommitUnknown:
         assert process.returncode == 7
     with site.open() as store:
         assert [entry.name for entry in store.query_objects(pool="DISKPOOL")] == [b"x"]
+
+
+@pytest.fixture
+def unanswering() -> Iterator[Callable[[Store], threading.Event]]:
+    """Begins a question of a store's catalog that gets no answer; all other questions wait for it. Set what it gives to end it."""
+    ends: list[threading.Event] = []
+
+    def begin(store: Store) -> threading.Event:
+        asking, end = threading.Event(), threading.Event()
+
+        def ask() -> None:
+            with store.catalog._lock:
+                asking.set()
+                end.wait(60)
+
+        threading.Thread(target=ask, daemon=True).start()
+        assert asking.wait(10)
+        ends.append(end)
+        return end
+
+    yield begin
+    for end in ends:
+        end.set()
+
+
+def test_a_catalog_that_hangs_is_not_asked_either(
+    site: Site, hanging: FaultFS, unanswering: Callable[[Store], threading.Event]
+) -> None:
+    """Breaks if who is told that nothing was committed waits first for the answer whether it had been before."""
+    store = site.open()
+    hanging.set_rules(Rule(op="fsync", path="/catalog.db-wal", delay=FOR_EVER, count=1))
+    problems: list[Exception] = []
+
+    def put(name: bytes) -> None:
+        try:
+            put_one(store, name)
+        except Exception as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=put, args=(b"in doubt",), daemon=True)]
+    threads[0].start()
+    hanging.wait_for_calls(1, "fsync")
+    threads.append(threading.Thread(target=put, args=(b"behind",), daemon=True))
+    threads[1].start()
+    end = unanswering(store)
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert {type(problem).__name__ for problem in problems} == {"CatalogError", "CommitUnknown"}
+    end.set()
+    hanging.heal()
+    store.ledger._committer._thread.join(30)
+    store.close()
+
+
+def test_a_catalog_that_does_not_answer_behind_a_repair_is_given_up(
+    site: Site, hanging: FaultFS, unanswering: Callable[[Store], threading.Event]
+) -> None:
+    """Breaks if all clients wait for ever: what the directories are to say of a repair is asked on the thread that commits."""
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as first:
+        put_one(first, b"lacking")
+    store = site.open()
+    ends: list[threading.Event] = []
+    commit = store.catalog.commit  # type: ignore[attr-defined]
+
+    def and_then_silence(group: object) -> list[int]:
+        done: list[int] = commit(group)
+        ends.append(unanswering(store))
+        return done
+
+    store.catalog.commit = and_then_silence  # type: ignore[attr-defined]
+    repairing = threading.Thread(
+        target=lambda: backup_stgpool(store, "DISKPOOL", "COPYPOOL1"), daemon=True
+    )
+    repairing.start()
+    while not ends:
+        time.sleep(0.01)
+    store.catalog.commit = commit  # type: ignore[attr-defined]
+    commits = store.ledger._committer
+    with pytest.raises(CatalogError, match="has not answered for 1 s"):
+        commits.commit(Commit(bytes(16), 1))
+    assert store.refusal is not None
+    ends[0].set()
+    repairing.join(30)
+    commits._thread.join(0.1)
+    with pytest.raises(CatalogError, match="has not answered"):
+        put_one(store, b"more")
+    store.close()
+    with site.open() as again:
+        assert {one.name for one in again.query_objects(pool="COPYPOOL1")} == {b"lacking"}
