@@ -11,6 +11,7 @@ What it promises:
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from fanout.config import Access
@@ -22,6 +23,7 @@ from fanout.errors import (
     VolumeError,
     VolumeStale,
 )
+from fanout.format import SuperblockState
 from fanout.making import entry_of
 from fanout.pool import FIRST_PAUSE
 from fanout.types import FaultClass
@@ -56,6 +58,7 @@ class Opener:
     Attributes:
         stale: why the catalog must not allocate; empty: it may.
         shortage: what this machine was short of when a volume was opened.
+        older: how volumes that were opened read only show that the catalog is older than they are.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Opener:
         self._lock, self._clock = lock, clock
         self.stale = ""
         self.shortage: VolumeError | None = None
+        self.older: list[str] = []
 
     def look(
         self, member: Member, lock_wait: float, *, read_only: bool = False, timeout: float = 60.0
@@ -112,6 +116,25 @@ class Opener:
                 )
                 self.shortage = VolumeError(entry.path, message)
                 self.shortage.__cause__ = error
+
+    def compare(self, member: Member) -> None:
+        """Whether the catalog is older than a volume that was opened read only. Somebody may be writing to both: the volume is asked first."""
+        volume = member.volume
+        if volume is None:
+            return
+        block = volume.superblock
+        with suppress(FanoutError):
+            newest = volume.newest_commit()
+            last = self._book.last_csn()
+            if newest > last:
+                self.older.append(f"{volume.path}: knows commit {newest}, the catalog only {last}")
+        begun = block.state is SuperblockState.PROVISIONAL
+        if block.epoch - begun > member.entry.epoch:
+            known = {entry.volume: entry.epoch for entry in self._book.volumes()}
+            if block.epoch - begun > known.get(block.volume, block.epoch):
+                self.older.append(
+                    f"{volume.path}: is of epoch {block.epoch}, the catalog knows only {known[block.volume]}"
+                )
 
     def _postpone(self, member: Member, reason: str) -> None:
         member.reason = reason

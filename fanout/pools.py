@@ -154,12 +154,19 @@ class PoolSet:
             if opener.shortage is not None and not read_only:
                 raise opener.shortage
             opener.refuse_stale_catalog(members)
-            if not read_only:
+            if read_only:
+                side_by_side(opener.compare, members)
+            else:
                 opener.take_over([m for m in members if m.volume and m.volume.directory])
         except BaseException:
             self.close()
             raise
         return [member.volume for member in members if member.volume]
+
+    @property
+    def older(self) -> list[str]:
+        """How volumes that are open read only show that the catalog is older than they are: a copy of it was put back."""
+        return self._opener.older
 
     def revive(self, pool: str) -> list[Volume]:
         """Try again the volumes of a pool that failed or could not be opened, not more often than once a second each.

@@ -74,6 +74,10 @@ if TYPE_CHECKING:
     from fanout.volume import Volume
 
 LOCK_WAIT = 10.0  # seconds for catalog and volumes together, while a predecessor ends
+OLDER = (
+    "%s is older than the volumes, and what it says may be wrong: %s; use the newest catalog, or make it anew with "
+    "'fanout rebuild catalog --force'"
+)
 
 _log = logging.getLogger("fanout.store")
 
@@ -300,6 +304,8 @@ class Store(StoreReader):
             pools.open(lock_wait=lock_wait, read_only=read_only)
             if not read_only:
                 _warn_of_absent(pools)
+            elif pools.older:
+                _log.warning(OLDER, path, pools.older[0])
             store = cls(
                 config,
                 catalog,

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from fanout import format as fmt
 from fanout.allocator import Allocator
-from fanout.directory import CheckpointUnsafe, Directory
+from fanout.directory import CheckpointUnsafe, Directory, newest_commit
 from fanout.engine import Request
 from fanout.errors import (
     InterfaceError,
@@ -265,10 +265,19 @@ class Volume:
         )
 
     def _load_directory(self) -> Directory:
-        block = self.superblock
-        size = block.directory_bytes
-        halves = [_Window(self.read, block.half_offset(half), size) for half in (0, 1)]
-        return Directory.load(block, halves, path=self.path)
+        return Directory.load(self.superblock, self._halves(WINDOW), path=self.path)
+
+    def _halves(self, window: int) -> list[_Window]:
+        block, size = self.superblock, self.superblock.directory_bytes
+        return [_Window(self.read, block.half_offset(half), size, window) for half in (0, 1)]
+
+    def newest_commit(self) -> int:
+        """A commit that its directory has heard of, the last one as a rule; 0: it says nothing. Also when opened read only.
+
+        Raises:
+            TargetError: it cannot be read.
+        """
+        return newest_commit(self.superblock, self._halves(0), path=self.path)
 
     def claim(self, catalog_epoch: int) -> None:
         """Write the new epoch, provisionally, over the older superblock, and flush.
@@ -580,13 +589,15 @@ class Volume:
 class _Window:
     """Bytes of the volume, read a window ahead: a directory of 64 MiB is looked through in pieces."""
 
-    def __init__(self, read: Callable[[int, int], bytes], base: int, size: int) -> None:
-        self._read, self._base, self._size = read, base, size
+    def __init__(
+        self, read: Callable[[int, int], bytes], base: int, size: int, window: int
+    ) -> None:
+        self._read, self._base, self._size, self._window = read, base, size, window
         self._at, self._held = 0, b""
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop = part.start, part.stop
         if not self._at <= start or stop > self._at + len(self._held):
-            length = min(max(WINDOW, stop - start), self._size - start)
+            length = min(max(self._window, stop - start), self._size - start)
             self._at, self._held = start, self._read(self._base + start, length)
         return self._held[start - self._at : stop - self._at]

@@ -7,6 +7,7 @@ old copy in the place of a newer catalog, which would hand out live data as free
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
@@ -139,7 +140,7 @@ def test_what_is_no_catalog_or_damaged_is_not_copied(sample: Sample, tmp_path: P
     assert [name for name in listing(tmp_path) if name.endswith(".new")] == []
 
 
-def test_an_old_backup_never_allocates(small: SmallSite) -> None:
+def test_an_old_backup_never_allocates(small: SmallSite, caplog: pytest.LogCaptureFixture) -> None:
     """Back up, write more, lose the catalog, put the backup in its place: refused; the newest is made from the volumes."""
     with small.open() as store:
         put(small, store, {b"early": b"1" * 5000})
@@ -152,12 +153,55 @@ def test_an_old_backup_never_allocates(small: SmallSite) -> None:
         small.open()
     with small.open(read_only=True) as store:  # reading what it knows is fine
         assert store.get("N1", b"early").read() == b"1" * 5000
+    assert "is older than the volumes" in caplog.text, "or nobody knows that things are missing"
     report: Any = rebuild_catalog(small.path, force=True)
     assert report.complete
     assert report.kept is not None
     with small.open() as store:
         assert store.get("N1", b"late").read() == b"2" * 5000
         put(small, store, {b"later": b"3" * 5000})
+
+
+def test_a_reader_is_told_of_an_old_catalog_by_the_epoch_alone(
+    small: SmallSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing was committed since the copy, but the store was opened; the newest catalog is never called old."""
+    with small.open() as store:
+        put(small, store, {b"early": b"1" * 5000})
+    made = backup_catalog(small.path, small.base / "copy.db")
+    with small.open():
+        pass
+    with small.open(read_only=True):
+        assert caplog.text == ""
+    for path in small.base.glob("catalog.db*"):
+        path.unlink()
+    os.rename(made.path, small.catalog)
+    with small.open(read_only=True) as store:
+        assert store.get("N1", b"early").read() == b"1" * 5000
+    (told,) = caplog.messages
+    assert re.search(r"catalog\.db is older than the volumes.* of epoch \d+, .* knows only", told)
+
+
+def test_a_reader_beside_a_writer_is_not_told_that_the_catalog_is_old(
+    small: SmallSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Breaks if what a volume says is compared with what the catalog said before: epochs, and commits in directories that go into their next half."""
+    ended = threading.Event()
+
+    def write() -> None:
+        for _ in range(3):
+            with small.open() as store:
+                for number in range(40):
+                    put(small, store, {b"%d" % number: b"x"})
+        ended.set()
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    while not ended.is_set():
+        with small.open(read_only=True):
+            pass
+    writing.join()
+    assert "older" not in caplog.text
 
 
 def test_a_backup_of_a_store_that_rested_is_as_good(small: SmallSite) -> None:
