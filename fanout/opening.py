@@ -27,7 +27,7 @@ from fanout.format import SuperblockState
 from fanout.making import entry_of
 from fanout.pool import FIRST_PAUSE
 from fanout.types import FaultClass
-from fanout.volume import Volume, VolumeState
+from fanout.volume import Volume, VolumeState, restored
 
 if TYPE_CHECKING:
     import threading
@@ -118,11 +118,17 @@ class Opener:
                 self.shortage.__cause__ = error
 
     def compare(self, member: Member) -> None:
-        """Whether the catalog is older than a volume that was opened read only. Somebody may be writing to both: the volume is asked first."""
+        """Whether the catalog is older than a volume that was opened read only, or the volume is, which may be read all the same.
+
+        Somebody may be writing to both: of the two the one that should be older is asked first.
+        """
         volume = member.volume
         if volume is None:
             return
         block = volume.superblock
+        if block.epoch < member.entry.epoch:
+            volume.reason = restored(block.epoch, member.entry.epoch)
+            return
         with suppress(FanoutError):
             newest = volume.newest_commit()
             last = self._book.last_csn()

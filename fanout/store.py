@@ -52,7 +52,7 @@ from fanout.errors import (
 )
 from fanout.format import SpanFraming
 from fanout.ledger import Ledger, receipt_of
-from fanout.making import create_volumes, is_of_store, private_directory
+from fanout.making import create_volumes, pool_of, private_directory
 from fanout.pools import PoolSet
 from fanout.scribe import Scribe
 from fanout.session import Session
@@ -610,11 +610,14 @@ def _warn_of_unmade(config: Config, catalog: CatalogReader, engine: Engine) -> N
         for path in (str(spec.path) for spec in pool.volumes):
             if path in made:
                 continue
-            if path not in retired and is_of_store(engine, path, catalog.store_id):
+            home = None if path in retired else pool_of(engine, path, catalog.store_id)
+            if home == pool.name:
                 what = (
                     "is a volume of this store, which the catalog knows under another path, and is not used; "
                     "if it was moved, 'fanout rebuild catalog --force' takes it in"
                 )
+            elif home is not None:
+                what = f"is a volume of pool {home}, and is not used: name it there"
             else:
                 what = f"was {'given up' if path in retired else 'never made'}, and is not used; 'fanout init --add' makes a volume there"
             _log.warning("%s of pool %s %s", path, pool.name, what)

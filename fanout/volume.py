@@ -35,6 +35,7 @@ from fanout.directory import CheckpointUnsafe, Directory, newest_commit
 from fanout.engine import Request
 from fanout.errors import (
     InterfaceError,
+    TargetError,
     VolumeError,
     VolumeForeign,
     VolumeStale,
@@ -77,7 +78,7 @@ class Volume:
         directory: commit evidence; None when opened read only.
         allocator: its space; None until `load_space`.
         state: see `VolumeState`.
-        reason: why it failed; empty while it has not.
+        reason: why it failed, or is not current; else empty.
         claimed: whether this opening has written its epoch.
         ahead: reads ahead for `read`; for those alone who know that nobody writes to the volume.
         openings: how often it was opened by this object: regions handed out in an earlier opening cannot be written any more.
@@ -192,15 +193,21 @@ class Volume:
         on_slow: str = "wait",
     ) -> None:
         with translated(self.path, "cannot be opened"):
-            self.target = open_target(
-                self.engine,
-                self.path,
-                read_only=read_only,
-                lock=not read_only,
-                lock_wait=lock_wait,
-                timeout=timeout + lock_wait,
-                on_slow=on_slow,
-            )
+            try:
+                self.target = open_target(
+                    self.engine,
+                    self.path,
+                    read_only=read_only,
+                    lock=not read_only,
+                    lock_wait=lock_wait,
+                    timeout=timeout + lock_wait,
+                    on_slow=on_slow,
+                )
+            except TargetError:
+                # Of another volume a lock says nothing: it may be our own, where two paths lead to one file.
+                if not read_only:
+                    self._refuse_another(volume, size, timeout)
+                raise
         try:
             with translated(self.path, "cannot be read"):
                 self.superblock, self._copy = find_superblock(self.engine, self.target, size)
@@ -215,15 +222,33 @@ class Volume:
         self.claimed = False
         self.openings += 1
 
+    def _refuse_another(self, volume: bytes, size: int | None, timeout: float) -> None:
+        """Look without a lock whether another volume is there; what cannot be seen so is for the caller to tell."""
+        try:
+            target = open_target(self.engine, self.path, read_only=True, timeout=timeout)
+            try:
+                block = find_superblock(self.engine, target, size).superblock
+            finally:
+                target.close(timeout=CLOSE_TIMEOUT)
+        except (TargetError, TimeoutError, VolumeTorn):
+            return
+        if block.volume != volume:
+            raise self._another(block, volume)
+
+    def _another(self, block: Superblock, volume: bytes) -> VolumeForeign:
+        message = f"is volume {block.volume.hex()}, the catalog expects {volume.hex()} here"
+        return VolumeForeign(self.path, f"{message}: are paths or devices swapped?")
+
     def _check_identity(self, store: bytes, pool: str, volume: bytes, *, moved: bool) -> None:
         block, geometry = self.superblock, self.target.geometry
         if block.store != store:
             raise VolumeForeign(self.path, f"belongs to store {block.store.hex()}")
         if block.volume != volume:
-            message = f"is volume {block.volume.hex()}, the catalog expects {volume.hex()} here"
-            raise VolumeForeign(self.path, f"{message}: are paths or devices swapped?")
+            raise self._another(block, volume)
         if block.pool != pool:
-            raise VolumeForeign(self.path, f"belongs to pool {block.pool}, not to {pool}")
+            raise VolumeForeign(
+                self.path, f"is of pool {block.pool}: name it there, not in pool {pool}"
+            )
         if max(block.epoch, block.sequence) > fmt.MAX_COUNTER - OPENING_STEPS:
             raise VolumeTorn(self.path, "its epoch or sequence is at its end: damaged")
         if geometry.size < block.size:
@@ -258,11 +283,7 @@ class Volume:
                 "restored from the past; use the newest one, or make it anew with 'fanout rebuild catalog --force'",
                 catalog_is_older=True,
             )
-        raise VolumeStale(
-            self.path,
-            f"is of epoch {block.epoch}, the catalog knows {known}: the volume was restored from the "
-            "past; take it out of its pool and let the pool be filled again",
-        )
+        raise VolumeStale(self.path, restored(block.epoch, known))
 
     def _load_directory(self) -> Directory:
         return Directory.load(self.superblock, self._halves(WINDOW), path=self.path)
@@ -584,6 +605,14 @@ class Volume:
                 self.path, f"span at {span.offset}: header and footer do not belong together"
             )
         return header, footer
+
+
+def restored(epoch: int, known: int) -> str:
+    """What is wrong with a volume that is older than the catalog."""
+    return (
+        f"is of epoch {epoch}, the catalog knows {known}: the volume was restored from the past; take it out of its pool "
+        "and let the pool be filled again"
+    )
 
 
 class _Window:

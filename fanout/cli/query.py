@@ -165,13 +165,18 @@ def _readable(one: VolumeStatus) -> bool:
 
 
 def _out_of_reach(store: Store, pool: str | None) -> list[dict[str, str]]:
-    """Volumes that cannot be read, though nobody has said that this is meant: what they hold is no gap."""
+    """Volumes that cannot be read, or not relied on, though nobody has said that this is meant: what they hold is no gap."""
     only = store.config.pool(pool).name if pool else None
     return [
-        {"pool": one.pool, "path": one.path, "reason": typed(one.reason)}
+        {
+            "pool": one.pool,
+            "path": one.path,
+            "what": "is not current" if _readable(one) else "cannot be read",
+            "reason": typed(one.reason),
+        }
         for one in store.query_volumes()
         if only in {None, one.pool}
-        and not _readable(one)
+        and (one.reason or not _readable(one))
         and store.config.pool(one.pool).access is not Access.UNAVAILABLE
     ]
 
@@ -180,7 +185,7 @@ def _warn_of(away: list[dict[str, str]]) -> None:
     for one in away:
         lost = typed(f"fanout retire volume {shlex.quote(one['path'])}")
         screen.warn(
-            f"{one['pool']}: {one['path']} cannot be read: {one['reason']} (If it is lost for good: {lost})"
+            f"{one['pool']}: {one['path']} {one['what']}: {one['reason']} (If it is lost for good: {lost})"
         )
 
 
@@ -414,7 +419,7 @@ def gap(
     elif rows:
         _show_gaps(rows)
     elif away:
-        screen.say("No gaps on record, and not every volume can be read.")
+        screen.say("No gaps on record, and not every volume can be relied on.")
     else:
         screen.say("[green]No gaps.[/] Every pool holds what it should.")
     _warn_of(away)

@@ -124,3 +124,61 @@ def test_advice_names_the_store_that_was_named(shell: Shell, tmp_path: Path) -> 
     lost = shell("query", "stgpool", *where, code=Exit.CATALOG)
     assert f"'fanout rebuild catalog {typed}'" in lost.err
     assert "-c" not in shell("query", "object", "N1", "'fanout check'", code=Exit.NOT_FOUND).err
+
+
+def test_a_volume_of_the_past_is_told_by_queries_too(shell: Shell, stored: bytes) -> None:
+    """Breaks if a disk that was restored from yesterday is called well, and no gap is on record, until somebody writes."""
+    volume = shell.config.parent / "copypool1.vol"
+    past = volume.read_bytes()
+    shell("put", "N1", "-", "--as", "two", "--spool", "1MiB", stdin=b"x" * 1000)
+    shell("query", "gap")
+    volume.write_bytes(past)
+    said = shell("query", "gap", code=Exit.TARGET)
+    assert "No gaps on record, and not every volume can be relied on" in said.out
+    assert "copypool1.vol is not current: is of epoch" in said.err
+    (one,) = shell("query", "gap", "--json", code=Exit.TARGET).json["unreadable"]
+    assert (one["path"], one["pool"]) == (str(volume), "COPYPOOL1")
+    assert "was restored from the past" in shell("query", "volume").out
+    copy = shell.config.parent / "copy"
+    shell("get", "N1", "one", "--pool", "COPYPOOL1", "-o", copy)  # what it has is good
+    assert copy.read_bytes() == stored
+
+
+def test_two_paths_that_lead_to_one_file(shell: Shell, stored: bytes) -> None:
+    """Breaks if the second one is called locked by another process, which nobody could ever end: it is ourselves."""
+    assert stored
+    one, other = (shell.config.parent / f"copypool{n}.vol" for n in (1, 2))
+    other.unlink()
+    other.hardlink_to(one)
+    found = shell("check", code=Exit.INTEGRITY).out
+    assert "are paths or devices swapped?" in " ".join(found.split())
+    other.unlink()
+    other.symlink_to(one)
+    found = shell("check", code=Exit.INTEGRITY).out
+    assert "is a symbolic link to a file" in " ".join(found.split())
+
+
+def test_volumes_that_changed_places_between_pools(shell: Shell, stored: bytes) -> None:
+    """Breaks if advice is given that takes nothing in: each is to be named in its own pool."""
+    assert stored
+    one, other = (shell.config.parent / name for name in ("copypool1.vol", "diskpool.vol"))
+    away = one.with_name("away")
+    one.rename(away)
+    other.rename(one)
+    away.rename(other)
+    told = shell("rebuild", "catalog", "--force", code=None).err
+    assert "is of pool DISKPOOL: name it there, not in pool COPYPOOL1" in told
+    told = shell("query", "gap", code=None).err
+    assert "copypool1.vol of pool COPYPOOL1 is a volume of pool DISKPOOL, and is not used" in told
+    text = shell.config.read_text()
+    for name, new in (
+        ("copypool1.vol", "X"),
+        ("diskpool.vol", "copypool1.vol"),
+        ("X", "diskpool.vol"),
+    ):
+        text = text.replace(name, new)
+    text = text.replace('"diskpool.vol", size = "32', '"diskpool.vol", size = "16')
+    text = text.replace('"copypool1.vol", size = "16', '"copypool1.vol", size = "32')
+    shell.config.write_text(text)
+    shell("rebuild", "catalog", "--force")
+    shell("check")

@@ -122,7 +122,7 @@ def put(engine: Any, offset: int, data: bytes) -> None:
     ("options", "error", "message"),
     [
         ({"store": b"?" * 16}, VolumeForeign, "belongs to store"),
-        ({"pool": "OTHER"}, VolumeForeign, "belongs to pool DISKPOOL"),
+        ({"pool": "OTHER"}, VolumeForeign, "is of pool DISKPOOL: name it there"),
         ({"volume": b"?" * 16}, VolumeForeign, "swapped"),
     ],
 )
