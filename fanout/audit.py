@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ from fanout.errors import (
     VolumeStale,
 )
 from fanout.evidence import empty_objects
+from fanout.making import probe
 from fanout.opening import is_the_hosts
 from fanout.read import Fault
 from fanout.store import LOCK_WAIT, open_engine
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     )
     from fanout.catalog.rows import Place
     from fanout.copying import Copied
+    from fanout.engine import Engine
     from fanout.read import CopyReader
     from fanout.store import Store
 
@@ -371,7 +374,7 @@ def retire_volume(
         CatalogError: there is no catalog, or it could not be changed. Try again: if it was changed all the same, it knows no such volume.
         CatalogStale: (without `force`) the volume is newer than the catalog.
         VolumeBusy: (without `force`) somebody has the volume open.
-        VolumeError: the catalog knows no volume at that path; or (without `force`) it is well, or this machine is short of something.
+        VolumeError: the catalog knows no volume at that path; or (without `force`) it is well, here or at another path, or this machine is short of something.
     """
     loaded = config if isinstance(config, Config) else configuration.load(config)
     where = os.path.abspath(os.fspath(path))
@@ -421,8 +424,26 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: fl
                 why = error.message if isinstance(error, VolumeError) else str(error)
                 message = f"{why}: that does not make it lost; mend that, or say force (--force)"
                 raise VolumeError(entry.path, message) from error
+            place = _elsewhere(config, catalog, engine, entry)
+            if place is not None:
+                message = (
+                    f"the volume lies at {place}: that does not make it lost; put it back in its place, or take the places as they are "
+                    "with 'fanout rebuild catalog --force', or say force (--force)"
+                )
+                raise VolumeError(entry.path, message) from error
             return False
         return True
+
+
+def _elsewhere(config: Config, catalog: Catalog, engine: Engine, entry: VolumeEntry) -> str | None:
+    """Another path of the store's at which a volume lies."""
+    named = [str(spec.path) for pool in config.pools.values() for spec in pool.volumes]
+    for path in dict.fromkeys([*named, *(one.path for one in catalog.volumes())]):
+        with suppress(FanoutError, OSError):
+            block = probe(engine, path) if path != entry.path else None
+            if block is not None and block.volume == entry.volume:
+                return path
+    return None
 
 
 def _is_forbidden(error: FanoutError) -> bool:

@@ -166,6 +166,8 @@ def test_volumes_that_changed_places_between_pools(shell: Shell, stored: bytes) 
     one.rename(away)
     other.rename(one)
     away.rename(other)
+    told = shell("retire", "volume", one, code=Exit.TARGET).err
+    assert f"the volume lies at {other}: that does not make it lost" in told
     told = shell("rebuild", "catalog", "--force", code=None).err
     assert "is of pool DISKPOOL: name it there, not in pool COPYPOOL1" in told
     told = shell("query", "gap", code=None).err
