@@ -224,7 +224,7 @@ def test_too_many_small_pieces_are_the_fault_of_who_has_them(
     for span in held[::2]:
         house.pools.release(span, ["COPY"])
     for length in (450 << 10, 1 << 20):
-        with pytest.raises(PoolFull, match="too many small pieces") as caught:
+        with pytest.raises(PoolFull, match="too many small ones") as caught:
             house.pools.reserve(ask(length))
         assert caught.value.pool == "COPY"
         assert len(house.pools.reserve(ask(length, copies=()))) == 1
