@@ -227,7 +227,9 @@ void fo_op_fail(fo_machine *m, uint32_t op, fo_outcome_code code, int err) {
         break;
     default:
         fo_op_move(m, op, FO_OP_IDLE);
-        fo_target_fail(m, target, err);
+        if (code == FO_OUTCOME_ERROR) { /* else it was not submitted before its target was let go */
+            fo_target_fail(m, target, err);
+        }
         break;
     }
 }

@@ -638,6 +638,30 @@ static void room_is_promised_once(void) {
     free(w);
 }
 
+/* Let go while its flush waits for room among the submissions: that was never tried, and nothing fails for it a second time. */
+static void let_go_before_its_flush(void) {
+    world *w = open_world(1, &plain);
+    fo_leg leg;
+    uint32_t reading;
+    put(w, w->flow, 0);
+    step(w);
+    answer(w, 0, SLOT);
+    reading = request(w, FO_OP_READ, 4096);
+    step(w);
+    fo_machine_seal(&w->m, w->flow);
+    step_with_room(w, NULL, 0, 0);
+    CHECK_EQ(w->m.targets[w->ids[0]].control.count, 1);
+    w->now += 200 * MS;
+    step(w);
+    CHECK_EQ(w->m.targets[w->ids[0]].state, FO_TARGET_DETACHED);
+    CHECK_EQ(take_outcome(w, reading).code, FO_OUTCOME_TIMED_OUT);
+    fo_machine_leg(&w->m, w->flow, 0, &leg);
+    CHECK_EQ(leg.first.code, FO_OUTCOME_DETACHED);
+    CHECK_EQ(leg.first.phase, FO_OP_FLUSH);
+    CHECK_EQ(w->m.targets[w->ids[0]].flush_issued, 0);
+    drop_world(w);
+}
+
 int main(void) {
     RUN(bounds_of_the_configuration);
     RUN(too_many_bytes);
@@ -665,5 +689,6 @@ int main(void) {
     RUN(fast_and_late);
     RUN(starving_twice);
     RUN(room_is_promised_once);
+    RUN(let_go_before_its_flush);
     return test_end();
 }
