@@ -145,6 +145,14 @@ static void complete(fo_machine *m, const fo_completion *c) {
 
 static uint64_t add_ns(uint64_t a, uint64_t b) { return a > FO_FOREVER - b ? FO_FOREVER : a + b; }
 
+static void tell_slow(fo_machine *m, fo_op *o) {
+    fo_outcome outcome = fo_op_outcome(m, o, FO_OUTCOME_OK, 0);
+    if (!o->told) {
+        o->told = true;
+        fo_event_op(m, FO_EVENT_SLOW, o, &outcome);
+    }
+}
+
 static void check_deadlines(fo_machine *m, uint16_t target) {
     fo_target *t = &m->targets[target];
     uint64_t next = FO_FOREVER;
@@ -157,9 +165,8 @@ static void check_deadlines(fo_machine *m, uint16_t target) {
             return;
         }
         if (!o->slow && m->now >= soft && soft != FO_FOREVER) {
-            fo_outcome outcome = fo_op_outcome(m, o, FO_OUTCOME_OK, 0);
             o->slow = true;
-            fo_event_op(m, FO_EVENT_SLOW, o, &outcome);
+            tell_slow(m, o);
             t->watch_ns = t->watch_ns == FO_FOREVER ? m->now : t->watch_ns; /* late: the only one? (fo_slow.c) */
         }
         soft = o->slow || soft > hard ? hard : soft;

@@ -106,7 +106,8 @@ typedef struct fo_op {
     uint16_t generation, target;
     uint8_t kind, state, owner, leg;
     uint8_t resumes;
-    bool slow, helper;
+    bool slow, helper; /* slow: this attempt is past the soft deadline */
+    bool told;         /* that some attempt was: once, so that the ring has room for it (invariant 7) */
     bool stray; /* its leg was ejected while it was in flight */
 } fo_op;
 

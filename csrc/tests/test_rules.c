@@ -662,6 +662,29 @@ static void let_go_before_its_flush(void) {
     drop_world(w);
 }
 
+/* Each of its parts is late.  Told each time it would take more of the ring than an operation has there (invariant 7). */
+static void late_in_every_part(void) {
+    world *w = open_world(1, &plain);
+    fo_event events[64];
+    uint32_t n, told = 0;
+    put(w, w->flow, 0);
+    step(w);
+    for (uint32_t part = 0; part <= FO_MAX_RESUMES; part++) {
+        w->now += 60 * MS;
+        step(w);
+        CHECK_EQ(w->m.targets[w->ids[0]].judged_ns, w->now); /* it is looked at as often as it is late */
+        answer(w, 0, 4096);
+    }
+    n = fo_machine_events(&w->m, events, 64);
+    for (uint32_t i = 0; i < n; i++) {
+        told += events[i].kind == FO_EVENT_SLOW ? 1 : 0;
+    }
+    CHECK_EQ(told, 1);
+    CHECK_EQ(n, 2);
+    CHECK_EQ(events[n - 1].outcome, FO_OUTCOME_SHORT);
+    drop_world(w);
+}
+
 int main(void) {
     RUN(bounds_of_the_configuration);
     RUN(too_many_bytes);
@@ -690,5 +713,6 @@ int main(void) {
     RUN(starving_twice);
     RUN(room_is_promised_once);
     RUN(let_go_before_its_flush);
+    RUN(late_in_every_part);
     return test_end();
 }
