@@ -201,8 +201,8 @@ static int check_request(const fo_machine *m, const fo_request *r) {
     if (t->readonly && r->kind != FO_OP_READ) {
         return EBADF;
     }
-    if (data && (r->offset % t->granule != 0 || r->length % t->granule != 0)) {
-        return EINVAL;
+    if (data && (r->offset % t->granule != 0 || r->length % t->granule != 0 || r->offset > INT64_MAX)) {
+        return EINVAL; /* to the kernel an offset of -1 is wherever the file stands */
     }
     return 0;
 }

@@ -685,6 +685,19 @@ static void late_in_every_part(void) {
     drop_world(w);
 }
 
+/* To the kernel an offset of -1 is wherever the file stands. */
+static void behind_every_file(void) {
+    world *w = open_world(1, &plain);
+    fo_request r = {.target = w->ids[0], .kind = FO_OP_WRITE, .length = 1, .offset = UINT64_MAX};
+    uint32_t slot = fo_machine_take_control(&w->m);
+    w->m.targets[w->ids[0]].granule = 1;
+    fo_machine_request(&w->m, slot, &r);
+    step(w);
+    CHECK_EQ(w->made, 0);
+    CHECK_EQ(take_outcome(w, slot).err, EINVAL);
+    drop_world(w);
+}
+
 int main(void) {
     RUN(bounds_of_the_configuration);
     RUN(too_many_bytes);
@@ -714,5 +727,6 @@ int main(void) {
     RUN(room_is_promised_once);
     RUN(let_go_before_its_flush);
     RUN(late_in_every_part);
+    RUN(behind_every_file);
     return test_end();
 }
