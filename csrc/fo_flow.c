@@ -248,7 +248,8 @@ static int check_targets(const fo_machine *m, const uint16_t *targets, uint32_t 
     }
     for (uint32_t i = 0; i < count; i++) {
         const fo_target *t = &m->targets[targets[i] % FO_MAX_TARGETS];
-        if (targets[i] >= FO_MAX_TARGETS || t->state != FO_TARGET_ACTIVE || t->readonly || t->close_wanted) {
+        if (targets[i] >= FO_MAX_TARGETS || t->state != FO_TARGET_ACTIVE || t->readonly || t->close_wanted ||
+            t->leaving) {
             return -EINVAL;
         }
         for (uint32_t j = 0; j < i; j++) {

@@ -130,6 +130,7 @@ typedef struct fo_ticket {
 typedef struct fo_target {
     uint8_t state;
     bool block, grow, readonly, close_wanted;
+    bool leaving; /* a caller is finishing or closing it: no stream may begin on it */
     uint32_t depth, granule;
     uint64_t soft_ns, hard_ns;
     uint64_t capacity; /* block devices: bytes; else UINT64_MAX */

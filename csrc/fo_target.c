@@ -200,6 +200,7 @@ static int take(fo_engine *e, uint16_t id, fo_block **out) {
     if (b->taken || fo_machine_target_used(m, id)) {
         return -EBUSY;
     }
+    e->machine.targets[id].leaving = true; /* whatever comes of it: the target is closed in the end */
     hold(b);
     *out = b;
     return 0;

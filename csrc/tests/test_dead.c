@@ -333,6 +333,21 @@ static void closed_under_a_target(void) {
     }
 }
 
+/* No stream begins on a target that is being finished: it would go on when that is gone. */
+static void opened_while_it_is_finished(void) {
+    rig r = make_rig_without_streams(FO_BACKEND_THREADS);
+    waiter finishing;
+    fo_stream *s;
+    shut_the_gate();
+    begin_waiting(&finishing, &r, wait_for_the_finish);
+    CHECK_EQ(fo_stream_open(r.e, &r.id, 1, SECOND, &s), -EINVAL);
+    open_the_gate();
+    CHECK_EQ(end_waiting(&finishing), 0);
+    CHECK_EQ(fo_engine_close(r.e, SECOND), 0);
+    free(r.bytes);
+    check_nothing_left(nothing);
+}
+
 static int wait_for_the_end(rig *r) { return fo_engine_close(r->e, FO_FOREVER); }
 
 /* The open succeeds when the engine is about to end: it is closed again, and the end waits for that. */
@@ -485,6 +500,7 @@ int main(void) {
     RUN(after_the_close);
     RUN(closed_under_a_caller);
     RUN(closed_under_a_target);
+    RUN(opened_while_it_is_finished);
     RUN(opened_too_late);
     RUN(fork_beside_an_open_that_hangs);
     RUN(closed_under_a_second_request);
