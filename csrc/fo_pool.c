@@ -144,7 +144,8 @@ int fo_pool_push(fo_pool *p, const fo_submission *s) {
 
 void fo_pool_cancel(fo_pool *p) {
     fo_engine *e = p->block->engine;
-    while (p->head != FO_NIL) {
+    /* A close is alone there, and has to be done: nobody else takes the descriptor away. */
+    while (p->head != FO_NIL && e->jobs[p->head].submission.kind != FO_OP_CLOSE) {
         fo_engine_post(e, e->jobs[p->head].submission.token, -ECANCELED);
         p->head = e->jobs[p->head].next;
         p->jobs--;

@@ -5,6 +5,7 @@
  * A refusal may cost what it belongs to, never more: the caller is told one of the errnos that it can come to, nothing hangs,
  * nothing leaks.
  */
+#include "../fo_engine.h"
 #include "refusing.h"
 #include "whole_life.h"
 
@@ -374,6 +375,36 @@ static void thread_that_stays(void) {
     check_nothing_left(nothing);
 }
 
+/* The helper comes to a close after the hard deadline: it is done all the same, or a forked child would close whatever has the
+ * number by then. */
+static void close_behind_a_hung_helper(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_submission hung = {.kind = FO_OP_FLUSH}; /* of nobody: its completion is a stray */
+    fo_geometry g;
+    fo_info info;
+    uint16_t id;
+    CHECK_EQ(open_file(e, "closing", FO_OPEN_REPLACE, &id, &g), 0);
+    (void)pthread_mutex_lock(&gate);
+    before_flush = wait_at_the_gate;
+    (void)pthread_mutex_lock(&e->mutex);
+    CHECK_EQ(fo_pool_push(&e->blocks[id]->helper, &hung), 0);
+    (void)pthread_mutex_unlock(&e->mutex);
+    CHECK_EQ(fo_target_close(e, id, 10 * SECOND), -ETIMEDOUT);
+    (void)usleep(20000);
+    fo_engine_info(e, &info);
+    CHECK_EQ(info.targets, 1);
+    before_flush = NULL;
+    (void)pthread_mutex_unlock(&gate);
+    for (int i = 0; i < 5000 && info.targets != 0; i++) {
+        (void)usleep(1000);
+        fo_engine_info(e, &info);
+    }
+    CHECK_EQ(info.targets, 0);
+    CHECK_EQ(atomic_load(&e->fork_fds[id]), -1);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    check_nothing_left(nothing);
+}
+
 int main(void) {
     static const uint32_t backends[] = {FO_BACKEND_FAULTY, FO_BACKEND_THREADS, FO_BACKEND_URING};
     test_dir_make();
@@ -395,6 +426,7 @@ int main(void) {
     RUN(jobs_behind_a_hung_worker);
     RUN(a_worker_for_each_job);
     RUN(thread_that_stays);
+    RUN(close_behind_a_hung_helper);
     free(life_bytes);
     test_dir_remove();
     return test_end();
