@@ -237,6 +237,24 @@ static void serve(fo_engine *e) {
     }
 }
 
+/* They stay in the list: a caller who waits for one is not told that it has closed. */
+void fo_engine_retire(fo_engine *e) {
+    for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
+        if (e->blocks[i] != NULL) {
+            fo_block_retire(e->blocks[i]);
+        }
+    }
+}
+
+static void end_serving(fo_engine *e) {
+    (void)pthread_mutex_lock(&e->mutex);
+    e->serving = false;
+    if (e->left) {
+        fo_engine_retire(e);
+    }
+    (void)pthread_mutex_unlock(&e->mutex);
+}
+
 void *fo_engine_main(void *arg) {
     fo_engine *e = arg;
     char reason[160] = "";
@@ -244,6 +262,7 @@ void *fo_engine_main(void *arg) {
     (void)pthread_mutex_lock(&e->mutex);
     e->start_rc = rc;
     e->running = true;
+    e->serving = rc == 0;
     if (rc != 0) {
         (void)memcpy(e->reason, reason, sizeof e->reason);
     }
@@ -251,6 +270,7 @@ void *fo_engine_main(void *arg) {
     (void)pthread_mutex_unlock(&e->mutex);
     if (rc == 0) {
         serve(e);
+        end_serving(e);
         e->backend->stop(e);
         (void)pthread_mutex_lock(&e->mutex);
         fo_engine_unlock_unref(e);

@@ -94,6 +94,8 @@ struct fo_engine {
     bool closing;   /* no new work */
     bool stopping;  /* the engine thread has to end */
     bool running;   /* the engine thread has started its backend */
+    bool serving;   /* the engine thread may look at blocks, and hand out their descriptors */
+    bool left;      /* the close went without it: it retires them when it comes out */
     bool sleeping;  /* the engine thread waits, or is about to, and has seen all input so far */
     bool event_set; /* event_fd is readable */
     int start_rc;
@@ -136,6 +138,8 @@ void fo_engine_notify(fo_engine *e);
 void fo_engine_fire(fo_engine *e);
 /* What a step decided about targets: workers of one that was let go start nothing more, one that is gone is forgotten. */
 void fo_engine_settle(fo_engine *e);
+/* Closes what is still open: after fo_fork_unregister, and when nobody serves any more. */
+void fo_engine_retire(fo_engine *e);
 /* The engine thread.  Without the mutex. */
 void *fo_engine_main(void *arg);
 /* Locks and holds; -EOWNERDEAD in a forked child, -ESHUTDOWN while closing. */

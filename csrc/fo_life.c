@@ -306,10 +306,10 @@ int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
     }
     fo_fork_unregister(e);
     (void)pthread_mutex_lock(&e->mutex);
-    for (uint32_t i = 0; i < FO_MAX_TARGETS; i++) {
-        if (e->blocks[i] != NULL) {
-            fo_block_retire(e->blocks[i]); /* stays in the list: a caller who waits for it is not told that it has closed */
-        }
+    if (e->serving) { /* it may yet hand a write to the kernel: a descriptor must not be another file's by then */
+        e->left = true;
+    } else {
+        fo_engine_retire(e);
     }
     if (!in_flight) {
         see_workers_off(e);

@@ -354,9 +354,13 @@ int __wrap_io_uring_register_files_sparse(struct io_uring *ring, unsigned count)
     return err > 0 ? -err : __real_io_uring_register_files_sparse(ring, count);
 }
 
+static _Atomic(hook) before_file;
 int __real_io_uring_register_files_update(struct io_uring *ring, unsigned at, const int *files, unsigned count);
 int __wrap_io_uring_register_files_update(struct io_uring *ring, unsigned at, const int *files, unsigned count) {
     int err = *files >= 0 ? refused(CALL_FILE) : 0;
+    if (*files >= 0) {
+        pass(&before_file);
+    }
     return err > 0 ? -err : __real_io_uring_register_files_update(ring, at, files, count);
 }
 

@@ -375,6 +375,43 @@ static void thread_that_stays(void) {
     check_nothing_left(nothing);
 }
 
+static atomic_bool at_the_gate;
+
+static void come_to_the_gate(void) {
+    atomic_store(&at_the_gate, true);
+    wait_at_the_gate();
+}
+
+/* The engine thread has a descriptor in hand, and comes to the kernel with it when the engine was closed without it: until then
+ * the number is no other file's, or that would be written to. */
+static void thread_that_comes_late(void) {
+    fo_engine *e = open_engine(FO_BACKEND_URING);
+    unsigned char *bytes = test_bytes(SLOT, 9);
+    fo_geometry g;
+    fo_stream *s;
+    uint16_t id;
+    int fd;
+    CHECK_EQ(open_file(e, "late", FO_OPEN_REPLACE, &id, &g), 0);
+    CHECK_EQ(fo_stream_open(e, &id, 1, SECOND, &s), 0);
+    fd = atomic_load(&e->blocks[id]->fd);
+    (void)pthread_mutex_lock(&gate);
+    before_file = come_to_the_gate;
+    CHECK_EQ(fo_stream_write(s, bytes, SLOT, 0, SECOND, NULL, NULL), 0);
+    while (!atomic_load(&at_the_gate)) {
+        (void)usleep(100);
+    }
+    fo_stream_close(s);
+    CHECK_EQ(fo_engine_close(e, SECOND / 100), -ETIMEDOUT);
+    for (int i = 0; i < 100 && fcntl(fd, F_GETFD) >= 0; i++) {
+        (void)usleep(1000);
+    }
+    CHECK(fcntl(fd, F_GETFD) >= 0);
+    before_file = NULL;
+    (void)pthread_mutex_unlock(&gate);
+    free(bytes);
+    check_nothing_left(nothing);
+}
+
 /* The helper comes to a close after the hard deadline: it is done all the same, or a forked child would close whatever has the
  * number by then. */
 static void close_behind_a_hung_helper(void) {
@@ -426,6 +463,7 @@ int main(void) {
     RUN(jobs_behind_a_hung_worker);
     RUN(a_worker_for_each_job);
     RUN(thread_that_stays);
+    RUN(thread_that_comes_late);
     RUN(close_behind_a_hung_helper);
     free(life_bytes);
     test_dir_remove();
