@@ -36,8 +36,8 @@ void fo_stream_leave(fo_stream *s) {
     if (e->machine.flows[s->flow].aborted) {
         fo_stream_drop_slot(s);
     }
+    fo_engine_kick(e); /* may give the mutex up where it drives the step, and then the handle could go */
     s->busy = false;
-    fo_engine_kick(e);
     if (e->closing || e->machine.flows[s->flow].aborted) {
         (void)pthread_cond_broadcast(&e->state_cond); /* fo_stream_close may be waiting for us */
     }
