@@ -178,7 +178,11 @@ static int64_t run_allocate(fo_block *b, const fo_submission *s) {
     if (errno != EOPNOTSUPP && errno != ENOSYS) {
         return -errno;
     }
-    /* This file system cannot: at least the size is right, and a write inside it does not extend the file. */
+    /* This file system cannot: at least the size is right, and a write inside it does not extend the file.  But not beside writes:
+     * one that has gone further between the look and the new size would be cut off. */
+    if (s->ahead) {
+        return -EOPNOTSUPP;
+    }
     if (fstat(fd, &st) != 0) {
         return -errno;
     }

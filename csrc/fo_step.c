@@ -233,6 +233,7 @@ static void submit(fo_machine *m, uint32_t op, sink *sink) {
     s->target = o->target;
     s->kind = o->kind;
     s->helper = o->helper;
+    s->ahead = o->owner == FO_OWNER_AHEAD;
     m->submissions++;
 }
 

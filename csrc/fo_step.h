@@ -181,6 +181,7 @@ typedef struct fo_submission {
     uint16_t target;
     uint8_t kind;
     bool helper; /* may block: never on the engine thread, never on the ring */
+    bool ahead;  /* ALLOCATE: writes go on beside it */
 } fo_submission;
 
 typedef struct fo_completion {

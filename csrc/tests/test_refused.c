@@ -286,6 +286,31 @@ static void no_fallocate(void) {
     CHECK_EQ(fo_engine_close(e, SECOND), 0);
 }
 
+/* Where a file grows beside its writes no size is set: it could be less than what has been written meanwhile. */
+static void no_fallocate_ahead(void) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    unsigned char *bytes = test_bytes(4 * SLOT, 7);
+    fo_open o = {.flags = FO_OPEN_REPLACE};
+    fo_stream *s;
+    fo_leg leg;
+    uint16_t id;
+    refuse(CALL_FALLOCATE, 1, UINT32_MAX, EOPNOTSUPP);
+    refuse(CALL_FTRUNCATE, 1, 0, 0); /* counts */
+    CHECK_EQ(fo_target_open(e, test_path("growing"), &o, SECOND, &id, NULL), 0);
+    CHECK_EQ(fo_stream_open(e, &id, 1, SECOND, &s), 0);
+    CHECK_EQ(fo_stream_write(s, bytes, 4 * SLOT, 0, SECOND, NULL, NULL), 0);
+    CHECK_EQ(fo_stream_sync(s, 10 * SECOND), 0);
+    CHECK(fo_stream_legs(s, &leg, 1) == 1 && leg.state == FO_LEG_SYNCED);
+    CHECK_EQ(atomic_load(&refusals[CALL_FALLOCATE].seen), 1); /* and it is not asked for again */
+    CHECK_EQ(atomic_load(&refusals[CALL_FTRUNCATE].seen), 0);
+    allow(CALL_FALLOCATE);
+    fo_stream_close(s);
+    CHECK_EQ(fo_target_finish(e, id, 4 * SLOT, SECOND, NULL), 0);
+    CHECK(test_file_equals(test_path("growing"), bytes, 4 * SLOT));
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    free(bytes);
+}
+
 /* ---- what hangs ---- */
 
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
@@ -460,6 +485,7 @@ int main(void) {
     RUN(made_in_between);
     RUN(made_and_locked);
     RUN(no_fallocate);
+    RUN(no_fallocate_ahead);
     RUN(jobs_behind_a_hung_worker);
     RUN(a_worker_for_each_job);
     RUN(thread_that_stays);
