@@ -114,6 +114,7 @@ cdef tuple outcome_tuple(const c.fo_outcome *o):
 
 
 @cython.final
+@cython.no_gc_clear  # streams and targets that go with it in one collection still leave its books
 cdef class Engine:
     """One native engine.
 
@@ -505,7 +506,7 @@ cdef class Engine:
         cdef uint32_t count = 0
         cdef uint64_t left = timeout_ns, part
         cdef c.fo_stream *handle = NULL
-        cdef Stream stream
+        cdef Stream stream = Stream.__new__(Stream)
         cdef int status
         if not 0 < len(targets) <= c.FO_MAX_LEGS:
             return -EINVAL
@@ -528,7 +529,6 @@ cdef class Engine:
                     if status:
                         return status
             self._streams += 1
-            stream = Stream.__new__(Stream)
             stream._engine = self
             stream._stream = handle
             stream._legs = count
@@ -649,9 +649,9 @@ cdef class Stream:
         if handle is NULL:
             return
         self._stream = NULL
-        self._engine._open_streams.pop(<size_t>handle, None)
         c.fo_stream_close(handle)  # nobody is inside: there is nothing to wait for
         self._engine._streams -= 1
+        self._engine._open_streams.pop(<size_t>handle, None)  # last: it takes memory
 
     cdef int enter(self) noexcept:
         cdef int status

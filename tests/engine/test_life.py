@@ -110,6 +110,17 @@ def test_an_engine_that_is_forgotten_warns(tmp_path: Path) -> None:
         gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # whoever records it keeps the engine
+@pytest.mark.usefixtures("no_leaks")
+def test_an_engine_that_is_forgotten_in_a_cycle(tmp_path: Path) -> None:
+    """Breaks if the collector clears the engine before its streams: its arena and a descriptor would stay for good."""
+    engine = Engine(**SMALL)
+    stream: Any = engine.stream([engine.open(tmp_path / "t", create=True)])
+    stream.itself = stream  # as a traceback does with the frames of a program
+    del engine, stream
+    gc.collect()
+
+
 def test_close_brings_out_the_threads_inside(engine: Engine) -> None:
     """Breaks if an engine is freed under a thread that waits in it."""
     seen: list[object] = []
