@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from array import array
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout import _core
@@ -58,7 +58,7 @@ class Stream:
         # What will be read back: the offsets of the current place, and what was written at those before it.
         self._verify = verify
         self._offsets: tuple[int, ...] = ()
-        self._unproven: deque[_Region] = deque()
+        self._unproven: list[_Region] = []
         self._lies: dict[Target, Outcome] = {}
         self._by_id = {target.id: target for target in targets}
         self._all_failed = (1 << len(targets)) - 1
@@ -88,13 +88,18 @@ class Stream:
         limit = _core.FOREVER if length is None else length
         if self._verify and length is None:
             raise InterfaceError("place: what is to be read back needs a length")
-        written = self._written()
+        proven = len(self._unproven)
+        self._unproven.extend(
+            self._written()
+        )  # before: an interrupt after the call must not lose it
         try:
             status = self._core.place(list(offsets), limit)
         except OverflowError as error:
+            del self._unproven[proven:]
             raise InterfaceError(f"place: an offset or a length of no file: {error}") from error
-        checked(status, "place")
-        self._unproven.extend(written)
+        if status < 0:
+            del self._unproven[proven:]
+            fail(status, "place")
         self._offsets = tuple(offsets) if self._verify else ()
 
     def write(self, data: Buffer, *, raw: bool = False) -> int:
@@ -244,24 +249,25 @@ class Stream:
         return {leg.target: self._lies.get(leg.target) or verdict_of(leg) for leg in self.legs()}
 
     def _written(self) -> list[_Region]:
-        """What should be on the media since `place`; nothing when nobody will ask."""
+        """What should be on the media since `place`, in pieces; nothing when nobody will ask."""
         if not self._offsets or not self.position:
             return []
         sums = self._core.media()
         if not isinstance(sums, bytes):
             fail(sums, "verify")
-        return [_Region(self._offsets, self.position, sums)]
+        whole = _Region(self._offsets, self.position, sums)
+        return whole.pieces(self.targets[0].engine.slot_size)
 
     def _read_back(self) -> None:
-        """Read all regions from the targets that have synced, and compare. Goes on where it was interrupted."""
+        """Read all regions from the targets that have synced, and compare. Goes on where it was interrupted.
+
+        A `sync` on an event loop that was cancelled may still be doing so in its thread: each reads all that it finds unproven.
+        """
         synced = {leg.target for leg in self.legs() if leg.state == "synced"} & self._verify
-        while self._unproven:
-            region = self._unproven[0]
+        for piece in list(self._unproven):
             targets = [t for t in self.targets if t in synced and t not in self._lies]
             if not targets:
-                self._unproven.clear()
                 return
-            piece, rest = region.split(targets[0].engine.slot_size)
             pieces = [
                 (t.id, offset, piece.length, piece.sums)
                 for t, offset in zip(self.targets, piece.offsets, strict=True)
@@ -271,9 +277,8 @@ class Stream:
             checked(status, "verify")
             outcomes = zip(targets, map(outcome_of, found), strict=True)
             self._lies |= {target: outcome for target, outcome in outcomes if not outcome.ok}
-            self._unproven.popleft()
-            if rest is not None:
-                self._unproven.appendleft(rest)
+            with contextlib.suppress(ValueError):  # the other one was faster
+                self._unproven.remove(piece)
 
     def legs(self) -> list[Leg]:
         """How far each target has come."""
@@ -355,16 +360,17 @@ class _Region(NamedTuple):
     length: int
     sums: bytes
 
-    def split(self, slot_size: int) -> tuple[_Region, _Region | None]:
-        """The first piece, and what is left of it."""
+    def pieces(self, slot_size: int) -> list[_Region]:
+        """The same in pieces that are read back at once."""
         size = max(slot_size, _PROOF_BYTES)
-        if self.length <= size:
-            return self, None
-        cut = size // slot_size * 8
-        rest = _Region(
-            tuple(offset + size for offset in self.offsets), self.length - size, self.sums[cut:]
-        )
-        return _Region(self.offsets, size, self.sums[:cut]), rest
+        return [
+            _Region(
+                tuple(offset + at for offset in self.offsets),
+                min(size, self.length - at),
+                self.sums[at // slot_size * 8 : (at + size) // slot_size * 8],
+            )
+            for at in range(0, self.length, size)
+        ]
 
 
 class Lease:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import errno
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,6 +170,100 @@ def test_a_place_that_is_refused_loses_nothing(
         outcomes = stream.sync()
     assert outcomes[targets[0]].ok
     assert (outcomes[targets[1]].code, outcomes[targets[1]].offset) == (OutcomeCode.MISMATCH, 0)
+
+
+class Interrupted:
+    """A stream's core that is interrupted as its first `place` returns: there a signal is looked at."""
+
+    def __init__(self, core: Any) -> None:
+        self.core, self.places = core, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def place(self, offsets: list[int], length: int) -> int:
+        status: int = self.core.place(offsets, length)
+        self.places += 1
+        if self.places == 1:
+            raise KeyboardInterrupt
+        return status
+
+
+def test_a_place_that_was_interrupted_loses_nothing(
+    faulty: Engine, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if the region before it is not read back when the call is made again."""
+    targets = open_two(faulty, tmp_path)
+    faulty.set_faults([Fault.flipped(0, target=targets[1], nth=1)])
+    with faulty.stream(targets, verify=targets) as stream:
+        stream.place([0, 0], SLOT)
+        stream.write(rng.randbytes(SLOT))
+        monkeypatch.setattr(stream, "_core", Interrupted(stream._core))
+        with pytest.raises(KeyboardInterrupt):
+            stream.place([8 * SLOT, 8 * SLOT], SLOT)
+        stream.place([8 * SLOT, 8 * SLOT], SLOT)
+        stream.write(rng.randbytes(100))
+        outcomes = stream.sync()
+    assert outcomes[targets[0]].ok
+    assert (outcomes[targets[1]].code, outcomes[targets[1]].offset) == (OutcomeCode.MISMATCH, 0)
+
+
+class Held:
+    """An engine's core: thread `first` stays where it has read once, thread `second` where it is about to read again."""
+
+    def __init__(self, core: Any) -> None:
+        self.core = core
+        self.reads: collections.Counter[str] = collections.Counter()
+        self.inside = {name: threading.Event() for name in ("first", "second")}
+        self.go_on = {name: threading.Event() for name in ("first", "second")}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def stay(self, name: str) -> None:
+        self.inside[name].set()
+        assert self.go_on[name].wait(60)
+
+    def read_back(self, regions: list[Any], timeout_ns: int) -> Any:
+        name = threading.current_thread().name
+        self.reads[name] += 1
+        if (name, self.reads[name]) == ("second", 2):
+            self.stay(name)
+        found = self.core.read_back(regions, timeout_ns)
+        if (name, self.reads[name]) == ("first", 1):
+            self.stay(name)
+        return found
+
+
+def test_two_read_back_at_once(
+    engine: Engine, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if one takes for proven what the other has yet to read; a sync on an event loop that is cancelled goes on in a thread."""
+    targets = open_two(engine, tmp_path)
+    told: dict[str, OutcomeCode] = {}
+    with engine.stream(targets, verify=targets) as stream:
+        for number in range(3):
+            stream.place([number * SLOT, number * SLOT], SLOT)
+            stream.write(rng.randbytes(SLOT))
+        stream.seal()
+        while not all(leg.state == "synced" for leg in stream.legs()):
+            stream.drained(timeout=0.01)
+        spoil(targets[1], SLOT)
+        held = Held(engine._core)
+        monkeypatch.setattr(engine, "_core", held)
+
+        def sync() -> None:
+            told[threading.current_thread().name] = stream.sync()[targets[1]].code
+
+        threads = {name: threading.Thread(target=sync, name=name) for name in held.inside}
+        for name, thread in threads.items():
+            thread.start()
+            assert held.inside[name].wait(60)
+        for name, thread in threads.items():
+            held.go_on[name].set()
+            thread.join(60)
+        monkeypatch.undo()
+    assert told == dict.fromkeys(threads, OutcomeCode.MISMATCH)
 
 
 def test_only_targets_of_the_stream_can_be_kept_or_verified(faulty: Engine, tmp_path: Path) -> None:
