@@ -139,10 +139,10 @@ class Engine:
         if self._closed:
             return
         deadline = time.monotonic() + timeout
-        streams = self._core.streams()
-        for stream in streams:
-            stream.abort()
         while True:
+            streams = self._core.streams()  # each time: one may just have been opened
+            for stream in streams:
+                stream.abort()
             busy = [stream for stream in streams if stream.close() == -errno.EBUSY]
             left = max(0.0, deadline - time.monotonic())
             status = self._core.close(nanoseconds(left))

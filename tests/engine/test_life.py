@@ -134,6 +134,33 @@ def test_close_brings_out_the_threads_inside(engine: Engine) -> None:
     assert time.monotonic() - began < 2
 
 
+class Opening:
+    """An engine's core in which another thread opens a stream just when the close has seen which there are."""
+
+    def __init__(self, engine: Engine, target: Target) -> None:
+        self.engine, self.core, self.target = engine, engine._core, target
+        self.opened: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def streams(self) -> list[Any]:
+        found: list[Any] = self.core.streams()
+        if not self.opened:
+            self.opened.append(self.engine.stream([self.target]))
+        return found
+
+
+def test_a_stream_that_is_opened_while_the_engine_closes(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if the close waits for it until its time is up."""
+    target = engine.open(tmp_path / "t", create=True)
+    monkeypatch.setattr(engine, "_core", Opening(engine, target))
+    engine.close(timeout=0.5)
+    assert engine.closed
+
+
 def test_a_hung_target_does_not_hold_up_close(tmp_path: Path) -> None:
     """Breaks if leaving waits for a device that never answers."""
     engine = Engine(backend="faulty", **SMALL)
