@@ -353,6 +353,8 @@ class Engine:
         core = self._core.stream([self._id(target) for target in targets], 0 if at_once else wait)
         if isinstance(core, int):
             fail(core, "stream")
+        for target in targets:
+            target._live_id()  # one that was closed while we waited may have given its number to another
         if keep:
             mask = sum(1 << index for index, target in enumerate(targets) if target in keep)
             checked(core.keep(mask), "stream")

@@ -110,7 +110,9 @@ def test_an_engine_that_is_forgotten_warns(tmp_path: Path) -> None:
         gc.collect()
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # whoever records it keeps the engine
+@pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning"
+)  # whoever records it keeps the engine
 @pytest.mark.usefixtures("no_leaks")
 def test_an_engine_that_is_forgotten_in_a_cycle(tmp_path: Path) -> None:
     """Breaks if the collector clears the engine before its streams: its arena and a descriptor would stay for good."""
@@ -326,6 +328,40 @@ def test_too_many_targets(engine: Engine, tmp_path: Path) -> None:
         engine.stream(targets[:17])
     targets[5].close()
     engine.open(tmp_path / "more", create=True)
+
+
+class Renumbering:
+    """An engine's core in which a target is closed while a stream waits, and its number goes round to another file."""
+
+    def __init__(self, engine: Engine, target: Target, directory: Path) -> None:
+        self.engine, self.core, self.target, self.directory = (
+            engine,
+            engine._core,
+            target,
+            directory,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def stream(self, numbers: list[int], timeout_ns: int) -> Any:
+        self.target.close()
+        other = self.target
+        while not (other.id == self.target.id and other._core.open):
+            other.close()
+            other = self.engine.open(self.directory / "other", replace=True)
+        return self.core.stream(numbers, timeout_ns)
+
+
+def test_a_target_that_is_closed_while_a_stream_waits(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if the stream then writes to the file that got the target's number."""
+    target = engine.open(tmp_path / "t", create=True)
+    monkeypatch.setattr(engine, "_core", Renumbering(engine, target, tmp_path))
+    with pytest.raises(InterfaceError, match="is closed"):
+        engine.stream([target])
+    assert engine.info.streams == 0
 
 
 def test_importing_is_light() -> None:
