@@ -110,4 +110,4 @@ def nanoseconds(seconds: float | None) -> int:
         return _core.FOREVER
     if not seconds >= 0:
         raise ValueError(f"a time must not be negative: {seconds}")
-    return min(round(seconds * 1e9), _core.FOREVER - 1)
+    return min(round(min(seconds * 1e9, 2.0**64)), _core.FOREVER - 1)

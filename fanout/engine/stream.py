@@ -79,7 +79,7 @@ class Stream:
         """Say where the next bytes go. Block sums start anew.
 
         Args:
-            offsets: one per target, multiples of its granule.
+            offsets: one per target, multiples of `granule`.
             length: how many bytes may follow, a multiple of `granule`; None: no limit.
 
         Raises:
