@@ -156,7 +156,7 @@ static int64_t run_open(fo_block *b) {
     while (true) {
         bool created = b->geometry.created != 0;
         rc = try_open(b);
-        if (rc != -EBUSY || created || monotonic_ns() >= until) {
+        if (rc != -EBUSY || created || atomic_load(&b->given_up) || monotonic_ns() >= until) {
             return rc;
         }
         (void)nanosleep(&pause, NULL);

@@ -48,6 +48,7 @@ struct fo_block {
     fo_open opt;
     fo_geometry geometry;
     int rw_flags;        /* of every data operation: RWF_DONTCACHE or 0 */
+    atomic_bool given_up; /* nobody waits for its opening any more */
     atomic_bool changed; /* size or name changed: the next flush is a full fsync */
     fo_pool helper, lane;
 };

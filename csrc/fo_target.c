@@ -109,8 +109,10 @@ static int open_steps(fo_engine *e, fo_block *b, uint64_t deadline, fo_outcome *
 }
 
 /* After a failure in the middle the descriptor may be open: closed in the helper too, and not waited for longer than asked. */
-static void open_failed(fo_engine *e, uint16_t id, uint64_t deadline) {
+static void open_failed(fo_engine *e, fo_block *b, uint64_t deadline) {
+    uint16_t id = b->target;
     fo_outcome ignored; /* the first failure is the one to report */
+    atomic_store(&b->given_up, true); /* it may wait for a lock */
     if (!fo_machine_target_idle(&e->machine, id)) { /* it is running still */
         fo_machine_target_abandon(&e->machine, id);
         fo_engine_kick(e);
@@ -152,7 +154,7 @@ int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t 
         if (rc == 0) {
             fo_machine_target_ready(&e->machine, *id, &b->geometry, &o);
         } else {
-            open_failed(e, *id, deadline);
+            open_failed(e, b, deadline);
         }
         let_others(b);
     }

@@ -333,6 +333,19 @@ static void closed_under_a_target(void) {
     }
 }
 
+/* Who was to wait for a lock for a long time is given up, and does not wait on with nobody to have it. */
+static void given_up_at_a_lock(void) {
+    rig r = make_rig_without_streams(FO_BACKEND_THREADS);
+    fo_engine *second = open_engine(FO_BACKEND_THREADS);
+    fo_open o = {.flags = FO_OPEN_LOCK, .lock_wait_ns = 1000 * SECOND};
+    uint16_t id;
+    CHECK_EQ(fo_target_open(second, test_path("dead"), &o, SECOND / 10, &id, NULL), -ETIMEDOUT);
+    CHECK_EQ(fo_engine_close(second, 20 * SECOND), 0);
+    CHECK_EQ(fo_engine_close(r.e, SECOND), 0);
+    free(r.bytes);
+    check_nothing_left(nothing);
+}
+
 /* No stream begins on a target that is being finished: it would go on when that is gone. */
 static void opened_while_it_is_finished(void) {
     rig r = make_rig_without_streams(FO_BACKEND_THREADS);
@@ -500,6 +513,7 @@ int main(void) {
     RUN(after_the_close);
     RUN(closed_under_a_caller);
     RUN(closed_under_a_target);
+    RUN(given_up_at_a_lock);
     RUN(opened_while_it_is_finished);
     RUN(opened_too_late);
     RUN(fork_beside_an_open_that_hangs);
