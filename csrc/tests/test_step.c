@@ -19,6 +19,7 @@ typedef struct flight {
 
 typedef struct world {
     fo_machine m;
+    bool hurried;
     uint64_t now, random;
     flight flights[8192];
     uint32_t flight_count;
@@ -32,10 +33,11 @@ typedef struct world {
 static uint64_t below(world *w, uint64_t n) { return test_random(&w->random) % n; }
 
 static void step(world *w, const fo_completion *c, uint32_t n) {
-    fo_submission out[16]; /* small, so that the step has to be called again */
-    uint32_t made;
+    fo_submission out[16]; /* small, so that the step has to be called again; in random worlds sometimes later */
+    uint32_t made, room;
     do {
-        fo_step(&w->m, w->now, c, n, out, 16, &made);
+        room = !w->hurried || below(w, 8) != 0 ? 16 : (uint32_t)below(w, 3);
+        fo_step(&w->m, w->now, c, n, out, room, &made);
         for (uint32_t i = 0; i < made; i++) {
             flight *f = &w->flights[w->flight_count++];
             REQUIRE(w->flight_count < 8192);
@@ -44,7 +46,7 @@ static void step(world *w, const fo_completion *c, uint32_t n) {
             f->epoch = out[i].slot != FO_NIL ? w->epoch[out[i].slot] : 0;
         }
         n = 0;
-    } while (w->m.want_step);
+    } while (w->m.want_step && (!w->hurried || below(w, 8) != 0));
     fo_machine_check(&w->m);
 }
 
@@ -108,9 +110,18 @@ static void open_target(world *w) {
                  .on_slow = (uint32_t)below(w, 2),
                  .size = below(w, 2) != 0 ? 1 << 20 : 0};
     uint16_t id;
-    if (w->m.targets_open < WORLD_TARGETS && fo_machine_target_new(&w->m, &id) == 0) {
-        fo_machine_target_ready(&w->m, id, &g, &o);
+    if (w->m.targets_open >= WORLD_TARGETS || fo_machine_target_new(&w->m, &id) != 0) {
+        return;
     }
+    if (below(w, 4) != 0) {
+        fo_machine_target_ready(&w->m, id, &g, &o);
+        return;
+    }
+    fo_machine_life(&w->m, id, FO_OP_OPEN, 0, 0); /* and nobody waits for it */
+    if (below(w, 2) != 0) {
+        step(w, NULL, 0);
+    }
+    fo_machine_target_abandon(&w->m, id);
 }
 
 static uint16_t any_target(world *w) {
@@ -197,7 +208,14 @@ static void collect(world *w) {
 static void close_a_target(world *w) {
     uint16_t id = any_target(w);
     const fo_target *t;
-    if (id == UINT16_MAX || fo_machine_target_used(&w->m, id)) {
+    if (id == UINT16_MAX) {
+        return;
+    }
+    if (below(w, 8) == 0) { /* its owner has forgotten it */
+        fo_machine_target_abandon(&w->m, id);
+        return;
+    }
+    if (fo_machine_target_used(&w->m, id)) {
         return;
     }
     t = &w->m.targets[id];
@@ -330,6 +348,7 @@ static void random_world(uint64_t seed) {
     int before = test_failures;
     REQUIRE(w != NULL);
     w->random = seed;
+    w->hurried = true;
     w->now = 1000 * MS;
     REQUIRE(fo_machine_init(&w->m, &cfg, reason) == 0);
     for (int i = 0; i < 4000; i++) {
