@@ -87,7 +87,7 @@ typedef enum fo_class {
 
 typedef enum fo_event_kind {
     FO_EVENT_FAULT = 1,    /* an operation failed (write, read, flush, …): phase says which */
-    FO_EVENT_SLOW = 2,     /* the oldest operation passed the soft deadline */
+    FO_EVENT_SLOW = 2,     /* an operation passed the soft deadline, for the first time */
     FO_EVENT_DETACHED = 3, /* the oldest operation passed the hard deadline; the target was let go */
     FO_EVENT_LATE = 4,     /* a completion arrived for a target that was let go */
     FO_EVENT_EJECTED = 5,  /* the caller dropped the target from a stream */
@@ -366,7 +366,7 @@ typedef struct fo_leg {
 enum { FO_WRITE_RAW = 1u << 0 }; /* framing bytes: in the slot sums, not in the object digest */
 
 /* Waits for two slots and an admission (-ETIMEDOUT).  -EINVAL: no legs, too many, the same target twice, or a target that is
- * not ACTIVE. */
+ * not ACTIVE, or that another caller is finishing or closing. */
 int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64_t timeout_ns, fo_stream **out);
 /* Bit mask of the legs that are never ejected for being slow, whatever their target's on_slow says.  Also while another caller is
  * inside. */
