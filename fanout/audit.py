@@ -189,13 +189,14 @@ class _Audit:
         self.objects += len(members)
         reader = self.store.reader(entry.aggregate, [copy], ahead=self.ahead)
         bad = list(bad_members(members, reader, on_bytes=self._advance))
-        if bad:  # what was deleted while it was read is no damage
+        frail = list(_frail(copy, members, reader))
+        if bad or frail:  # what was deleted while it was read is no damage
             there = {m.member for m in self.store.catalog.members(entry.aggregate)}
             bad = [found for found in bad if found.member.member in there]
+            known = {found.member.member for found in bad}
+            frail = [found for found in frail if found.member.member in there - known]
         self.unasked += [(found.member.name, found.reason) for found in bad if not found.damage]
         damaged = [found for found in bad if found.damage]
-        known = {found.member.member for found in bad}
-        frail = [f for f in _frail(copy, members, reader) if f.member.member not in known]
         self.damaged += [(found.member.name, found.reason) for found in (*damaged, *frail)]
         if self.fix and (damaged or frail):
             given_up, between = self._sorted(entry, copy, damaged, frail)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import backup_stgpool, check_store, copy_activedata, retire_volume
+from fanout import audit_stgpool, backup_stgpool, check_store, copy_activedata, retire_volume
 from fanout.catalog import Catalog, CatalogReader
 from fanout.copying import Batch
 from fanout.errors import (
@@ -513,6 +513,23 @@ def test_a_reader_gets_the_right_bytes_or_an_error(small: SmallSite) -> None:
             store.delete("N1", b"other")
         with pytest.raises(ObjectNotFound, match="was deleted while it was read"):
             reader.read()
+
+
+def test_an_audit_calls_nothing_damaged_that_was_deleted_meanwhile(small: SmallSite) -> None:
+    """It has asked the catalog what an aggregate holds, and comes to it when others lie there."""
+    with small.open() as store:
+        put(store, {b"first": small.rng.randbytes(20_000)})
+        put(store, {b"second": small.rng.randbytes(280_000)})
+
+        def overtake(done: int, total: int) -> None:
+            if b"second" in names(store):
+                store.delete("N1", b"second")
+                for _ in range(30):
+                    put(store, {b"other": small.rng.randbytes(280_000)})
+                    store.delete("N1", b"other")
+
+        report = audit_stgpool(store, "COPYPOOL1", on_progress=overtake)
+        assert (report.objects, report.damaged, report.unasked) == (2, (), ())
 
 
 def test_deletes_are_forgotten_when_everybody_has_them(small: SmallSite) -> None:
