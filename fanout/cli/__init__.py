@@ -128,8 +128,8 @@ class Face(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn expected errors into a line and an exit code."""
-        screen = importlib.import_module("fanout.cli.screen")  # not for a help
         try:
+            screen = importlib.import_module("fanout.cli.screen")  # not for a help
             with screen.Told():
                 return super().invoke(ctx)
         except click.UsageError as error:

@@ -151,6 +151,25 @@ def test_each_error_has_its_code(error: BaseException, code: Exit) -> None:
     assert "Traceback" not in verdict.line
 
 
+def test_an_interrupt_before_the_command_runs_has_its_code() -> None:
+    """Most of a short command's time is spent on importing what it needs."""
+    code = """
+import sys
+class Strike:
+    def find_spec(self, name, *rest):
+        if name == "fanout.cli.screen":
+            raise KeyboardInterrupt
+from fanout.cli import main
+sys.meta_path.insert(0, Strike())
+main(["query", "gap"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == Exit.INTERRUPTED, done.stderr
+    assert "interrupted" in done.stderr
+
+
 def test_causes_on_several_targets_are_all_told() -> None:
     """Two pools failing at once must not be told as one."""
     error = errors.TransactionRetry("secondary", "two pools failed")
