@@ -73,7 +73,10 @@ class Grower:
                 target=self._make_spare, args=(pool,), name=f"fanout-spare-{pool.name}", daemon=True
             )
             self.threads.append(grower)
-            grower.start()
+            try:
+                grower.start()
+            except RuntimeError as error:  # no thread is to be had: who needs the room makes it
+                pool.growth_refused = str(error)
 
     def _make_spare(self, pool: Pool) -> None:
         try:
@@ -194,4 +197,5 @@ class Grower:
     def join(self) -> None:
         """Let what is being made be finished."""
         for thread in self.threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()

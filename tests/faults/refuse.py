@@ -27,6 +27,8 @@ NUMBERS = {
         "statx": 332,
         "flock": 73,
         "pwritev2": 328,
+        "clone": 56,
+        "clone3": 435,
     },
     "aarch64": {
         "fsync": 82,
@@ -38,6 +40,8 @@ NUMBERS = {
         "statx": 291,
         "flock": 32,
         "pwritev2": 287,
+        "clone": 220,
+        "clone3": 435,
     },
 }
 AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
