@@ -1,4 +1,4 @@
-"""Installing where something is missing: named in one line, as Debian calls it, before the compiler says it in a hundred."""
+"""What is shipped is whole; what an installation lacks is named in one line, as Debian calls it, before the compiler says it in a hundred."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ def test_what_is_missing_is_named(tmp_path: Path, compiler: str, packages: str) 
     assert built.returncode == 1
     assert f"install the packages: {packages} (Debian" in built.stderr
     assert "Traceback" not in built.stderr
+
+
+def test_a_source_archive_is_whole(tmp_path: Path) -> None:
+    """Whoever unpacks one can run `make test`, and follow every link of the pages; nothing that was built lies in it."""
+    known = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if known.returncode:
+        pytest.skip("not a checkout")
+    command = ["setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
+    listed = (tmp_path / "fanout.egg-info/SOURCES.txt").read_text(encoding="utf-8").splitlines()
+    shipped = {one for one in listed if ".egg-info/" not in one}
+    assert {one for one in known.stdout.split("\0") if one} - shipped == {".ci/run", ".gitignore"}
+    assert [one for one in shipped if one.startswith("csrc/build")] == []

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import click
 
 import fanout
-from fanout.cli.exits import Exit, complain, deafen, leave, tell_usage
+from fanout.cli.exits import Exit, complain, deafen, leave, stand_in, tell_usage
 
 
 class Entry(NamedTuple):
@@ -110,6 +110,7 @@ class Face(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run from the command line; also a help that cannot be printed is no traceback."""
+        stand_in()
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(
                 errors="backslashreplace"

@@ -293,6 +293,21 @@ def complain(line: str, mend: str = "") -> None:
         deafen(sys.stderr)
 
 
+def stand_in() -> None:
+    """Standard streams that are closed (``>&-``) refuse whatever is read or written, and keep their numbers.
+
+    Otherwise the next file that is opened gets the number, and what is meant for a terminal lands on a volume.
+    """
+    for name, mode, refusing in (
+        ("stdin", "r", os.O_WRONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_RDONLY),
+    ):
+        if getattr(sys, name) is None:
+            lowest = os.open(os.devnull, refusing)
+            setattr(sys, name, open(lowest, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def deafen(stream: IO[str]) -> None:
     """It takes nothing any more: what is left in its buffer, and all that follows, goes nowhere.
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fanout.cli.exits import Exit, Refused, judge
+from fanout.cli.screen import OUTPUT
 from fanout.errors import FanoutError, ObjectNotFound
+from fanout.sources import naming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -127,11 +129,13 @@ def inside(name: bytes) -> tuple[str, ...]:
 
 
 def to_stream(store: Store, entry: ObjectEntry, stream: BinaryIO, *, pool: str | None) -> None:
-    """Write one object to a stream. An error at the end says that what was written cannot be trusted."""
+    """Write one object to standard output. An error at the end says that what was written cannot be trusted."""
     with store.get(entry.node, entry.name, version=entry.version, pool=pool) as reader:
         for piece in reader:
-            stream.write(piece)
-    stream.flush()
+            with naming(OUTPUT):
+                stream.write(piece)
+    with naming(OUTPUT):
+        stream.flush()
 
 
 def run(

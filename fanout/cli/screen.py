@@ -5,12 +5,14 @@ as COLUMNS says. Nowhere are they longer than 100: the eye loses the next one; n
 for fewer than 60, where columns would vanish. What does not fit is folded, never cut; lines have no spaces
 at their ends.
 
-A pipe that nobody reads any more (``| head``) is no error: the rest goes nowhere, and the command ends with the code that it would have had.
+A pipe that nobody reads any more (``| head``) is no error, and a closed standard output (``>&-``) is none: the rest goes nowhere, and the
+command ends with the code that it would have had.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 COLUMNS, LEAST_COLUMNS, MOST_COLUMNS = 80, 60, 100
 OUTPUT = "standard output"  # its name in errors
+NOBODY = {errno.EPIPE, errno.EBADF}  # reads it any more, or ever did
 _TRAILING = re.compile(r" +$", re.MULTILINE)
 
 
@@ -82,7 +85,7 @@ class _Pipe:
                 yield
         except OSError as error:
             deafen(self._stream)
-            if self._result and not isinstance(error, BrokenPipeError):
+            if self._result and error.errno not in NOBODY:
                 raise
 
 

@@ -383,7 +383,10 @@ def test_a_full_standard_output(shell: Shell, stored: Path, options: list[str]) 
 def test_an_object_onto_a_full_standard_output(shell: Shell, stored: Path) -> None:
     """Not 0, and not the interpreter's own 120: the object did not arrive."""
     with open("/dev/full", "w") as full:
-        for words in (["get", "N1", "one", "-o", "-"], ["put", "--help"]):
+        for words, where in (
+            (["get", "N1", "one", "-o", "-"], "standard output: "),
+            (["put", "--help"], ""),
+        ):
             ended = subprocess.run(
                 [sys.executable, "-m", "fanout", *words],
                 env={**os.environ, "FANOUT_CONFIG": str(shell.config)},
@@ -393,8 +396,39 @@ def test_an_object_onto_a_full_standard_output(shell: Shell, stored: Path) -> No
                 check=False,
             )
             assert ended.returncode == Exit.TARGET
-            assert "No space left on device" in ended.stderr
+            assert f"{where}No space left on device" in ended.stderr
             assert "Exception ignored" not in ended.stderr
+
+
+def test_closed_standard_streams(shell: Shell, stored: Path) -> None:
+    """As some daemons start their children: nobody hears of it, but it is done; and no volume becomes standard error."""
+
+    def run(words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", f"{shlex.quote(sys.executable)} -m fanout {words}"],
+            env={**os.environ, "FANOUT_CONFIG": str(shell.config)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    for words, code in (
+        (f"put N1 {shlex.quote(str(stored))} --as closed <&- >&- 2>&-", Exit.COMPLETE),
+        ("query object N1 >&-", Exit.COMPLETE),
+        ("query object N1 --json 2>&-", Exit.COMPLETE),
+        ("query stgpool NONE 2>&-", Exit.CONFIG),
+        ("doctor >&- 2>&-", Exit.COMPLETE),
+        ("init <&-", Exit.REFUSED),
+        ("put N1 - --once --as nothing <&-", Exit.TARGET),
+        ("get N1 one -o - >&-", Exit.TARGET),
+    ):
+        ended = run(words)
+        assert ended.returncode == code, (words, ended.stderr)
+        assert "Traceback" not in ended.stderr
+        assert "Exception ignored" not in ended.stderr
+    assert "standard output: Bad file descriptor" in ended.stderr
+    objects = shell("query", "object", "N1", "--json").json["objects"]
+    assert {one["name"] for one in objects} == {"closed", "one"}
 
 
 @pytest.mark.parametrize("options", [["--json"], []])
