@@ -619,5 +619,5 @@ def _warn_of_unmade(config: Config, catalog: CatalogReader, engine: Engine) -> N
             elif home is not None:
                 what = f"is a volume of pool {home}, and is not used: name it there"
             else:
-                what = f"was {'given up' if path in retired else 'never made'}, and is not used; 'fanout init --add' makes a volume there"
+                what = f"{'was given up' if path in retired else 'is not known to the catalog'}, and is not used; 'fanout init --add' makes a volume there"
             _log.warning("%s of pool %s %s", path, pool.name, what)

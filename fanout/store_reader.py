@@ -177,6 +177,11 @@ class StoreReader:
                 raise PoolUnavailable(entry.pool, f"{entry.path}: its pool is not configured")
         raise PoolUnavailable("?", f"the catalog knows no volume {identity.hex()}")
 
+    def older_than(self) -> str:
+        """Why the catalog is an old one; empty: no volume says so. It then lacks what was stored since, and knows of no gap in it."""
+        self._must_be_open()
+        return next(iter(self.pools.older), "")
+
     # ---- questions -----------------------------------------------------------------------------------
 
     def query_stgpools(self) -> list[PoolStatus]:

@@ -63,7 +63,7 @@ def test_the_smallest_store_of_the_readme(
     (tmp_path / "fanout.toml").write_text(text, encoding="utf-8")
     commands = [
         shlex.split(line, comments=True)
-        for line in blocks(ROOT / "README.md", "sh")[0].splitlines()
+        for line in blocks(ROOT / "README.md", "sh")[1].splitlines()
     ]
     assert len(commands) == 5
     for program, *arguments in commands:

@@ -379,8 +379,9 @@ def gap(
     """Show gaps: what a pool should hold and does not, since when, and why.
 
     What a volume holds that cannot be read now is no gap, and it is said. The
-    exit code is 7 when there is a gap, 12 when there is none and a volume cannot
-    be read, else 0, so that a script need not look further.
+    exit code is 11 when the catalog is older than a volume, 7 when there is a
+    gap, 12 when there is none and a volume cannot be read, else 0, so that a
+    script need not look further.
     """
     with Store.open(config, read_only=True) as store:
         entries = store.query_gaps(
@@ -413,16 +414,21 @@ def gap(
                     and (one.active or not active)
                 ]
             rows.append(row)
-        away = _out_of_reach(store, pool)
+        away, older = _out_of_reach(store, pool), store.older_than()
     if as_json:
-        screen.emit({"ok": not (rows or away), "gaps": rows, "unreadable": away})
+        ok = not (rows or away or older)
+        screen.emit({"ok": ok, "gaps": rows, "unreadable": away, "older_than": older})
     elif rows:
         _show_gaps(rows)
+    elif older:
+        screen.say("No gaps on record, but this is an old catalog.")
     elif away:
         screen.say("No gaps on record, and not every volume can be relied on.")
     else:
         screen.say("[green]No gaps.[/] Every pool holds what it should.")
     _warn_of(away)
+    if older:
+        ctx.exit(Exit.CATALOG)
     if rows:
         ctx.exit(Exit.GAPS)
     if away:

@@ -221,6 +221,11 @@ def _show_rebuild(report: RebuildReport) -> None:
     if report.kept:
         screen.say(f"The one before is kept as {screen.plain(report.kept)}", whole=True)
     _list("took no part", [f"{one.pool}: {one.path}: {one.reason}" for one in report.skipped])
+    if report.skipped:
+        screen.say(
+            "Is one of these only away? Bring it back and say 'fanout rebuild catalog --force' again, "
+            "before 'fanout init --add' makes a new one in its place."
+        )
     _list("left aside", [f"{one.pool}: {one.path}: {one.reason}" for one in report.retired])
     _list("lost", [f"{one.node}, {one.aggregate.hex()}: {one.reason}" for one in report.lost])
     _list("in doubt", [_doubt(one.names, one.path, one.offset) for one in report.in_doubt])

@@ -95,6 +95,7 @@ def test_rebuild_without_a_volume(shell: Shell, stored: Path) -> None:
     path.write_bytes(bytes(fmt.BLOCK))
     shown = shell("rebuild", "catalog", "--force", code=Exit.TARGET)
     assert "took no part: COPYPOOL2" in shown.err
+    assert "only away?" in shown.out
     assert "query gap" in shown.err
     assert shell("query", "gap", "--json", code=Exit.GAPS).json["gaps"][0]["pool"] == "COPYPOOL2"
     shell("get", "N1", stored, "-o", "-")
