@@ -159,16 +159,18 @@ def probe(engine: Engine, path: str | os.PathLike[str]) -> Superblock | None:
 
 def is_of_store(engine: Engine, path: str | os.PathLike[str], store: bytes) -> bool:
     """Whether there is a volume of that store, as far as can be seen."""
-    return pool_of(engine, path, store) is not None
+    return volume_of_store(engine, path, store) is not None
 
 
-def pool_of(engine: Engine, path: str | os.PathLike[str], store: bytes) -> str | None:
-    """The pool whose volume is there, if it is one of that store, as far as can be seen."""
+def volume_of_store(
+    engine: Engine, path: str | os.PathLike[str], store: bytes
+) -> Superblock | None:
+    """The volume of that store that is there, as far as can be seen."""
     try:
         block = probe(engine, path)
     except (FanoutError, OSError):
         return None
-    return block.pool if block is not None and block.store == store else None
+    return block if block is not None and block.store == store else None
 
 
 # ---- the volumes of pools --------------------------------------------------------------------------

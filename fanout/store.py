@@ -41,7 +41,7 @@ from fanout.catalog import (
     VolumeEntry,
     writer_lock,
 )
-from fanout.config import Access, Config
+from fanout.config import Config
 from fanout.engine import Engine
 from fanout.errors import (
     CatalogError,
@@ -52,7 +52,8 @@ from fanout.errors import (
 )
 from fanout.format import SpanFraming
 from fanout.ledger import Ledger, receipt_of
-from fanout.making import create_volumes, pool_of, private_directory
+from fanout.making import create_volumes, private_directory
+from fanout.paths import look_at_paths, warn_of_absent
 from fanout.pools import PoolSet
 from fanout.scribe import Scribe
 from fanout.session import Session
@@ -277,7 +278,7 @@ class Store(StoreReader):
         Raises:
             CatalogBusy: another process has it open for writing.
             CatalogStale: the catalog is older than a volume.
-            CatalogError: missing, damaged, or not a catalog.
+            CatalogError: missing, damaged, not a catalog, or that of a store which this one is a copy of.
             ConfigError: the configuration names a pool that the catalog does not know.
             VolumeError: this machine has no descriptor or no memory left for a volume. Any other trouble with a volume makes
                 that volume unavailable, and not the store.
@@ -292,7 +293,7 @@ class Store(StoreReader):
             uuids = _pool_uuids(config, catalog)
             if engine is None:
                 engine = closing.enter_context(open_engine(config))
-            _warn_of_unmade(config, catalog, engine)
+            look_at_paths(config, catalog, engine, read_only=read_only)
             pools = PoolSet(
                 engine,
                 config,
@@ -303,7 +304,7 @@ class Store(StoreReader):
             closing.callback(pools.close)
             pools.open(lock_wait=lock_wait, read_only=read_only)
             if not read_only:
-                _warn_of_absent(pools)
+                warn_of_absent(pools)
             elif pools.older:
                 _log.warning(OLDER, path, pools.older[0])
             store = cls(
@@ -592,32 +593,3 @@ def _pool_uuids(
                 key=f"pools.{pool.name}.type",
             )
     return {name: entry.pool for name, entry in known.items()}
-
-
-def _warn_of_absent(pools: PoolSet) -> None:
-    """Promise 4: the store goes on without them, but not in silence. What the configuration keeps away is no news."""
-    for pool in pools.pools.values():
-        for member in pool.members:
-            if member.volume is None and pool.config.access is not Access.UNAVAILABLE:
-                path, why = member.entry.path, member.reason
-                _log.warning("%s of pool %s is not used: %s", path, pool.name, why)
-
-
-def _warn_of_unmade(config: Config, catalog: CatalogReader, engine: Engine) -> None:
-    made = {entry.path for entry in catalog.volumes()}
-    retired = {entry.path for entry in catalog.retired()}
-    for pool in config.pools.values():
-        for path in (str(spec.path) for spec in pool.volumes):
-            if path in made:
-                continue
-            home = None if path in retired else pool_of(engine, path, catalog.store_id)
-            if home == pool.name:
-                what = (
-                    "is a volume of this store, which the catalog knows under another path, and is not used; "
-                    "if it was moved, 'fanout rebuild catalog --force' takes it in"
-                )
-            elif home is not None:
-                what = f"is a volume of pool {home}, and is not used: name it there"
-            else:
-                what = f"{'was given up' if path in retired else 'is not known to the catalog'}, and is not used; 'fanout init --add' makes a volume there"
-            _log.warning("%s of pool %s %s", path, pool.name, what)

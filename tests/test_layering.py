@@ -29,6 +29,7 @@ LAYERS = {
         "making",
         "pool",
         "opening",
+        "paths",
         "growing",
         "volume",
         "pools",
