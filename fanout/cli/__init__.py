@@ -56,7 +56,7 @@ FACE: dict[str, dict[str, Entry]] = {
     },
     "Trust it": {
         "check": Entry("verify:check", "Verify catalog, volumes and every byte; change nothing"),
-        "audit": Entry("mend:audit", "Read all that a pool holds; make its damage gaps"),
+        "audit": Entry("mend:audit", "Read all that a pool holds; turn damage into gaps"),
         "retire": Entry("mend:retire", "Give a lost volume up; what it held becomes gaps"),
         "rebuild": Entry("verify:rebuild", "Make the catalog anew from the volumes"),
     },

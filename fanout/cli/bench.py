@@ -60,7 +60,7 @@ def bench() -> None:
     type=click.Choice(["auto", "io_uring", "threads"]),
     default="auto",
     show_default=True,
-    help="Of fanout's engine.",
+    help="What fanout's engine uses.",
 )
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Keep the JSON here.")
 @force_option("Overwrite targets that exist.")
@@ -117,7 +117,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["auto", "io_uring", "threads"]),
     default="auto",
     show_default=True,
-    help="Of fanout's engine.",
+    help="What fanout's engine uses.",
 )
 @force_option("Overwrite the block devices that the scenario names.")
 @json_option

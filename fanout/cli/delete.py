@@ -41,7 +41,7 @@ LISTED = 20  # of a long list, on a screen; --json has all
     help="Of the objects.",
 )
 @click.option("--preview", is_flag=True, help="Say what would be deleted, and delete nothing.")
-@force_option("Do not ask before the objects of a whole node are gone through.")
+@force_option("Do not ask before going through all objects of a node.")
 @config_option
 @json_option
 @click.pass_context
@@ -61,11 +61,11 @@ def delete(
 ) -> None:
     """Delete versions of the objects NAME of NODE from every pool.
 
-    Without --version, --all or --keep the active version of each; of what is left
-    the newest is active then. An expiration is 'fanout delete NODE --keep N'.
+    Without --version, --all or --keep it is the active version of each; the newest
+    of those that are left becomes active. An expiration is 'fanout delete NODE --keep N'.
 
-    The space of an aggregate is free when nothing of it is left; on a volume that
-    is away, when that has come back.
+    Objects that were stored together give their space back when all of them are
+    deleted; on a volume that is away, when that has come back.
 
     Exit codes: 0 deleted; 8 there is nothing of a NAME, and nothing was deleted;
     12 some cannot be deleted before a volume that holds them has come back.

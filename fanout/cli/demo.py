@@ -71,12 +71,12 @@ def demo(
     size: int,
     as_json: bool,
 ) -> None:
-    """Watch pools fail, nothing get lost, and the gaps be closed.
+    """See pools fail, nothing lost, and every gap closed.
 
     Two clients store real files of this machine in five pools. COPYPOOL1 fails
     with a real error of the kernel, then ACTIVEDATAPOOL; the repair commands
     close the gaps; every object is read back from every pool and compared with
-    a digest made by other hands. Nothing is left behind.
+    a digest made by python-xxhash. Nothing is left behind.
 
     The exit code is 0 only if all of it was verified.
     """

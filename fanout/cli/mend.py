@@ -24,7 +24,7 @@ LISTED = 20  # of a long list, on a screen; --json has all
 CLOSE = "'fanout query gap' names the commands that close the gaps"
 
 
-@click.group(short_help="Read all that a pool holds; make its damage gaps")
+@click.group(short_help="Read all that a pool holds; turn damage into gaps")
 def audit() -> None:
     """Read all that a pool holds, and compare."""
 
@@ -120,7 +120,7 @@ def retire() -> None:
 
 @retire.command("volume", short_help="Give the volume at PATH up; what it held becomes gaps")
 @click.argument("path", type=click.Path())
-@force_option("Also a volume that can be opened and is well.")
+@force_option("Give it up even if it can be opened and is well.")
 @config_option
 @json_option
 @click.pass_context

@@ -378,8 +378,8 @@ def gap(
 ) -> None:
     """Show gaps: what a pool should hold and does not, since when, and why.
 
-    What a volume holds that cannot be read now is no gap, and it is said. The
-    exit code is 11 when the catalog is older than a volume, 7 when there is a
+    A volume that cannot be read now is named; what it holds is no gap. The exit
+    code is 11 when the catalog is older than a volume, 7 when there is a
     gap, 12 when there is none and a volume cannot be read, else 0, so that a
     script need not look further.
     """

@@ -171,13 +171,13 @@ class _Stored:
 @click.option(
     "--spool",
     type=SIZE,
-    help="Keep so much of standard input in a temporary file, to send it again when a pool fails.",
+    help="Keep up to SIZE of standard input in a temporary file: it can be sent again when a pool fails.",
 )
 @click.option(
     "--once",
     "only_once",
     is_flag=True,
-    help="Standard input cannot be sent again, and failing then is fine.",
+    help="Read standard input only once: if a pool fails then, nothing is stored.",
 )
 @click.option(
     "--group",

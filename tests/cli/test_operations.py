@@ -81,6 +81,13 @@ def full() -> None:
     path.write_text(path.read_text().replace(one, one + ', { path = "more.vol", size = "64 MiB" }'))
 
 
+def lose_the_primary() -> None:
+    """It is the only one: nothing can be stored, and all can be read."""
+    lose("disk.vol")
+    fanout("put", "N1", "big", "--as", "more", code=5)
+    fanout("get", "N1", "big", "--to", "meanwhile")
+
+
 def rot() -> None:
     """In the middle of what the second object has on the copy pool."""
     with open("copy.vol", "r+b") as file:
@@ -101,7 +108,7 @@ BREAK: dict[str, Callable[[], None]] = {
     "First look": lambda: None,
     "A volume is away": away,
     "A copy pool's disk is lost": lambda: lose("copy.vol"),
-    "A primary pool's disk is lost": lambda: lose("disk.vol"),
+    "A primary pool's disk is lost": lose_the_primary,
     "The catalog is lost, damaged or too old": too_old,
     "The catalog and a volume are lost": lambda: lose("catalog.db*", "copy.vol"),
     "The machine is lost, or the store was moved": moved,

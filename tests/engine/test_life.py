@@ -389,6 +389,17 @@ def test_public_names() -> None:
         fanout.nonsense  # noqa: B018
 
 
+def test_a_bare_file_after_an_abort(engine: Engine, tmp_path: Path) -> None:
+    """Allocated ahead and never finished, it would keep that space under its name, as docs/embedding.md says."""
+    path = tmp_path / "bare"
+    target = engine.open(path, create=True)
+    with engine.stream([target]) as stream:
+        stream.place([0])
+        stream.write(b"x" * 100_000)
+    assert str(target.finish(0)) == "ok"
+    assert path.stat().st_size == 0
+
+
 @pytest.mark.parametrize("backend", ["io_uring", "threads"])
 def test_a_file_that_was_laid_out_keeps_its_size(tmp_path: Path, backend: str) -> None:
     """Allocating ahead is for files that begin empty: a volume written up to its end must not grow behind its last block."""
