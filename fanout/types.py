@@ -99,9 +99,8 @@ class Outcome:
             )
         name = _errno.errorcode.get(self.errno, str(self.errno)) if self.errno else "no errno"
         verdict = self.code.name.lower().replace("_", " ")
-        text = (
-            f"{self.phase.name.lower()} of {self.length} bytes at {self.offset}: {verdict}, {name}"
-        )
+        place = f" of {self.length} bytes at {self.offset}" if self.length else ""
+        text = f"{self.phase.name.lower()}{place}: {verdict}, {name}"
         return f"{text}, and {self.more} more" if self.more else text
 
 

@@ -81,3 +81,11 @@ def test_a_target_error_says_what_where_and_why_and_survives_pickling() -> None:
     assert "/dev/x" in str(error)
     assert "4096" in str(error)
     assert "ENOSPC" in str(error)
+
+
+def test_what_has_no_place_says_none() -> None:
+    """``open of 0 bytes at 0`` is no sentence."""
+    outcome = Outcome(OutcomeCode.ERROR, Phase.OPEN, 0, 0, 0, errno.ENOENT, FaultClass.SETUP)
+    assert str(outcome) == "open: error, ENOENT"
+    outcome = Outcome(OutcomeCode.ERROR, Phase.WRITE, 4096, 512, 0, errno.EIO, FaultClass.DEVICE)
+    assert str(outcome) == "write of 512 bytes at 4096: error, EIO"
