@@ -12,7 +12,8 @@ What it promises:
 
 1. A copy shrinks only for what was read and is wrong, or what its medium refuses to give. A volume that is busy, not mounted or
    gone for the moment costs nothing: what could not be asked is named, and stays. Good bytes, in a span whose header or footer is
-   damaged or around a damaged block, are given up only if the other pools can give the object without them, which is read.
+   damaged or around a damaged block, are given up only if the other pools can give the object without them, which is read. Audits with `fix`
+   wait for each other: two at once would each rely on what the other gives up.
 2. The copy shrinks and its gap appears in one commit.
 3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
@@ -142,7 +143,7 @@ def audit_stgpool(
     audit = _Audit(store, name, fix, on_progress)
     if not fix:
         return audit.run()
-    with store.reconciling(name):
+    with store.auditing, store.reconciling(name):
         return audit.run()
 
 

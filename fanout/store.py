@@ -89,6 +89,7 @@ class Store(StoreReader):
     Attributes:
         framing: what goes around the data of a span.
         read_only: opened for questions and reading.
+        auditing: held by whoever gives up what other pools can give.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Store(StoreReader):
             catalog.store_id, block_size=engine.slot_size, volumes=PoolSet.volumes_of
         )
         self._closing = closing
+        self.auditing = threading.Lock()
         self._reconciling: dict[str, threading.Lock] = {
             name: threading.Lock() for name in config.pools
         }

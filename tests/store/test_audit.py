@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import fanout.audit
 from fanout import (
     audit_stgpool,
     backup_stgpool,
@@ -40,6 +42,9 @@ from tests.store.conftest import MIB
 from tests.store.test_reconcile import put
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from fanout.audit import AuditReport
     from tests.store.conftest import Site
 
 WHOLE = {
@@ -270,6 +275,36 @@ def test_what_another_pool_is_said_to_hold_is_read_before_good_bytes_are_given_u
         for name, data in ((b"bad", bad), (b"fine", fine)):
             for pool in ("DISKPOOL", "COPYPOOL1"):
                 assert store.get("N1", name, pool=pool).read() == data
+
+
+def test_two_audits_do_not_give_up_what_each_relies_on_the_other_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pools have a damaged header and good bytes; both are audited at once: one of the two copies stays."""
+    site.create()
+    with site.locked("COPYPOOL2"), site.locked("ACTIVEDATAPOOL"), site.open(lock_wait=0) as store:
+        put(store, {b"a": b"a" * 5000})
+    with site.open(read_only=True) as store:
+        (entry,) = store.catalog.aggregates()
+        copies = store.catalog.copies(entry.aggregate)
+    for copy in copies:
+        with open(site.volume(copy.pool), "r+b") as file:
+            file.seek(copy.places[0].offset)
+            file.write(bytes(4096))
+    marking = fanout.audit._Audit._mark
+    with site.open() as store, ThreadPoolExecutor(1) as other:
+        running: list[Future[AuditReport]] = []
+
+        def mark(audit: fanout.audit._Audit, *arguments: Any) -> None:
+            if not running:  # this one has decided; now the other one has time to decide as well
+                running.append(other.submit(audit_stgpool, store, "COPYPOOL1", fix=True))
+                wait(running, timeout=0.3)
+            marking(audit, *arguments)
+
+        monkeypatch.setattr(fanout.audit._Audit, "_mark", mark)
+        first = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert (first.marked, running[0].result().marked) == (1, 0)
+        assert store.get("N1", b"a").read() == b"a" * 5000
 
 
 def rot(site: Site, pool: str, data: bytes, begin: int, end: int) -> None:
