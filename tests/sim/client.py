@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NOISE = random.Random("noise").randbytes(NOISE_BYTES)
 JUDGED = ("copy_continue", "secondary", "primary", "host", "budget", "source")
+WAITED = (OutcomeCode.DETACHED, OutcomeCode.TIMED_OUT, OutcomeCode.SLOW)
 PLAIN = ("primary", "host", "catalog")  # retries that nobody is removed for
 PIECE = 5000  # of a source that gives its bytes in pieces
 
@@ -228,7 +229,7 @@ class Sending:
             world.take()
             known = [carried for path, carried in world.medium.faults if path == error.target]
             # A target that was let go before gets nothing: its fault is not among those that were carried out.
-            hung = outcome.code in (OutcomeCode.DETACHED, OutcomeCode.TIMED_OUT) or (
+            hung = outcome.code in WAITED or (
                 outcome.code is OutcomeCode.NOT_SUBMITTED and pool in world.hanging
             )
             told = any(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 HEAD = 4096  # bytes before a span's data
 
+# What a pool's copies are, by aggregate and pool: the members that are held.
+Held = dict[tuple[int, str], set[int]]
+
 # Regions of volumes that have rotted, by path: begin and end.
 Rot = dict[str, list[tuple[int, int]]]
 
@@ -31,6 +34,15 @@ def members_of(text: str | None, books: Books, aggregate: int) -> set[int]:
     """Members that a copy row or a gap row names, of those that are there."""
     there = set(books.members(aggregate))
     return there if text is None else there & numbers_of(text)
+
+
+def held(books: Books) -> Held:
+    """What each pool has of each aggregate."""
+    return {
+        (number, pool): members
+        for number, pools in books.holders().items()
+        for pool, members in pools.items()
+    }
 
 
 def overlaps(regions: Rot, path: str, begin: int, end: int) -> bool:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fanout.audit import audit_stgpool, retire_volume
+from fanout.config import Access
 from fanout.errors import CatalogError, CommitUnknown, FanoutError
 from fanout.rebuild import rebuild_catalog
 from fanout.reconcile import backup_stgpool, copy_activedata, restore_stgpool
 from fanout.store import Store
 from tests import independent_reader
 from tests.sim import holdings, losses, threads
+from tests.sim.beside import Audits, audit_at_once
 from tests.sim.deleting import Deleting, versions
 from tests.sim.oracle import DELETE, Books, check_gaps, comparable, demand
 from tests.sim.oracle import audit as judge
@@ -35,9 +37,6 @@ CROWDED = 100  # aggregates that the directories of a secondary's volumes have r
 PAUSE = 100.0  # simulated seconds before a run
 LEFT_ASIDE = 0.4  # of the rebuilds at which volumes have come back
 MOST_MEMBERS = 100  # of an aggregate
-
-# What a pool's copies are, by aggregate and pool: the members that are held.
-Held = dict[tuple[int, str], set[int]]
 
 
 @dataclass(slots=True)
@@ -85,6 +84,8 @@ class Operators:
                 self._rot_and_audit(step)
             elif isinstance(step, GiveUp):
                 self._give_up_what_is_lost()
+            elif isinstance(step, Audits):
+                audit_at_once(self.world, step, self._rot)
 
     def come_right(self) -> None:
         """V17: nothing fails any more, so every gap can be closed, and a second run finds nothing to do."""
@@ -169,26 +170,21 @@ class Operators:
         world.thaw()
         if not world.powered():
             return
-        books = world.books()
+        held = world.books().places.items()
+        places = [place for (_, pool), some in held if pool == step.pool for place in some]
         for spot in step.spots:
-            self._rot(step.pool, spot, books)
+            self._rot(step.pool, spot, places)
         if step.catalog_faults:
             world.break_down(step)
         self._audit(step.pool)
         if step.mend:
             self._reconcile()
 
-    def _rot(self, pool: str, spot: Spot, books: Books) -> None:
+    def _rot(self, pool: str, spot: Spot, places: Sequence[dict[str, Any]]) -> None:
         world, known = self.world, self.world.known
-        found = [
-            place
-            for (_, holder), places in books.places.items()
-            for place in places
-            if holder == pool
-        ]
+        found = sorted(places, key=lambda place: (place["path"], place["offset"]))
         if not found:
             return
-        found.sort(key=lambda place: (place["path"], place["offset"]))
         place = found[int(spot.span * len(found))]
         foot = holdings.HEAD + place["data_length"]
         first, last = {
@@ -227,11 +223,12 @@ class Operators:
             world.note(f"audit {pool}: {report.marked} marked")
             demand(report.marked == marked, "audit", f"{marked} are gaps, told was {report.marked}")
             mine = [volume for volume in world.store.pools.volumes() if volume.pool == pool]
-            good = all(volume.writable for volume in mine) and not self.away
+            there = world.store.config.pools[pool].access is not Access.UNAVAILABLE
+            good = there and all(volume.writable for volume in mine) and not self.away
             demand(not good or not report.unasked, "audit", f"not asked: {report.unasked}")
 
     def _check_audit(self, pool: str, before: Books, after: Books, *, complete: object) -> int:
-        was, now = _held(before), _held(after)
+        was, now = holdings.held(before), holdings.held(after)
         for key, places in after.places.items():  # what no pool has whole is written anew
             there = before.places[key]
             stay = [place for place in places if place in there] == there
@@ -269,7 +266,7 @@ class Operators:
         for copy in copies:
             if copy["pool_name"] not in ill and not self.away:
                 wrong, frail = holdings.damaged(books, copy, self.world.known.rot)
-                shown |= _held(books)[copy["aggregate"], copy["pool_name"]] - wrong - frail
+                shown |= holdings.held(books)[copy["aggregate"], copy["pool_name"]] - wrong - frail
         return shown
 
     # ---- volumes that are lost -------------------------------------------------------------------------------
@@ -340,7 +337,7 @@ class Operators:
         self, path: str, pool: str, before: Books, after: Books, report: RetireReport | None
     ) -> None:
         """What the volume served is held no more, and nothing else has changed. The gaps are checked by V4."""
-        was, now = _held(before), _held(after)
+        was, now = holdings.held(before), holdings.held(after)
         known = {volume["path"] for volume in after.volumes}
         demand(known == {v["path"] for v in before.volumes} - {path}, "retire", f"{known} are left")
         demand(after.objects == before.objects, "retire", "objects have changed")
@@ -468,17 +465,9 @@ class Operators:
                 name.unlink()
 
 
-def _held(books: Books) -> Held:
-    return {
-        (number, pool): members
-        for number, pools in books.holders().items()
-        for pool, members in pools.items()
-    }
-
-
 def _held_places(books: Books) -> dict[str, set[tuple[str, int]]]:
     found: dict[str, set[tuple[str, int]]] = {}
-    for (number, pool), members in _held(books).items():
+    for (number, pool), members in holdings.held(books).items():
         uuid = books.aggregates[number]["uuid"]
         found.setdefault(pool, set()).update((uuid, member) for member in members)
     return found

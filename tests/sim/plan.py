@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fanout.types import ObjectKind
-from tests.sim import steps
+from tests.sim import beside, steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -345,4 +345,5 @@ def draw(seed: int) -> Plan:
     """The plan of a seed."""
     made = _Draw(seed)
     episodes = tuple(made.episode() for _ in range(made.rng.randint(1, 3)))
-    return Plan(seed, made.site, steps.drawn(made, seed, episodes))
+    episodes = steps.drawn(made, seed, episodes)
+    return Plan(seed, made.site, beside.drawn(made, seed, episodes))

@@ -74,6 +74,7 @@ def test_known_seeds(grounds: Grounds) -> None:
         "marked",
         "retired",
         "catalogs lost",
+        "beside",
     ):
         assert tally.counts[what_happened] > 0, what_happened
 

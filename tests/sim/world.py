@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
+from fanout.config import Access
 from fanout.errors import FanoutError, IntegrityError
 from fanout.store import Store
 from fanout.types import Phase
 from tests.sim import threads
+from tests.sim.beside import Mend, Mending, configured
 from tests.sim.client import Sending
 from tests.sim.deleting import Deleting
 from tests.sim.ground import LATE, START_NS, new_engine
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from fanout.engine import Engine
+    from fanout.volume import Volume
     from tests.sim import plan as plans
     from tests.sim.ground import Ground
     from tests.sim.steps import Step
@@ -52,10 +55,11 @@ if TYPE_CHECKING:
 COUNTED = (
     "sessions", "attempts", "committed", "retries", "failed", "cuts", "lost", "faults", "catalog faults", "operations",
     "audits", "rebuilds", "switches", "deleted", "rotten", "marked", "retired", "lost for good", "catalogs lost",
-    "found again", "left aside", "came back",
+    "found again", "left aside", "came back", "beside",
 )  # fmt: skip
 REBUILD_EVERY = 8  # of so many plans one is rebuilt from its volumes at the end
 _CARRIED = struct.Struct("=4QqqQHBBI")  # how an operation stands in the trace: without its inode
+BEHIND = "books are wrong"  # of the refusal of a store that the next opening puts right
 PAUSE = 100.0  # simulated seconds between episodes and sessions: longer than a failed volume waits to be tried again
 
 
@@ -214,7 +218,7 @@ class World:
             self.break_down(episode)
         try:
             store = self.store = Store.open(
-                self.ground.config, engine=self.engine, lock_wait=0,
+                configured(self.ground.config, episode), engine=self.engine, lock_wait=0,
                 flush_before_acknowledge=bool(episode and episode.flush_first),
             )  # fmt: skip
         except FanoutError as error:
@@ -225,7 +229,7 @@ class World:
         try:
             self._work(episode, cut)
         finally:
-            volumes = list(store.pools.volumes())
+            volumes = self._told_of_all(store)
             read = self._read
             self.look_away()
             try:
@@ -254,7 +258,7 @@ class World:
             self._resend()
             self._sessions(episode)
             self.operators.work(episode)
-            self._read_some(episode)
+            self.read_some(episode.id)
         if self.powered():
             self.thaw()
             self.audit(decided=False)
@@ -263,6 +267,13 @@ class World:
                     volume.allocator.check()
         if cut:
             self._cut_at_the_latest()
+
+    def _told_of_all(self, store: Store) -> list[Volume]:
+        """Volumes whose directories know all that is committed: none that is only read, and none at all where the records could not be made."""
+        if BEHIND in (store.refusal or ""):
+            return []
+        pools = store.config.pools
+        return [v for v in store.pools.volumes() if pools[v.pool].access is Access.READWRITE]
 
     # ---- power, and what the disks see ---------------------------------------------------------------
 
@@ -362,9 +373,13 @@ class World:
             except BaseException as error:
                 self._wrong.append(error)
 
-        def expire(step: Delete) -> None:
+        def operate(step: Delete | Mend) -> None:
+            alone = not episode.together
             try:
-                Deleting(self, step, alone=not episode.together).run()
+                if isinstance(step, Delete):
+                    Deleting(self, step, alone=alone).run()
+                else:
+                    Mending(self, step, alone=alone).run()
             except threads.End:
                 raise
             except BaseException as error:
@@ -372,15 +387,15 @@ class World:
 
         running = []
         for number, session in enumerate((*episode.sessions, None)):
-            due = [step for step in episode.steps if isinstance(step, Delete)]
+            due = [step for step in episode.steps if isinstance(step, Delete | Mend)]
             for step in due:
                 if step.after != number:
                     continue
                 if episode.together:
-                    work = functools.partial(expire, step)
-                    running.append(scheduler.start(f"delete {step.id}", work))
+                    work = functools.partial(operate, step)
+                    running.append(scheduler.start(f"{type(step).__name__} {step.id}", work))
                 else:
-                    expire(step)
+                    operate(step)
             if session is None:
                 break
             if episode.together:
@@ -441,19 +456,22 @@ class World:
 
     # ---- looking -------------------------------------------------------------------------------------
 
-    def _read_some(self, episode: plans.Episode) -> None:
-        """A few objects by the product's own way: other bytes than were sent are never handed out."""
+    def read_some(self, salt: int, *, beside: bool = False) -> None:
+        """A few objects by the product's own way: other bytes than were sent are never handed out.
+
+        `beside`: others delete and repair meanwhile.
+        """
         due: dict[tuple[str, bytes], set[bytes]] = {}
         for sent in self.history.values():
             for number, (name, _, digest) in enumerate(sent.objects):
                 if number not in sent.gone and sent.fate is not Fate.ABSENT:
                     due.setdefault((sent.node, name), set()).add(digest)
-        rng = self.rng("read", episode.id)
+        rng = self.rng("read", salt)
         for node, name in rng.sample(sorted(due), min(2, len(due))):
             try:
                 data = self.store.get(node, name).read()
             except IntegrityError:
-                demand(self.known.rot, "V1", f"{name!r} of {node} is damaged")
+                demand(self.known.rot or beside, "V1", f"{name!r} of {node} is damaged")
                 continue
             except FanoutError as error:
                 self.note(f"not read: {error!r}")
