@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fanout import aio, config, engine, errors, host, types
     from fanout._tee import TeeResult, tee
-    from fanout.audit import AuditReport, RetireReport, audit_stgpool, retire_volume
+    from fanout.audit import AuditReport, audit_stgpool
     from fanout.backup import backup_catalog
     from fanout.catalog import GapEntry, ObjectEntry, OccupancyEntry, VolumeEntry
     from fanout.catalog.backup import CatalogBackup
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fanout.read import ObjectReader
     from fanout.rebuild import InDoubt, Lost, RebuildReport, SkippedVolume, rebuild_catalog
     from fanout.reconcile import ReconcileReport, backup_stgpool, copy_activedata, restore_stgpool
+    from fanout.retire import RetireReport, retire_volume
     from fanout.session import Attempt, Session
     from fanout.sources import OnceSource, SpooledSource, once, spooled
     from fanout.store import Store
@@ -114,7 +115,7 @@ _HOMES = {
     "Problem": ("fanout.check", "Problem"),
     "RebuildReport": ("fanout.rebuild", "RebuildReport"),
     "ReconcileReport": ("fanout.reconcile", "ReconcileReport"),
-    "RetireReport": ("fanout.audit", "RetireReport"),
+    "RetireReport": ("fanout.retire", "RetireReport"),
     "Session": ("fanout.session", "Session"),
     "SkippedVolume": ("fanout.rebuild", "SkippedVolume"),
     "SpooledSource": ("fanout.sources", "SpooledSource"),
@@ -138,7 +139,7 @@ _HOMES = {
     "once": ("fanout.sources", "once"),
     "rebuild_catalog": ("fanout.rebuild", "rebuild_catalog"),
     "restore_stgpool": ("fanout.reconcile", "restore_stgpool"),
-    "retire_volume": ("fanout.audit", "retire_volume"),
+    "retire_volume": ("fanout.retire", "retire_volume"),
     "spooled": ("fanout.sources", "spooled"),
     "tee": ("fanout._tee", "tee"),
     "types": ("fanout.types", ""),

@@ -41,6 +41,7 @@ LAYERS = {
         "copying",
         "reconcile",
         "audit",
+        "retire",
         "deletion",
         "evidence",
         "rebuild",

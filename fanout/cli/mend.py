@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fanout.audit import audit_stgpool, retire_volume
+from fanout.audit import audit_stgpool
 from fanout.cli import screen
 from fanout.cli.exits import Exit, room, typed
 from fanout.cli.params import config_option, force_option, json_option
+from fanout.retire import retire_volume
 from fanout.store import Store
 from fanout.units import format_seconds, format_size
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fanout.audit import AuditReport, RetireReport
+    from fanout.audit import AuditReport
+    from fanout.retire import RetireReport
 
 LISTED = 20  # of a long list, on a screen; --json has all
 CLOSE = "'fanout query gap' names the commands that close the gaps"

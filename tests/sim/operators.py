@@ -9,11 +9,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fanout.audit import audit_stgpool, retire_volume
+from fanout.audit import audit_stgpool
 from fanout.config import Access
 from fanout.errors import CatalogError, CommitUnknown, FanoutError
 from fanout.rebuild import rebuild_catalog
 from fanout.reconcile import backup_stgpool, copy_activedata, restore_stgpool
+from fanout.retire import retire_volume
 from fanout.store import Store
 from tests import independent_reader
 from tests.sim import holdings, losses, threads
@@ -26,8 +27,9 @@ from tests.sim.steps import Audit, GiveUp, Rebuild, Retire
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fanout.audit import AuditReport, RetireReport
+    from fanout.audit import AuditReport
     from fanout.reconcile import ReconcileReport
+    from fanout.retire import RetireReport
     from tests.sim.losses import Blocks
     from tests.sim.plan import Episode
     from tests.sim.steps import Spot

@@ -20,6 +20,7 @@ import fanout.opening
 import fanout.pools
 import fanout.rebuild.survey
 import fanout.reconcile
+import fanout.retire
 import fanout.scribe
 import fanout.store
 import fanout.volume
@@ -127,7 +128,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
         yield user, "secrets", secrets
     yield fanout.rebuild.survey, "secrets", secrets
     yield fanout.rebuild, "open_engine", lambda config: new_engine(world.plan.seed)
-    for user in (fanout.audit, fanout.store):
+    for user in (fanout.retire, fanout.store):
         yield user, "open_engine", lambda config: world.side_engine()
     stamp = SimpleNamespace(
         time_ns=lambda: next(world.stamps), strftime=time.strftime, gmtime=time.gmtime

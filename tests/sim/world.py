@@ -237,10 +237,8 @@ class World:
             except FanoutError as error:
                 demand(not self.powered() or self.script, "close", f"{error}")
         if self.powered():
-            # Also one that failed while the store was closed keeps its reason. If the records of a commit could not be made, the store has
-            # refused all others since, and the next opening appends them.
-            behind = "books are wrong" in (store.refusal or "")
-            paths = [volume.path for volume in volumes if not (behind or volume.reason)]
+            # Also one that failed while the store was closed keeps its reason.
+            paths = [volume.path for volume in volumes if not volume.reason]
             # Without a write into the log nobody has committed since. The last episode reads all again.
             same = episode is not None and read is not None and read.logged == self.medium.logged
             books = read.books if read is not None and same else self.books()
