@@ -89,7 +89,7 @@ class StoreReader:
     def _must_be_open(self) -> None:
         if os.getpid() != self._process:
             raise InterfaceError(
-                f"{self.config.path}: this is a forked child of process {self._process}, which opened the store; open it again here"
+                f"{self.config.path}: this is a forked child of process {self._process}, which opened the store: fork before, or start processes with 'spawn'"
             )
         if self._closed:
             raise InterfaceError(f"{self.config.path}: the store is closed")

@@ -14,9 +14,11 @@ import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakSet
 
 from fanout.catalog import values
 from fanout.catalog.connection import (
+    INHERITED,
     SCHEMA_VERSION,
     check_identity,
     connect,
@@ -44,6 +46,17 @@ IN_SET = """({column} IS NULL OR EXISTS (
       AND o.id - g.first_object < json_extract(r.value, '$[0]') + json_extract(r.value, '$[1]')))"""
 
 
+_open: WeakSet[Questions] = WeakSet()  # of this process
+
+
+def _leave_to_the_parent() -> None:
+    INHERITED.update(os.path.realpath(one.path) for one in _open)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
 class Questions:
     """How a catalog is asked.
 
@@ -62,6 +75,7 @@ class Questions:
                 if self.schema != SCHEMA_VERSION:
                     imitate(self._reads, self.schema)
                 self._load_identity()
+                _open.add(self)
             except BaseException:
                 self._reads.close()
                 raise
@@ -87,6 +101,7 @@ class Questions:
         """Close; idempotent."""
         with self._lock:
             self._reads.close()
+            _open.discard(self)
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """One question, one snapshot, the whole answer."""

@@ -36,8 +36,19 @@ CACHE_KIB = 32 << 10
 BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
 
 
+# Real paths of catalogs that were open when this process was forked.
+INHERITED: set[str] = set()
+
+
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     """One connection without implicit transactions. Never creates a file."""
+    if (
+        os.path.realpath(path) in INHERITED
+    ):  # SQLite believes that it has its parent's locks, and takes none
+        raise CatalogError(
+            path,
+            "was open when this process was forked, so it cannot be opened here: fork before, or start processes with 'spawn'",
+        )
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         wanted = ".".join(map(str, MINIMUM_SQLITE))
         raise CatalogVersion(path, f"SQLite {wanted} is needed, this is {sqlite3.sqlite_version}")

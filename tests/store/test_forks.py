@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout import audit_stgpool, backup_stgpool
-from fanout.errors import InterfaceError
+from fanout.errors import CatalogError, InterfaceError
 from tests.engine.test_forks import in_child
 
 if TYPE_CHECKING:
@@ -90,3 +90,24 @@ def test_a_child_cannot_use_it(site: Site) -> None:
             assert store.get("N1", "A", pool=pool).read() == b"from the parent"
     with site.open(lock_wait=0) as store:
         assert store.catalog.verify() == []
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_child_cannot_open_what_its_parent_had_open(site: Site, *, read_only: bool) -> None:
+    """SQLite would believe that it has its parent's locks. What the parent had closed before is anybody's."""
+    site.create()
+    with site.open() as store:
+        site.put(store, "N1")
+
+    def look() -> None:
+        with site.open(read_only=True) as mine:
+            assert mine.get("N1", "A").read()
+
+    def be_refused() -> None:
+        with pytest.raises(CatalogError, match="was open when this process was forked"):
+            site.open(read_only=True)
+
+    in_child(look)
+    with site.open(read_only=read_only):
+        in_child(be_refused)
+    in_child(look)
