@@ -17,7 +17,7 @@ What it promises:
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -32,7 +32,7 @@ from fanout.scribe import Entry, delete_of, ranges_of, record_of, stored_span
 from fanout.types import Gap, Receipt, StoredObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fanout.catalog import AggregateEntry, Catalog, CatalogReader, Deletion
     from fanout.format import StoredSpan
@@ -244,43 +244,47 @@ class Ledger:
             self._pools.commit(span, pools)
 
     def _appended(self, group: Group) -> None:
-        with self._telling(group):
-            self._scribe.append(self._entries(group))
+        self._tell(group, self._scribe.append)
 
     def _durable(self, group: Group) -> None:
-        with self._telling(group):
-            self._scribe.append_and_flush(self._entries(group))
+        self._tell(group, self._scribe.append_and_flush)
 
-    @contextmanager
-    def _telling(self, group: Group) -> Iterator[None]:
-        """Whoever waits for the records of a commit goes on, also when they could not be made: then the next opening appends them."""
+    def _tell(self, group: Group, write: Callable[[list[Entry]], None]) -> None:
+        """Hand the directory records of a group over, in the order of its commits.
+
+        Those of one commit that cannot be made take no other's along; the next opening appends them. Who waits for any goes on.
+        """
+        entries: list[Entry] = []
+        failures: list[Exception] = []
         try:
-            yield
+            with self._committer.asked():  # of repairs it is asked what a volume holds now
+                for commit, csn in group:
+                    try:
+                        entries += self._entries(commit, csn)
+                    except Exception as error:
+                        failures.append(error)
+            write(entries)
+            if failures:
+                raise failures[0]
         finally:
             for commit, _ in group:
                 told = self._told.get((commit.transaction, commit.attempt))
                 if told is not None:
                     told.set()
 
-    def _entries(self, group: Group) -> list[Entry]:
-        """The directory records of a group, in the order of its commits."""
-        with self._committer.asked():  # of repairs it is asked what a volume holds now
-            return self._entries_of(group)
-
-    def _entries_of(self, group: Group) -> list[Entry]:
+    def _entries(self, commit: Commit, csn: int) -> list[Entry]:
         entries: list[Entry] = []
-        for commit, csn in group:
-            for aggregate in commit.aggregates:
-                for copy in aggregate.copies:
-                    entries += self._records(commit, csn, aggregate, copy)
-            repaired: dict[str, list[bytes]] = {}
-            for repair in commit.repairs:
-                if repair.copy is not None:
-                    repaired.setdefault(repair.pool, []).append(repair.aggregate)
-            for pool, aggregates in repaired.items():
-                entries += self._repair_records(pool, aggregates)
-            for deletion in commit.deletions:
-                entries += self._deletion_records(deletion, csn)
+        for aggregate in commit.aggregates:
+            for copy in aggregate.copies:
+                entries += self._records(commit, csn, aggregate, copy)
+        repaired: dict[str, list[bytes]] = {}
+        for repair in commit.repairs:
+            if repair.copy is not None:
+                repaired.setdefault(repair.pool, []).append(repair.aggregate)
+        for pool, aggregates in repaired.items():
+            entries += self._repair_records(pool, aggregates)
+        for deletion in commit.deletions:
+            entries += self._deletion_records(deletion, csn)
         return entries
 
     @staticmethod

@@ -12,17 +12,21 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fanout import backup_stgpool, check_store, copy_activedata, rebuild_catalog
-from fanout.errors import PoolUnavailable
+from fanout.errors import CatalogError, PoolUnavailable
 from fanout.store import Store
+from tests.faults.kernel import wait_until
 from tests.store.conftest import MIB
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fanout.reconcile import ReconcileReport
     from tests.store.conftest import Site
 
@@ -431,3 +435,42 @@ def test_members_of_many_sizes_into_a_full_pool(site: Site) -> None:
         assert len(held) == report.copied_objects
         check(store, "COPYPOOL1", held)
     assert check_store(site.path).problems == ()
+
+
+def test_records_of_a_repair_that_cannot_be_made_take_no_others_along(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose commit is in the same group has been promised that its own are durable first."""
+    objects = with_gap(site, "COPYPOOL1", objects=1)
+    with site.open(flush_before_acknowledge=True) as store:
+        ledger = store.ledger
+        catalog, queue = ledger._catalog, ledger._committer._queue
+        committing = catalog.commit
+        first, gathered = threading.Event(), threading.Event()
+
+        def commit(*arguments: Any) -> Any:
+            first.set()
+            gathered.wait()
+            return committing(*arguments)
+
+        def refuse(*_: object) -> None:
+            raise CatalogError("catalog.db", "out of memory")
+
+        monkeypatch.setattr(catalog, "commit", commit)
+        monkeypatch.setattr(ledger, "_repair_records", refuse)
+        with ThreadPoolExecutor(3) as threads:
+            jobs: list[Future[Any]] = [threads.submit(put, store, {b"b": b"2"})]
+            first.wait()
+            jobs.append(threads.submit(backup_stgpool, store, "DISKPOOL", "COPYPOOL1"))
+            wait_until(lambda: queue.qsize() == 1, "the repair")
+            jobs.append(threads.submit(put, store, {b"c": b"3"}))
+            wait_until(lambda: queue.qsize() == 2, "the commit behind it")
+            gathered.set()
+            for job in jobs:
+                job.result()
+        assert "books are wrong" in (store.refusal or "")
+    report = rebuild_catalog(site.path, into=tmp_path / "second.db")
+    assert (report.objects, report.lost) == (3, ())
+    with site.open() as store:
+        assert store.query_gaps() == []
+        check(store, "COPYPOOL1", objects | {b"b": b"2", b"c": b"3"})
