@@ -230,7 +230,8 @@ def audit_at_once(world: World, step: Audits, rot: Callable[[str, Spot, Any], No
 
 def _check(world: World, step: Audits, before: Books, after: Books) -> int:
     was, now = holdings.held(before), holdings.held(after)
-    demand(after.places == before.places, "audit", "spans have gone elsewhere")
+    where = holdings.as_they_were(before, after, but=step.pools)
+    demand(where, "audit", "spans have gone elsewhere")
     demand(after.objects == before.objects, "audit", "objects have changed")
     marked, good = 0, set[MEMBER]()
     for copy in before.copies:

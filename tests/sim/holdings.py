@@ -36,6 +36,16 @@ def members_of(text: str | None, books: Books, aggregate: int) -> set[int]:
     return there if text is None else there & numbers_of(text)
 
 
+def as_they_were(before: Books, after: Books, *, but: Sequence[str]) -> bool:
+    """Whether spans are where they were; in some pools more may have come: what no pool had whole was written anew."""
+    for key, places in after.places.items():
+        there = before.places[key]
+        stayed = [place for place in places if place in there] == there
+        if not stayed or (len(places) > len(there) and key[1] not in but):
+            return False
+    return before.places.keys() == after.places.keys()
+
+
 def held(books: Books) -> Held:
     """What each pool has of each aggregate."""
     return {

@@ -231,11 +231,8 @@ class Operators:
 
     def _check_audit(self, pool: str, before: Books, after: Books, *, complete: object) -> int:
         was, now = holdings.held(before), holdings.held(after)
-        for key, places in after.places.items():  # what no pool has whole is written anew
-            there = before.places[key]
-            stay = [place for place in places if place in there] == there
-            more = len(places) > len(there) and key[1] == pool
-            demand(stay and (more or places == there), "audit", "spans have gone elsewhere")
+        where = holdings.as_they_were(before, after, but=[pool])
+        demand(where, "audit", "spans have gone elsewhere")
         demand(after.objects == before.objects, "audit", "objects have changed")
         marked = 0
         for copy in before.copies:

@@ -459,11 +459,7 @@ class World:
 
         `beside`: others delete and repair meanwhile.
         """
-        due: dict[tuple[str, bytes], set[bytes]] = {}
-        for sent in self.history.values():
-            for number, (name, _, digest) in enumerate(sent.objects):
-                if number not in sent.gone and sent.fate is not Fate.ABSENT:
-                    due.setdefault((sent.node, name), set()).add(digest)
+        due = self._due()
         rng = self.rng("read", salt)
         for node, name in rng.sample(sorted(due), min(2, len(due))):
             try:
@@ -474,8 +470,18 @@ class World:
             except FanoutError as error:
                 self.note(f"not read: {error!r}")
                 continue
-            good = xxhash.xxh3_128_digest(data) in due[node, name]
+            sent = due[node, name] | self._due().get((node, name), set())  # perhaps meanwhile
+            good = xxhash.xxh3_128_digest(data) in sent
             demand(good, "V1", f"{name!r} of {node} was read with other bytes")
+
+    def _due(self) -> dict[tuple[str, bytes], set[bytes]]:
+        """Digests of what may be there under each name."""
+        due: dict[tuple[str, bytes], set[bytes]] = {}
+        for sent in self.history.values():
+            for number, (name, _, digest) in enumerate(sent.objects):
+                if number not in sent.gone and sent.fate is not Fate.ABSENT:
+                    due.setdefault((sent.node, name), set()).add(digest)
+        return due
 
     def audit(self, *, decided: bool) -> None:
         """V1 to V5, V7, V11; once the store was opened anew, nothing is unknown any more."""
