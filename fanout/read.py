@@ -439,9 +439,8 @@ class ObjectReader:
                 return
             wrong = self._mismatch(copy.pool, xxhash.xxh3_128_hexdigest(data))
             reader.faults.append(Fault.of(copy.pool, wrong))
-        with suppress(
-            Unreadable
-        ):  # copies that are damaged at different places may have it between them
+        # Copies that are damaged at different places may have it between them.
+        with suppress(Unreadable):
             data = b"".join(reader.stream(entry.start, entry.length))
             if xxhash.xxh3_128_digest(data) == entry.digest:
                 yield data

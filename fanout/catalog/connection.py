@@ -36,15 +36,13 @@ CACHE_KIB = 32 << 10
 BUSY_TIMEOUT = 5.0  # seconds; readers and the writer do not wait for each other, only recovery and checkpoints do
 
 
-# Real paths of catalogs that were open when this process was forked.
+# Real paths of catalogs that were open when this process was forked: SQLite believes that it has its parent's locks, and takes none.
 INHERITED: set[str] = set()
 
 
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     """One connection without implicit transactions. Never creates a file."""
-    if (
-        os.path.realpath(path) in INHERITED
-    ):  # SQLite believes that it has its parent's locks, and takes none
+    if os.path.realpath(path) in INHERITED:
         raise CatalogError(
             path,
             "was open when this process was forked, so it cannot be opened here: fork before, or start processes with 'spawn'",
