@@ -3,9 +3,10 @@
 A command's module is imported when the command runs, so that ``fanout --help`` stays quick, and
 ``fanout doctor`` works where something else does not.
 
-``exits``   exit codes, and what an error means to an operator
-``screen``  tables, progress bars, JSON
-``params``  sizes and other typed arguments
+``exits``       exit codes, and what an error means to an operator
+``screen``      tables, progress bars, JSON
+``params``      sizes and other typed arguments
+``interrupts``  Ctrl-C, wherever it strikes
 The other modules hold one command or one group of commands each.
 """
 
@@ -21,6 +22,7 @@ import click
 
 import fanout
 from fanout.cli.exits import Exit, complain, deafen, leave, stand_in, tell_usage
+from fanout.cli.interrupts import heard
 
 
 class Entry(NamedTuple):
@@ -131,7 +133,7 @@ class Face(click.Group):
         """Run a command; turn expected errors into a line and an exit code."""
         try:
             screen = importlib.import_module("fanout.cli.screen")  # not for a help
-            with screen.Told():
+            with heard(), screen.Told():
                 return super().invoke(ctx)
         except click.UsageError as error:
             tell_usage(ctx, error)

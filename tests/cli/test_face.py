@@ -20,6 +20,7 @@ from fanout import errors
 from fanout.bench import run as running
 from fanout.cli import ENTRIES, FACE, main, screen
 from fanout.cli.exits import Exit, Refused, Unsuitable, judge
+from fanout.cli.interrupts import heard
 from fanout.demo import devices, scenario
 from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
@@ -168,6 +169,39 @@ main(["query", "gap"])
     )
     assert done.returncode == Exit.INTERRUPTED, done.stderr
     assert "interrupted" in done.stderr
+
+
+def test_an_interrupt_in_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python cannot raise there: it printed a traceback, and the command went on as if nobody had asked."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def busy() -> None:
+        with heard():
+            Finalised()
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        busy()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_else_a_finaliser_raises_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is nobody's interrupt."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            raise ValueError("of a finaliser")
+
+    before, sys.unraisablehook = sys.unraisablehook, sys.__unraisablehook__
+    try:
+        with heard():
+            Finalised()
+    finally:
+        sys.unraisablehook = before
+    assert "of a finaliser" in capsys.readouterr().err
 
 
 def test_causes_on_several_targets_are_all_told() -> None:
