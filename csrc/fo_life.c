@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #define LEAVE_NS 100000000ull /* leaving an idle ring, or a worker that waits, takes a few milliseconds */
+#define LEAVE_PAUSE_MIN_NS 50000 /* doubled until it is at least the other one */
+#define LEAVE_PAUSE_MAX_NS 5000000
 
 /* ---- open ---- */
 
@@ -242,25 +244,21 @@ static void keep_memory_if_unsafe(fo_engine *e, bool in_flight) {
 }
 
 /* A thread that used a ring waits, as it leaves the kernel, for the kernel's own workers, and one of those can sit behind a hung
- * file for as long as that hangs.  Then it is left to itself: it holds a reference, and goes when the kernel lets it. */
+ * file for as long as that hangs.  Then it is left to itself: it holds a reference, and goes when the kernel lets it.
+ * The join that waits by itself knows only the time of day, which somebody may set back by an hour: hence the small pauses. */
 static bool end_thread(fo_engine *e, uint64_t deadline) {
-    struct timespec until;
-    uint64_t now = fo_engine_clock(e);
-    uint64_t left = deadline > now ? deadline - now : 0;
-    if (deadline == FO_FOREVER) {
-        (void)pthread_join(e->thread, NULL);
-        return true;
+    struct timespec pause = {0, LEAVE_PAUSE_MIN_NS};
+    uint64_t soon = fo_engine_after(e, LEAVE_NS);
+    deadline = deadline > soon ? deadline : soon;
+    while (pthread_tryjoin_np(e->thread, NULL) != 0) {
+        if (fo_engine_clock(e) >= deadline) {
+            (void)pthread_detach(e->thread);
+            return false;
+        }
+        (void)nanosleep(&pause, NULL);
+        pause.tv_nsec += pause.tv_nsec < LEAVE_PAUSE_MAX_NS ? pause.tv_nsec : 0;
     }
-    left = left > LEAVE_NS ? left : LEAVE_NS;
-    (void)clock_gettime(CLOCK_REALTIME, &until); /* the only clock that this call knows */
-    left += (uint64_t)until.tv_nsec;
-    until.tv_sec += (time_t)(left / 1000000000ull);
-    until.tv_nsec = (long)(left % 1000000000ull);
-    if (pthread_timedjoin_np(e->thread, NULL, &until) == 0) {
-        return true;
-    }
-    (void)pthread_detach(e->thread);
-    return false;
+    return true;
 }
 
 /* Idle workers have been told to go, which takes them a moment: after the close no thread and no descriptor is left. */

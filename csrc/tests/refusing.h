@@ -29,6 +29,7 @@ typedef enum call {
     CALL_EVENTFD,
     CALL_THREAD,
     CALL_JOIN,
+    CALL_CLOCK,
     CALL_OPEN,
     CALL_CLOSE,
     CALL_STAT,
@@ -169,10 +170,20 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
     return err > 0 ? err : __real_pthread_create(thread, attr, body, arg);
 }
 
-int __real_pthread_timedjoin_np(pthread_t thread, void **result, const struct timespec *until);
-int __wrap_pthread_timedjoin_np(pthread_t thread, void **result, const struct timespec *until) {
+int __real_pthread_tryjoin_np(pthread_t thread, void **result);
+int __wrap_pthread_tryjoin_np(pthread_t thread, void **result) {
     int err = refused(CALL_JOIN);
-    return err > 0 ? err : __real_pthread_timedjoin_np(thread, result, until);
+    return err > 0 ? err : __real_pthread_tryjoin_np(thread, result);
+}
+
+/* A lie: the time of day is an hour later than it will be. */
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now) {
+    int rc = __real_clock_gettime(clock, now);
+    if (clock == CLOCK_REALTIME && refused(CALL_CLOCK) == LIE) {
+        now->tv_sec += 3600;
+    }
+    return rc;
 }
 
 /* A lie: somebody makes the file just before. */
