@@ -122,7 +122,7 @@ static int lock(fo_block *b) {
     return errno == EWOULDBLOCK ? -EBUSY : -errno;
 }
 
-static void close_fds(fo_block *b) {
+void fo_device_close(fo_block *b) {
     int fd = atomic_exchange(&b->fd, -1);
     int dir = atomic_exchange(&b->dir_fd, -1);
     if (fd >= 0) {
@@ -142,7 +142,7 @@ static int try_open(fo_block *b) {
         rc = fo_probe(atomic_load(&b->fd), b->engine->machine.cfg.slot_size, &b->opt, &b->geometry);
     }
     if (rc != 0) {
-        close_fds(b);
+        fo_device_close(b);
     }
     return rc;
 }
@@ -237,7 +237,7 @@ static int64_t run_close(fo_block *b) {
     if (fo_fork_close(file_entry(b), fd) != 0) {
         rc = -errno; /* delayed errors of some file systems; the descriptor is gone all the same */
     }
-    close_fds(b);
+    fo_device_close(b);
     return rc;
 }
 

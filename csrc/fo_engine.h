@@ -139,7 +139,7 @@ void fo_engine_notify(fo_engine *e);
 void fo_engine_fire(fo_engine *e);
 /* What a step decided about targets: workers of one that was let go start nothing more, one that is gone is forgotten. */
 void fo_engine_settle(fo_engine *e);
-/* Closes what is still open: after fo_fork_unregister, and when nobody serves any more. */
+/* Closes what is still open: when nobody serves any more. */
 void fo_engine_retire(fo_engine *e);
 /* The engine thread.  Without the mutex. */
 void *fo_engine_main(void *arg);
@@ -152,6 +152,7 @@ void fo_engine_add_reason(fo_engine *e, const char *sentence);
 
 /* ---- fo_fork.c ---- */
 
+/* From its first descriptor to its last, which may be long after its close: a child closes what is in fork_fds. */
 void fo_fork_register(fo_engine *e);
 void fo_fork_unregister(fo_engine *e);
 /* Round what makes or removes a descriptor that a child must not keep, and its entry in fork_fds. */
@@ -180,6 +181,8 @@ void fo_pool_cancel(fo_pool *p);
 
 /* Carries out one operation on a block; bytes or negative errno. */
 int64_t fo_device_run(fo_block *b, const fo_submission *s, unsigned char *memory);
+/* Closes its descriptors, those that are open. */
+void fo_device_close(fo_block *b);
 
 /* ---- fo_backend_faulty.c (under the mutex) ---- */
 

@@ -41,6 +41,7 @@ void fo_engine_add_reason(fo_engine *e, const char *sentence) {
 void fo_engine_ref(fo_engine *e) { e->refs++; }
 
 static void engine_free(fo_engine *e) {
+    fo_fork_unregister(e); /* before the numbers that it would close in a child can be another's */
     if (e->wake_fd >= 0) {
         (void)close(e->wake_fd);
     }
@@ -86,6 +87,7 @@ static fo_engine *engine_new(void) {
     for (size_t i = 0; i < sizeof e->fork_fds / sizeof e->fork_fds[0]; i++) {
         atomic_init(&e->fork_fds[i], -1);
     }
+    fo_fork_register(e);
     return e;
 }
 
@@ -182,11 +184,7 @@ int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out) {
         rc = engine_memory(e, cfg, reason);
     }
     if (rc == 0) {
-        fo_fork_register(e); /* before the backend has anything that a child must not keep */
         rc = start_backend(e, cfg->backend, reason);
-        if (rc != 0) {
-            fo_fork_unregister(e);
-        }
     }
     if (rc != 0) {
         engine_free(e);
@@ -302,7 +300,6 @@ int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
     } else if (!end_thread(e, deadline)) {
         in_flight = true;
     }
-    fo_fork_unregister(e);
     (void)pthread_mutex_lock(&e->mutex);
     if (e->serving) { /* it may yet hand a write to the kernel: a descriptor must not be another file's by then */
         e->left = true;

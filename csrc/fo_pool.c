@@ -8,10 +8,8 @@
 #include "fo_engine.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <signal.h>
 #include <string.h>
-#include <unistd.h>
 
 #define WORKER_STACK ((size_t)512 << 10) /* system calls only; sanitizers want some */
 
@@ -41,21 +39,20 @@ fo_block *fo_block_new(fo_engine *e, uint16_t target, const char *path, const fo
 }
 
 /* Unlocks the engine's mutex.  The last reference closes what is still open: of a target that was let go, this is where its
- * lock goes, and the kernel keeps the description until the last write in flight has ended. */
+ * lock goes, and the kernel keeps the description until the last write in flight has ended.  A close can block: nothing of the
+ * engine is held meanwhile but its memory, in which a forked child looks for what it has to close. */
 static void block_unlock_unref(fo_block *b) {
     fo_engine *e = b->engine;
+    bool last;
     FO_ASSERT(b->refs != 0);
-    if (--b->refs != 0) {
-        (void)pthread_mutex_unlock(&e->mutex);
+    last = --b->refs == 0;
+    (void)pthread_mutex_unlock(&e->mutex);
+    if (!last) {
         return;
     }
-    fo_engine_unlock_unref(e); /* a close can block: nothing of the engine may be held */
-    if (atomic_load(&b->fd) >= 0) {
-        (void)close(atomic_load(&b->fd));
-    }
-    if (atomic_load(&b->dir_fd) >= 0) {
-        (void)close(atomic_load(&b->dir_fd));
-    }
+    fo_device_close(b);
+    (void)pthread_mutex_lock(&e->mutex);
+    fo_engine_unlock_unref(e);
     (void)pthread_cond_destroy(&b->helper.cond);
     (void)pthread_cond_destroy(&b->lane.cond);
     free(b->path);

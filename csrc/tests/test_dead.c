@@ -407,6 +407,45 @@ static void fork_beside_an_open_that_hangs(void) {
     check_nothing_left(nothing);
 }
 
+/* Descriptors of this process that lead to what begins so. */
+static unsigned leading_to(const char *begin) {
+    unsigned n = 0;
+    DIR *d = opendir("/proc/self/fd");
+    const struct dirent *entry;
+    REQUIRE(d != NULL);
+    while ((entry = readdir(d)) != NULL) {
+        char link[512], target[512] = "";
+        (void)snprintf(link, sizeof link, "/proc/self/fd/%s", entry->d_name);
+        (void)!readlink(link, target, sizeof target - 1);
+        n += strncmp(target, begin, strlen(begin)) == 0 ? 1 : 0;
+    }
+    (void)closedir(d);
+    return n;
+}
+
+/* What a close has left behind is no child's either: it would hold the lock when the write has ended long ago. */
+static void fork_after_a_close_that_left_a_write(void) {
+    rig r = make_rig_without_streams(FO_BACKEND_THREADS);
+    waiter writing;
+    pid_t child;
+    int status = -1;
+    shut_the_gate();
+    begin_waiting(&writing, &r, wait_for_a_write);
+    CHECK_EQ(fo_engine_close(r.e, SECOND / 100), -ETIMEDOUT);
+    CHECK_EQ(end_waiting(&writing), -ETIMEDOUT);
+    CHECK_EQ(leading_to(test_path("dead")), 1);
+    (void)fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        lift_the_hooks();
+        end_child(leading_to(test_path("dead")) == 0 ? 0 : 1);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    open_the_gate();
+    free(r.bytes);
+    check_nothing_left(nothing);
+}
+
 /* The only control slot is taken by a request that hangs: the second request never had one. */
 static void closed_under_a_second_request(void) {
     rig r = make_rig(FO_BACKEND_THREADS);
@@ -517,6 +556,7 @@ int main(void) {
     RUN(opened_while_it_is_finished);
     RUN(opened_too_late);
     RUN(fork_beside_an_open_that_hangs);
+    RUN(fork_after_a_close_that_left_a_write);
     RUN(closed_under_a_second_request);
     RUN(stream_closed_under_its_caller);
     RUN(stream_closed_while_it_copies);
