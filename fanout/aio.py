@@ -203,7 +203,8 @@ class _Watch:
         os.close(self.fd)
 
 
-_watches: dict[tuple[int, int], _Watch] = {}  # by identity; an entry keeps both alive
+# By identity: a watch keeps both alive. Those who wait keep the watch, and their loop keeps them: when it is gone, so are they all.
+_watches: weakref.WeakValueDictionary[tuple[int, int], _Watch] = weakref.WeakValueDictionary()
 
 
 @contextlib.contextmanager
@@ -219,7 +220,7 @@ def _watching(engine: Engine) -> Iterator[_Watch]:
     finally:
         watch.users -= 1
         if watch.users == 0:
-            del _watches[key]
+            _watches.pop(key, None)  # a loop that is collected has lost it already
             watch.close()
 
 

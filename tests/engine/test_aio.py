@@ -9,6 +9,7 @@ import gc
 import os
 import socket
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -374,6 +375,43 @@ def test_the_seventeenth_event_loop(engine: Engine) -> None:
     for loop in loops:
         loop.close()
     assert not aio._watches
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_loop_that_ended_while_somebody_waited(tmp_path: Path, closed: bool) -> None:
+    """Breaks if a wait that nobody will ever wake keeps the engine, its memory and its locks for as long as the process lives."""
+    refused: list[dict[str, Any]] = []
+
+    def leave() -> list[weakref.ref[Any]]:
+        engine = Engine(
+            backend="faulty", memory_bytes=16 * SLOT, slot_size_bytes=SLOT, max_streams=2
+        )
+        target = engine.open(tmp_path / "t", create=True, lock=True, hard_deadline=1e6)
+        engine.set_faults([Fault.never(kind=Phase.WRITE, count=None)])
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda _, context: refused.append(context))
+
+        async def stuck() -> None:
+            with await aio.open_stream(engine, [target]) as stream:
+                stream.place([0])
+                await aio.write(stream, bytes(20 * SLOT))
+
+        task = loop.create_task(stuck())
+        loop.run_until_complete(turns())
+        assert not task.done()
+        assert aio._watches
+        if closed:
+            loop.close()
+        return [weakref.ref(engine), weakref.ref(loop), weakref.ref(task)]
+
+    left = leave()
+    gc.collect()
+    assert [reference() for reference in left] == [None] * 3
+    assert not aio._watches
+    assert [context["message"] for context in refused] == ["Task was destroyed but it is pending!"]
+    with Engine(memory_bytes=16 * SLOT, slot_size_bytes=SLOT, max_streams=2) as another:
+        another.open(tmp_path / "t", lock=True, lock_wait=5.0).close()
 
 
 def test_any_buffer_also_an_empty_one(engine: Engine, tmp_path: Path) -> None:
