@@ -181,7 +181,7 @@ typedef struct fo_config {
     uint32_t slot_size;        /* power of two, 64 KiB … 16 MiB; default 1 MiB */
     uint32_t slot_count;       /* the whole budget in slots; default 64 */
     uint32_t max_streams;      /* admission limit; two slots are kept for each; default 8 */
-    uint32_t control_slots;    /* kept for fo_run (reads, superblocks, directories); default 4 */
+    uint32_t control_slots;    /* kept for fo_run (reads, superblocks, directories), no target gets all; default 4 */
     uint32_t quarantine_slots; /* kept to be lost to hung targets; default 16 */
     uint32_t backend;          /* fo_backend_kind */
     uint64_t soft_ns;          /* default 30 s */
@@ -327,7 +327,7 @@ typedef struct fo_request {
     fo_outcome outcome;
 } fo_request;
 
-/* Runs all requests at once (in waves of control_slots) and waits.  0 when every outcome is filled in, whatever they say;
+/* Runs all requests at once (in waves of at most control_slots) and waits.  0 when every outcome is filled in, whatever they say;
  * -ETIMEDOUT only when a control slot could not be had in time, -ENOBUFS when the event queue is full (either way the
  * remaining outcomes are NOT_SUBMITTED).  WRITE and READ of 0 bytes are OK at once. */
 int fo_run(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t timeout_ns);

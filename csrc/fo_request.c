@@ -48,7 +48,7 @@ static bool start(fo_engine *e, fo_request *r, uint32_t *slot) {
         r->outcome.phase = r->kind;
         return false;
     }
-    *slot = fo_machine_take_control(&e->machine);
+    *slot = fo_machine_take_control(&e->machine, r->target);
     if (*slot == FO_NIL) {
         return false;
     }
@@ -80,7 +80,7 @@ static void finish(fo_engine *e, fo_request *r, uint32_t slot) {
     fo_machine_collect(&e->machine, slot);
 }
 
-/* One wave: as many as there are control slots, at least one (waits for it).  Returns how many requests it took, 0: no slot
+/* One wave: as many as get control slots, at least one (waits for it).  Returns how many requests it took, 0: no slot
  * in time. */
 static uint32_t wave(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t deadline) {
     uint32_t slots[256]; /* control_slots is at most 256 */

@@ -4,7 +4,7 @@
  * All slots are alike; what differs is the promise.  Of slot_count,
  *
  *     2 * max_streams    are promised to streams, two each, so that a stalled client can hold up nobody but itself;
- *     control_slots      are promised to requests, so that a read never waits for a writer;
+ *     control_slots      are promised to requests, so that a read never waits for a writer; one target never has them all;
  *     quarantine_slots   are set aside to be lost to targets that hang (quarantined) or were ejected (stranded);
  *     the rest           is lag, shared evenly among the admitted streams: what lets one target run behind another.
  *
@@ -86,12 +86,24 @@ void fo_machine_give_back(fo_machine *m, uint32_t slot) {
     fo_flow_sweep(m);
 }
 
-uint32_t fo_machine_take_control(fo_machine *m) {
-    uint32_t slot;
-    if (m->in_state[FO_SLOT_CONTROL] >= m->cfg.control_slots || m->in_state[FO_SLOT_FREE] == 0) {
+static bool has_control(const fo_machine *m, uint16_t target) {
+    for (uint32_t slot = 0; slot < m->cfg.slot_count; slot++) {
+        if (m->slots[slot].state == FO_SLOT_CONTROL && m->slots[slot].holder == target) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The last one is for a target that has none yet: requests that hang would keep all the others waiting until its hard deadline. */
+uint32_t fo_machine_take_control(fo_machine *m, uint16_t target) {
+    uint32_t slot, taken = m->in_state[FO_SLOT_CONTROL];
+    bool last = taken != 0 && taken + 1 == m->cfg.control_slots;
+    if (taken >= m->cfg.control_slots || m->in_state[FO_SLOT_FREE] == 0 || (last && has_control(m, target))) {
         return FO_NIL;
     }
     slot = pop_free(m, FO_SLOT_CONTROL);
+    m->slots[slot].holder = target;
     m->tickets[slot].busy = true;
     m->tickets[slot].done = false;
     return slot;

@@ -119,6 +119,7 @@ typedef struct fo_slot {
     uint32_t next, stream;
     uint8_t state, refs, orphans, strays;
     uint8_t width; /* legs that it was published to */
+    uint16_t holder; /* CONTROL: the target whose request it serves */
 } fo_slot;
 
 /* What a waiting caller gets.  Tickets 0..slots-1 belong to control slots, the rest to one lifecycle operation per target. */
@@ -242,7 +243,8 @@ bool fo_machine_may_take(const fo_machine *m, uint32_t flow);
 /* FO_NIL: none now.  That a stream starves is evidence against its laggards, so a step may be wanted. */
 uint32_t fo_machine_take(fo_machine *m, uint32_t flow);
 void fo_machine_give_back(fo_machine *m, uint32_t slot);
-uint32_t fo_machine_take_control(fo_machine *m);
+/* For a request to that target.  FO_NIL: none now. */
+uint32_t fo_machine_take_control(fo_machine *m, uint16_t target);
 
 /* ---- targets --------------------------------------------------------------------------------------------------- */
 

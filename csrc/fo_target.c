@@ -282,7 +282,7 @@ static int flush_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome
     fo_machine *m = &e->machine;
     fo_request request = {.target = id, .kind = FO_OP_FLUSH};
     uint32_t slot;
-    while ((slot = fo_machine_take_control(m)) == FO_NIL) {
+    while ((slot = fo_machine_take_control(m, id)) == FO_NIL) {
         if (fo_engine_wait_slots(e, deadline) != 0) {
             timed_out(why, FO_OP_FLUSH);
             return -ETIMEDOUT;

@@ -99,7 +99,7 @@ static void no_control_slot(void) {
     uint16_t second;
     REQUIRE(fo_target_open(r.e, test_path("second"), &(fo_open){.flags = FO_OPEN_REPLACE}, SECOND, &second, NULL) == 0);
     for (int i = 0; i < 2; i++) {
-        taken[i] = fo_machine_take_control(&r.e->machine);
+        taken[i] = fo_machine_take_control(&r.e->machine, (uint16_t)(100 + i));
         REQUIRE(taken[i] != FO_NIL);
     }
     CHECK_EQ(fo_run(r.e, &q, 1, SECOND), -ETIMEDOUT);
@@ -134,8 +134,8 @@ static void many_regions(void) {
                  i == 5 ? FO_OUTCOME_MISMATCH : i == 6 ? FO_OUTCOME_NOT_SUBMITTED : FO_OUTCOME_OK);
         CHECK(i == 5 || i == 6 || regions[i].outcome.done == regions[i].length);
     }
-    CHECK_EQ(fo_machine_take_control(&r.e->machine) != FO_NIL, 1);
-    CHECK_EQ(fo_machine_take_control(&r.e->machine) != FO_NIL, 1);
+    CHECK(fo_machine_take_control(&r.e->machine, 100) != FO_NIL);
+    CHECK(fo_machine_take_control(&r.e->machine, 101) != FO_NIL);
     CHECK_EQ(fo_read_back(r.e, regions, 70, SECOND), -ETIMEDOUT); /* in the middle of it */
     CHECK_EQ(fo_read_back(r.e, regions, 2, SECOND), -ETIMEDOUT);
     drop_rig(&r);

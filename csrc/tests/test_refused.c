@@ -385,6 +385,48 @@ static void a_worker_for_each_job(void) {
     check_nothing_left(nothing);
 }
 
+static fo_engine *crowded;
+
+static void *many_writes(void *target) {
+    fo_request r[8];
+    for (uint32_t i = 0; i < 8; i++) {
+        r[i] = (fo_request){.target = *(uint16_t *)target, .kind = FO_OP_WRITE, .length = SLOT, .data = life_bytes};
+    }
+    CHECK_EQ(fo_run(crowded, r, 8, 60 * SECOND), 0);
+    return NULL;
+}
+
+/* Requests that hang on one target leave a control slot for the others, whose reads, flushes and ends go on. */
+static void requests_beside_a_hung_target(void) {
+    fo_open o = {.flags = FO_OPEN_REPLACE, .hard_ns = 120 * SECOND, .size = 1 << 20};
+    fo_request read = {.kind = FO_OP_READ, .length = SLOT, .data = test_bytes(SLOT, 6)};
+    fo_info info = {0};
+    fo_outcome why;
+    pthread_t thread;
+    uint16_t hung, good;
+    crowded = open_engine(FO_BACKEND_THREADS);
+    REQUIRE(fo_target_open(crowded, test_path("hung"), &o, SECOND, &hung, NULL) == 0);
+    REQUIRE(fo_target_open(crowded, test_path("good"), &o, SECOND, &good, NULL) == 0);
+    (void)pthread_mutex_lock(&gate);
+    before_write = wait_at_the_gate;
+    REQUIRE(pthread_create(&thread, NULL, many_writes, &hung) == 0);
+    for (int i = 0; i < 5000 && info.slots_control < 3; i++) {
+        (void)usleep(1000);
+        fo_engine_info(crowded, &info);
+    }
+    (void)usleep(10000); /* for one more, if it were given one */
+    read.target = good;
+    CHECK_EQ(fo_run(crowded, &read, 1, SECOND), 0);
+    CHECK_EQ(read.outcome.code, FO_OUTCOME_OK);
+    CHECK_EQ(fo_target_finish(crowded, good, -1, SECOND, &why), 0);
+    before_write = NULL;
+    (void)pthread_mutex_unlock(&gate);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    CHECK_EQ(fo_engine_close(crowded, SECOND), 0);
+    free(read.data);
+    check_nothing_left(nothing);
+}
+
 /* The kernel keeps the engine thread: the close does not wait for it, and nothing is freed under it. */
 static void thread_that_stays(void) {
     fo_engine *e = open_engine(FO_BACKEND_URING);
@@ -490,6 +532,7 @@ int main(void) {
     RUN(no_fallocate_ahead);
     RUN(jobs_behind_a_hung_worker);
     RUN(a_worker_for_each_job);
+    RUN(requests_beside_a_hung_target);
     RUN(thread_that_stays);
     RUN(thread_that_comes_late);
     RUN(close_behind_a_hung_helper);

@@ -22,7 +22,7 @@ static fo_config small_config(void) {
     cfg.slot_size = SLOT;
     cfg.slot_count = 16;
     cfg.max_streams = 2;
-    cfg.control_slots = 3;
+    cfg.control_slots = 4;
     cfg.quarantine_slots = 2;
     return cfg;
 }
@@ -73,7 +73,7 @@ static void put(world *w, uint32_t flow, uint64_t position) {
 
 static uint32_t request(world *w, uint8_t kind, uint64_t length) {
     fo_request r = {.target = w->ids[0], .kind = kind, .length = length};
-    uint32_t slot = fo_machine_take_control(&w->m);
+    uint32_t slot = fo_machine_take_control(&w->m, w->ids[0]);
     REQUIRE(slot != FO_NIL);
     fo_machine_request(&w->m, slot, &r);
     return slot;
@@ -170,6 +170,25 @@ static void retries_on_a_closed_target(void) {
     CHECK_EQ(w->made, 1);
     answer(w, 0, 4096);
     CHECK_EQ(take_outcome(w, read).code, FO_OUTCOME_OK);
+    drop_world(w);
+}
+
+/* Every target finds a control slot while another has many, and that one all but the last. */
+static void control_slots_are_shared(void) {
+    world *w = open_world(2, &plain);
+    uint32_t slots[4];
+    for (int i = 0; i < 3; i++) {
+        slots[i] = fo_machine_take_control(&w->m, w->ids[0]);
+        CHECK(slots[i] != FO_NIL);
+    }
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[0]), FO_NIL);
+    slots[3] = fo_machine_take_control(&w->m, w->ids[1]);
+    CHECK(slots[3] != FO_NIL);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[1]), FO_NIL);
+    fo_machine_collect(&w->m, slots[0]);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[0]), FO_NIL);
+    fo_machine_collect(&w->m, slots[1]);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[0]), slots[1]);
     drop_world(w);
 }
 
@@ -406,7 +425,7 @@ static void all_slots_lost(void) {
     }
     CHECK_EQ(lost, 16);
     CHECK(!fo_machine_may_take(&w->m, w->flow));
-    CHECK_EQ(fo_machine_take_control(&w->m), FO_NIL);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[0]), FO_NIL);
     drop_world(w);
 }
 
@@ -528,7 +547,7 @@ static void requests_elsewhere(void) {
     fo_request r = {.kind = FO_OP_READ, .length = 4096};
     REQUIRE(fo_machine_target_new(&w->m, &opening) == 0);
     r.target = opening;
-    ticket = fo_machine_take_control(&w->m);
+    ticket = fo_machine_take_control(&w->m, opening);
     fo_machine_request(&w->m, ticket, &r);
     CHECK_EQ(take_outcome(w, ticket).err, EBADF);
     w->m.targets[w->ids[0]].readonly = true;
@@ -689,7 +708,7 @@ static void late_in_every_part(void) {
 static void behind_every_file(void) {
     world *w = open_world(1, &plain);
     fo_request r = {.target = w->ids[0], .kind = FO_OP_WRITE, .length = 1, .offset = UINT64_MAX};
-    uint32_t slot = fo_machine_take_control(&w->m);
+    uint32_t slot = fo_machine_take_control(&w->m, w->ids[0]);
     w->m.targets[w->ids[0]].granule = 1;
     fo_machine_request(&w->m, slot, &r);
     step(w);
@@ -703,6 +722,7 @@ int main(void) {
     RUN(too_many_bytes);
     RUN(partial_reads);
     RUN(retries_on_a_closed_target);
+    RUN(control_slots_are_shared);
     RUN(tries_are_bounded);
     RUN(the_end_of_time);
     RUN(soft_after_hard);

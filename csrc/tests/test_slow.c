@@ -336,7 +336,7 @@ static void others_keep_their_two(void) {
         CHECK(fo_machine_take(&w->m, flows[i]) != FO_NIL);
         CHECK(fo_machine_take(&w->m, flows[i]) != FO_NIL);
     }
-    CHECK(fo_machine_take_control(&w->m) != FO_NIL);
+    CHECK(fo_machine_take_control(&w->m, w->ids[0]) != FO_NIL);
     fo_machine_check(&w->m);
     done_with(w);
 }
@@ -357,7 +357,7 @@ static void lag_pays_for_what_is_stranded(void) {
         CHECK(fo_machine_take(&w->m, flows[i]) != FO_NIL);
     }
     for (int i = 0; i < 3; i++) {
-        CHECK(fo_machine_take_control(&w->m) != FO_NIL);
+        CHECK(fo_machine_take_control(&w->m, (uint16_t)i) != FO_NIL);
     }
     done_with(w);
 }

@@ -188,7 +188,7 @@ static void close_flow(world *w, uint32_t i) {
 static void request(world *w) {
     static const uint8_t kinds[] = {FO_OP_READ, FO_OP_WRITE, FO_OP_FLUSH, FO_OP_TRUNCATE};
     fo_request r = {.target = any_target(w), .kind = kinds[below(w, 4)], .offset = below(w, 100) * 4096, .length = 4096};
-    uint32_t slot = fo_machine_event_room(&w->m, 1, 0) ? fo_machine_take_control(&w->m) : FO_NIL;
+    uint32_t slot = fo_machine_event_room(&w->m, 1, 0) ? fo_machine_take_control(&w->m, r.target) : FO_NIL;
     if (slot != FO_NIL) {
         w->epoch[slot]++;
         fo_machine_request(&w->m, slot, &r);
@@ -484,14 +484,14 @@ static void failed_flush_is_final(void) {
     }
     CHECK_EQ(w->m.targets[ids[0]].state, FO_TARGET_FAILED);
     CHECK_EQ(w->flight_count, 0);
-    slot = fo_machine_take_control(&w->m);
+    slot = fo_machine_take_control(&w->m, ids[0]);
     fo_machine_request(&w->m, slot, &r);
     step(w, NULL, 0);
     CHECK_EQ(w->flight_count, 0);
     CHECK(w->m.tickets[slot].done);
     CHECK_EQ(w->m.tickets[slot].outcome.code, FO_OUTCOME_NOT_SUBMITTED);
     fo_machine_collect(&w->m, slot);
-    slot = fo_machine_take_control(&w->m); /* reads go on */
+    slot = fo_machine_take_control(&w->m, ids[0]); /* reads go on */
     r = (fo_request){.target = ids[0], .kind = FO_OP_READ, .length = 4096};
     fo_machine_request(&w->m, slot, &r);
     step(w, NULL, 0);
@@ -655,7 +655,7 @@ static void two_slots_are_kept(void) {
     CHECK(fo_machine_take(&w->m, other) != FO_NIL);
     CHECK(fo_machine_take(&w->m, other) != FO_NIL);
     CHECK(fo_machine_take(&w->m, other) == FO_NIL);
-    CHECK(fo_machine_take_control(&w->m) != FO_NIL);
+    CHECK(fo_machine_take_control(&w->m, ids[0]) != FO_NIL);
     done_with(w);
 }
 

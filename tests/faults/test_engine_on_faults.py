@@ -657,6 +657,37 @@ def test_a_hung_flush_is_let_go_in_time(
         assert result.stream.legs()[0].synced == 0
 
 
+def test_reads_that_hang_hold_up_no_other_target(
+    engine: Engine, place: Place, healthy: Path, rng: random.Random
+) -> None:
+    """Breaks if they take all that requests have: a healthy file's end then says that it timed out, and was no flush."""
+    data = rng.randbytes(LENGTH)
+    hung = engine.open(place.path, hard_deadline=30.0)
+    good = engine.open(healthy / "good", create=True, size=SIZE)
+    engine.write(good, 0, data)
+    place.script(place.fault("read", delay=FOR_EVER, count=None))
+    problems: list[TargetError] = []
+
+    def read() -> None:
+        try:
+            engine.read(hung, 0, LENGTH)
+        except TargetError as problem:  # pragma: no cover
+            problems.append(problem)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        place.fs.wait_for_calls(1, "read")
+        assert engine.read(good, 0, LENGTH) == data
+        assert good.finish(LENGTH, timeout=5.0).ok
+    finally:
+        place.fs.release()
+        place.fs.set_rules()
+        thread.join(20)
+    assert not problems
+    hung.close()
+
+
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @both_kinds
 def test_a_frozen_server_never_stops_writes_to_a_healthy_target(
