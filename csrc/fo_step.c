@@ -198,7 +198,7 @@ static void submit(fo_machine *m, uint32_t op, sink *sink) {
     fo_lane_leg *leg = fo_op_leg(m, o);
     fo_submission *s;
     if (refused(t, o)) {
-        fo_op_fail(m, op, FO_OUTCOME_NOT_SUBMITTED, t->fault);
+        fo_op_fail(m, op, o->attempts != 0 ? FO_OUTCOME_ERROR : FO_OUTCOME_NOT_SUBMITTED, t->fault);
         return;
     }
     if (past_the_end(t, o)) {

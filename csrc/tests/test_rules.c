@@ -173,6 +173,27 @@ static void retries_on_a_closed_target(void) {
     drop_world(w);
 }
 
+/* A write that the kernel has seen was submitted, also when it waits to be tried again as the flush fails. */
+static void seen_before_the_target_closed(void) {
+    world *w = open_world(1, &plain);
+    uint32_t seen = request(w, FO_OP_WRITE, 2 * 4096), flush = request(w, FO_OP_FLUSH, 0);
+    fo_outcome out;
+    step(w);
+    CHECK_EQ(w->made, 2);
+    answer(w, w->out[0].kind == FO_OP_WRITE ? 0 : 1, -EAGAIN);
+    answer(w, 0, -EIO);
+    CHECK_EQ(take_outcome(w, flush).err, EIO);
+    CHECK_EQ(w->made, 0);
+    w->now += 10 * MS;
+    step(w);
+    CHECK_EQ(w->made, 0);
+    out = take_outcome(w, seen);
+    CHECK_EQ(out.code, FO_OUTCOME_ERROR);
+    CHECK_EQ(out.err, EIO);
+    CHECK_EQ(out.attempts, 1);
+    drop_world(w);
+}
+
 /* Every target finds a control slot while another has many, and that one all but the last. */
 static void control_slots_are_shared(void) {
     world *w = open_world(2, &plain);
@@ -722,6 +743,7 @@ int main(void) {
     RUN(too_many_bytes);
     RUN(partial_reads);
     RUN(retries_on_a_closed_target);
+    RUN(seen_before_the_target_closed);
     RUN(control_slots_are_shared);
     RUN(tries_are_bounded);
     RUN(the_end_of_time);
