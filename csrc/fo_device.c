@@ -38,8 +38,12 @@ static atomic_int *dir_entry(const fo_block *b) { return &b->engine->fork_fds[FO
 
 /* A new file's name is durable only when its directory is.  The directory is opened now: later the path may lead elsewhere. */
 static int open_directory(fo_block *b) {
-    char *copy = strdup(b->path);
+    char *copy;
     int fd, rc;
+    if (atomic_load(&b->dir_fd) >= 0) {
+        return 0;
+    }
+    copy = strdup(b->path);
     if (copy == NULL) {
         return -ENOMEM;
     }
@@ -52,9 +56,14 @@ static int open_directory(fo_block *b) {
     return rc;
 }
 
-/* O_DIRECT is set afterwards: a file system without it would create the file and then refuse the open. */
+/* Its directory first: where that cannot be had, no file is made.  O_DIRECT is set afterwards: a file system without it would
+ * create the file and then refuse the open. */
 static int create_file(fo_block *b, int flags) {
-    int fd = fo_fork_open(file_entry(b), b->path, flags | O_CREAT | O_EXCL, 0600);
+    int fd, rc = open_directory(b);
+    if (rc != 0) {
+        return rc;
+    }
+    fd = fo_fork_open(file_entry(b), b->path, flags | O_CREAT | O_EXCL, 0600);
     if (fd < 0) {
         return -errno;
     }
@@ -65,7 +74,7 @@ static int create_file(fo_block *b, int flags) {
         int now = fcntl(fd, F_GETFL);
         b->geometry.direct = now >= 0 && fcntl(fd, F_SETFL, now | O_DIRECT) == 0;
     }
-    return open_directory(b);
+    return 0;
 }
 
 static int open_existing(fo_block *b, int flags) {

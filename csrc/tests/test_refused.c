@@ -241,8 +241,8 @@ static void made_in_between(void) {
     fo_geometry g;
     uint16_t id;
     (void)unlink(test_path("between"));
-    refuse(CALL_OPEN, 2, 2, LIE);
-    CHECK_EQ(open_file(e, "between", FO_OPEN_REPLACE, &id, &g), 0);
+    refuse(CALL_OPEN, 3, 3, LIE); /* after a look for the file, and its directory */
+    CHECK_EQ(open_file(e, "between", FO_OPEN_REPLACE | FO_OPEN_NAMED, &id, &g), 0);
     allow(CALL_OPEN);
     CHECK_EQ(g.created, 0);
     write_and_read(e, id);
@@ -383,6 +383,24 @@ static void a_worker_for_each_job(void) {
     CHECK_EQ(fo_engine_close(e, SECOND), 0);
     free(bytes);
     check_nothing_left(nothing);
+}
+
+/* A file whose name could not be made durable later, for want of its directory, is not made: nothing is there to be in the way. */
+static void not_made_in_vain(void) {
+    for (unsigned i = 0; i < 5; i++) {
+        fo_engine *e = open_engine(FO_BACKEND_THREADS);
+        fo_open o = {.flags = i < 2 ? FO_OPEN_CREATE : FO_OPEN_REPLACE};
+        unsigned n = i < 2 ? i + 1 : i - 1; /* a replacement looks for the file first */
+        uint16_t id;
+        refuse(CALL_OPEN, n, n, EACCES);
+        CHECK(fo_target_open(e, test_path("vain"), &o, SECOND, &id, NULL) < 0);
+        allow(CALL_OPEN);
+        CHECK(access(test_path("vain"), F_OK) != 0);
+        CHECK_EQ(fo_target_open(e, test_path("vain"), &o, SECOND, &id, NULL), 0);
+        CHECK_EQ(unlink(test_path("vain")), 0);
+        CHECK_EQ(fo_engine_close(e, SECOND), 0);
+        check_nothing_left(nothing);
+    }
 }
 
 static fo_engine *crowded;
@@ -532,6 +550,7 @@ int main(void) {
     RUN(no_fallocate_ahead);
     RUN(jobs_behind_a_hung_worker);
     RUN(a_worker_for_each_job);
+    RUN(not_made_in_vain);
     RUN(requests_beside_a_hung_target);
     RUN(thread_that_stays);
     RUN(thread_that_comes_late);
