@@ -76,7 +76,6 @@ static int setup_ring(fo_engine *e, uring *u, char reason[160]) {
         p.flags = ladder[i];
         p.cq_entries = completion_entries(e);
         rc = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &p);
-        e->ring_flags = ladder[i];
     }
     if (rc != 0) {
         (void)snprintf(reason, 160, "io_uring_setup: %s%s", strerror(-rc),
@@ -160,6 +159,7 @@ static int uring_start(fo_engine *e, char reason[160]) {
     register_buffers(e, u);
     allow_workers(e, u);
     u->fixed_files = io_uring_register_files_sparse(&u->ring, FO_MAX_TARGETS) == 0;
+    e->ring_flags = u->ring.flags;
     e->backend_state = u;
     arm_wake(e, u);
     return 0;

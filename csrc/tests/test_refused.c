@@ -138,6 +138,7 @@ static void no_ring(void) {
     refuse(CALL_RING, 1, UINT32_MAX, EPERM);
     REQUIRE(fo_engine_open(&cfg, reason, &e) == 0);
     fo_engine_info(e, &info);
+    CHECK_EQ(info.ring_flags, 0);
     CHECK_EQ(info.backend, FO_BACKEND_THREADS);
     CHECK(strstr(info.reason, "forbidden") != NULL);
     CHECK_EQ(fo_engine_close(e, SECOND), 0);
