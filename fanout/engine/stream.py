@@ -273,7 +273,7 @@ class Stream:
                 for t, offset in zip(self.targets, piece.offsets, strict=True)
                 if t in targets
             ]
-            status, found = targets[0].engine._core.read_back(pieces, self._timeout_ns)
+            status, found = targets[0].engine._core.read_back(pieces, _core.FOREVER)
             checked(status, "verify")
             outcomes = zip(targets, map(outcome_of, found), strict=True)
             self._lies |= {target: outcome for target, outcome in outcomes if not outcome.ok}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fanout import aio
-from fanout.engine import Fault
+from fanout.engine import Engine, Fault
 from fanout.errors import InterfaceError
 from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fanout.engine import Engine, Target
+    from fanout.engine import Target
 
 BLOCKS = 7
 TAIL = 5000
@@ -264,6 +264,33 @@ def test_two_read_back_at_once(
             thread.join(60)
         monkeypatch.undo()
     assert told == dict.fromkeys(threads, OutcomeCode.MISMATCH)
+
+
+def test_reads_of_others_are_waited_for(tmp_path: Path, rng: random.Random) -> None:
+    """Breaks if a stream that waits for no slot cannot be verified while somebody reads: its sync, for ever, is a TimeoutError."""
+    done = threading.Event()
+    with Engine(memory_bytes=16 * SLOT, slot_size_bytes=SLOT, max_streams=2) as engine:
+        *targets, other = [
+            engine.open(tmp_path / name, create=True, size=20 * SLOT) for name in "abc"
+        ]
+        engine.write(other, 0, bytes(BLOCKS * SLOT))
+
+        def read() -> None:
+            while not done.is_set():
+                engine.read(other, 0, BLOCKS * SLOT)
+
+        thread = threading.Thread(target=read)
+        with engine.stream(targets, timeout=0, verify=targets) as stream:
+            thread.start()
+            try:
+                for number in range(20):
+                    stream.place([number * SLOT] * 2, SLOT)
+                    stream.write(rng.randbytes(SLOT))
+                    stream.drained(timeout=None)
+                assert all(outcome.ok for outcome in stream.sync().values())
+            finally:
+                done.set()
+                thread.join(60)
 
 
 def test_only_targets_of_the_stream_can_be_kept_or_verified(faulty: Engine, tmp_path: Path) -> None:
