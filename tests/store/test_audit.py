@@ -411,6 +411,30 @@ def test_what_is_put_together_keeps_other_gaps_and_deletions(site: Site) -> None
         assert {one.name for one in store.query_objects()} <= {b"torn", b"behind"}
 
 
+def overwrite(places: list[tuple[str, int]]) -> None:
+    """The headers of spans are gone."""
+    for path, offset in places:
+        with open(path, "r+b") as file:
+            file.seek(offset)
+            file.write(bytes(4096))
+
+
+def test_what_a_repair_can_put_together_can_be_read(site: Site) -> None:
+    """Two copies, damaged at different places, the frames of both as well: only the object's digest says what is right, and `get` did not ask it."""
+    damage = {"DISKPOOL": [(0, 512)], "COPYPOOL1": [(90_000, 95_000)]}
+    data = torn(site, 100_000, damage)
+    with site.open(read_only=True) as store:
+        (entry,) = store.catalog.aggregates()
+        paths = {volume.volume: volume.path for volume in store.catalog.volumes()}
+        copies = store.catalog.copies(entry.aggregate)
+        places = [(paths[p.volume], p.offset) for copy in copies for p in copy.places]
+    overwrite(places)
+    with site.open() as store:
+        assert store.get("N1", b"torn").read() == data
+        assert repair(store, "COPYPOOL2") == 3
+        assert store.get("N1", b"torn", pool="COPYPOOL2").read() == data
+
+
 def test_what_cannot_be_put_together_is_left_and_says_why(site: Site) -> None:
     """Breaks if good bytes are given up: the pool is full, or who has the rest is away for the moment."""
     site.sizes["COPYPOOL1"] = 60 * MIB
