@@ -38,7 +38,7 @@ from fanout.read import Fault
 from fanout.types import PoolKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from fanout.catalog import (
         AggregateEntry,
@@ -152,7 +152,8 @@ class _Audit:
         self.objects += len(members)
         reader = self.store.reader(entry.aggregate, [copy], ahead=self.ahead)
         bad = list(bad_members(members, reader, on_bytes=self._advance))
-        frail = list(_frail(copy, members, reader))
+        broken, named = _frames(copy, reader)
+        frail = list(_frail(copy, members, broken, named))
         if bad or frail:  # what was deleted while it was read is no damage
             there = {m.member for m in self.store.catalog.members(entry.aggregate)}
             bad = [found for found in bad if found.member.member in there]
@@ -161,7 +162,9 @@ class _Audit:
         self.unasked += [(found.member.name, found.reason) for found in bad if not found.damage]
         damaged = [found for found in bad if found.damage]
         self.damaged += [(found.member.name, found.reason) for found in (*damaged, *frail)]
-        if self.fix and (damaged or frail):
+        if not self.fix:
+            return
+        if damaged or frail:
             given_up, between = self._sorted(entry, copy, damaged, frail)
             if given_up:
                 self._mark(entry, copy, given_up)
@@ -308,23 +311,35 @@ class _Audit:
             self.on_progress(min(self.object_bytes, self.total), self.total)
 
 
-def _frail(
-    copy: CopyEntry, members: Sequence[MemberEntry], reader: CopyReader
-) -> Iterator[BadMember]:
-    """Members that a span with a damaged header or footer serves: a catalog made from the volumes would not find them."""
-    damaged: list[tuple[Place, str]] = []
+def _frames(
+    copy: CopyEntry, reader: CopyReader
+) -> tuple[list[tuple[Place, str]], set[tuple[bytes, int]]]:
+    """Spans of which header or footer is damaged, each with what is wrong; and the objects without bytes that the others name."""
+    broken: list[tuple[Place, str]] = []
     named: set[tuple[bytes, int]] = set()
     for place in copy.places:
         found = reader.frame(copy, place)
         if not isinstance(found, Fault):
             named |= empty_objects(found)
         elif found.damage:
-            damaged.append((place, found.reason))
-    for place, reason in damaged:
-        for member in members:
-            elsewhere = not member.length and (member.name, member.start) in named
-            if place in copy.servers(member.start, member.length) and not elsewhere:
-                yield BadMember(member, reason)
+            broken.append((place, found.reason))
+    return broken, named
+
+
+def _frail(
+    copy: CopyEntry,
+    members: Sequence[MemberEntry],
+    broken: Sequence[tuple[Place, str]],
+    named: Collection[tuple[bytes, int]],
+) -> Iterator[BadMember]:
+    """Members that a span with a damaged frame serves: a catalog made from the volumes would not find them."""
+    for member in members if broken else ():
+        if not member.length and (member.name, member.start) in named:
+            continue
+        serving = copy.servers(member.start, member.length)
+        reason = next((reason for place, reason in broken if place in serving), None)
+        if reason is not None:
+            yield BadMember(member, reason)
 
 
 def _there(contents: Contents) -> set[int]:

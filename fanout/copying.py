@@ -459,6 +459,8 @@ def bad_members(
                     if _by_itself(member, reader) is None:
                         damage = all(fault.damage for fault in error.faults)
                         yield BadMember(member, str(error), damage)
+                    else:
+                        on_bytes(wanted)
                     break  # the stream has ended: go on behind this member with a new one
                 if hasher.digest() != member.digest:
                     yield BadMember(member, _wrong(hasher.digest(), member))

@@ -411,12 +411,38 @@ def test_what_is_put_together_keeps_other_gaps_and_deletions(site: Site) -> None
         assert {one.name for one in store.query_objects()} <= {b"torn", b"behind"}
 
 
+def over_two_volumes(site: Site) -> tuple[bytes, list[tuple[str, int]]]:
+    """A store with an object that crosses from one volume of DISKPOOL to the other, and a small one behind it; where its two spans are."""
+    site.object_limit, site.size, site.second_volume = 8 * MIB, 6 * MIB, "DISKPOOL"
+    site.sizes |= {"COPYPOOL1": 12 * MIB, "COPYPOOL2": 12 * MIB}
+    site.create()
+    data = site.rng.randbytes(7 * MIB)
+    with site.open() as store:
+        put(store, {b"large": data, b"small": b"s" * 3000}, node="N2")
+        (entry,) = store.catalog.aggregates()
+        (copy,) = (c for c in store.catalog.copies(entry.aggregate) if c.pool == "DISKPOOL")
+        paths = {volume.volume: volume.path for volume in store.catalog.volumes()}
+        assert len(copy.places) == 2
+        return data, [(paths[place.volume], place.offset) for place in copy.places]
+
+
 def overwrite(places: list[tuple[str, int]]) -> None:
     """The headers of spans are gone."""
     for path, offset in places:
         with open(path, "r+b") as file:
             file.seek(offset)
             file.write(bytes(4096))
+
+
+def test_an_object_in_several_damaged_spans_is_one_object(site: Site) -> None:
+    """It was counted once for each of them, and those of its bytes that were read by themselves not at all."""
+    data, places = over_two_volumes(site)
+    overwrite(places)
+    with site.open() as store:
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert [name for name, _ in report.damaged] == [b"large", b"small"]
+        assert (report.marked, report.kept) == (2, ())
+        assert (report.objects, report.object_bytes) == (2, len(data) + 3000)
 
 
 def test_what_a_repair_can_put_together_can_be_read(site: Site) -> None:
