@@ -170,6 +170,8 @@ class _Audit:
                 self._mark(entry, copy, given_up)
             for holders, some in between.items():
                 self._put_together(entry, copy, holders, some)
+        elif broken and copy.present is None and entry.erased.runs:
+            self._list(entry)
 
     def _sorted(
         self,
@@ -230,6 +232,15 @@ class _Audit:
             repair = Repair(entry.aggregate, self.pool, NewCopy(self.pool, (), left), gap)
             self.store.ledger.commit_repairs(_commit(repair), (), self.pool)
         self.marked += len(lost)
+
+    def _list(self, entry: AggregateEntry) -> None:
+        """Have the copy say what it holds. A damaged frame has only what was deleted, and of a copy that holds all nobody could tell."""
+        with self.store.ledger.steady:
+            there = _there(self.store.catalog.contents([entry.aggregate])[entry.aggregate])
+            if there:  # else deleted meanwhile
+                listed = NewCopy(self.pool, (), MemberSet.of(there))
+                repair = Repair(entry.aggregate, self.pool, listed)
+                self.store.ledger.commit_repairs(_commit(repair), (), self.pool)
 
     # ---- promise 5 -----------------------------------------------------------------------------------
 

@@ -445,6 +445,25 @@ def test_an_object_in_several_damaged_spans_is_one_object(site: Site) -> None:
         assert (report.objects, report.object_bytes) == (2, len(data) + 3000)
 
 
+def test_a_damaged_span_of_what_was_deleted_is_no_problem_for_ever(site: Site) -> None:
+    """Nothing that is left lies in it, so the audit found nothing to mend, and the check told people to audit."""
+    _, places = over_two_volumes(site)
+    with site.open() as store:
+        store.delete("N2", b"large")
+    overwrite(places[:1])
+    assert [problem.offset for problem in check_store(site.path).problems] == [places[0][1]]
+    with site.open() as store:
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert (report.damaged, report.kept) == ((), ())
+        assert store.query_gaps() == []
+    assert check_store(site.path).problems == ()
+    made = rebuild_catalog(site.path, force=True)
+    assert (made.lost, made.objects, made.gaps) == ((), 1, 0)
+    with site.open() as store:
+        assert store.get("N2", b"small", pool="DISKPOOL").read() == b"s" * 3000
+    assert check_store(site.path).problems == ()
+
+
 def test_what_a_repair_can_put_together_can_be_read(site: Site) -> None:
     """Two copies, damaged at different places, the frames of both as well: only the object's digest says what is right, and `get` did not ask it."""
     damage = {"DISKPOOL": [(0, 512)], "COPYPOOL1": [(90_000, 95_000)]}
