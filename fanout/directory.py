@@ -71,10 +71,13 @@ class Directory:
     Args:
         superblock: geometry and identity.
         path: names the volume in errors.
+
+    Attributes:
+        torn: blocks that were written are damaged or missing: a crash tore them before they were durable, or they have rotten since.
     """
 
     def __init__(self, superblock: Superblock, *, path: str) -> None:
-        self.path = path
+        self.path, self.torn = path, False
         self._superblock = superblock
         self._room = fmt.record_room(superblock.granule)
         self._blocks = superblock.directory_bytes // superblock.granule
@@ -113,6 +116,7 @@ class Directory:
         everything = [place for places in found for place in places.values()]
         made._top_generation = max(place.generation for place in everything)
         mine = sorted(n for n, place in found[live].items() if place.generation == generation)
+        made.torn |= mine[-1] >= len(mine) or made._top_generation > generation
         sequence = 1 + max(place.sequence for place in everything)
         if max(made._top_generation, sequence) > fmt.MAX_COUNTER - superblock.directory_bytes:
             raise VolumeTorn(path, "the counters of its directory are at their end: damaged")
@@ -139,8 +143,11 @@ class Directory:
                     half=half,
                     number=number,
                 )
-            except (VolumeTorn, VolumeForeign):
-                continue  # torn by a crash, or left by an earlier use of the medium
+            except VolumeTorn:
+                self.torn = True
+                continue
+            except VolumeForeign:
+                continue  # left by an earlier use of the medium
             if place.epoch > self._superblock.epoch:
                 raise VolumeTorn(
                     self.path,

@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.engine import Request
-from fanout.errors import CatalogStale, FanoutError, InterfaceError, VolumeFull
+from fanout.errors import CatalogStale, FanoutError, InterfaceError, VolumeFull, VolumeTorn
 from fanout.format import DirectoryRecord, Op, StoredSpan
 from fanout.types import Phase
 from fanout.volume import VolumeState
@@ -52,6 +52,10 @@ BATCH = 1024  # records in one run of requests
 GATHER = 0.02  # seconds that records wait for others: one alone takes a whole block
 CATCH_UP_BATCH = 512
 BEHIND = "directories could not be written; volumes that lack records get them when they are opened again"
+FORGOTTEN = (
+    "its directory is damaged, and names {} aggregates that the catalog does not know, {} among them: it has lost what it knew of their "
+    "deletion, or the catalog is of another line; with the right catalog give the volume up ('fanout retire volume --force') and fill the pool again"
+)
 
 _log = logging.getLogger("fanout.scribe")
 
@@ -126,6 +130,7 @@ class Scribe:
 
         Raises:
             CatalogStale: its directory knows something that the catalog does not.
+            VolumeTorn: likewise, and that may come from damage to the directory.
             VolumeError: it cannot be written.
         """
         # Also while it is compared: what is appended meanwhile would be strange to the catalog.
@@ -141,6 +146,9 @@ class Scribe:
         strange = [
             aggregate for aggregate in known if aggregate not in held and aggregate not in dead
         ]
+        if strange and directory.torn and max(known[one] for one in strange) <= catalog.last_csn():
+            # The catalog has been there. What a lost block said of a deletion nobody can append again; the other volumes need not go without.
+            raise VolumeTorn(volume.path, FORGOTTEN.format(len(strange), strange[0].hex()))
         if strange:
             raise CatalogStale(
                 catalog.path,

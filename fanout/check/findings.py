@@ -37,6 +37,12 @@ def replace_volume(path: str) -> str:
     return f"mend or mount what is there; if it is lost, '{retire}' makes what it held gaps that can be closed"
 
 
+def give_up(path: str) -> str:
+    """The mend of a volume whose damaged directory has lost what it knew of deletions, as far as the catalog can tell."""
+    retire = f"fanout retire volume --force {shlex.quote(path)}"
+    return f"'{retire}', and a repair fills the pool again; a catalog made anew from this volume could bring back what was deleted"
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong.

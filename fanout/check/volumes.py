@@ -12,6 +12,7 @@ from fanout.check.findings import (
     REBUILD,
     REWRITE,
     Problem,
+    give_up,
     replace_volume,
     without_path,
 )
@@ -217,12 +218,15 @@ class VolumeCheck:
         for aggregate in said.keys() & dead.keys():
             what = f"its directory lacks the delete of aggregate {aggregate.hex()} by commit {dead[aggregate]}"
             self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, APPEND)
+        last = self._catalog.last_csn()
         for aggregate in said.keys() - held.keys() - dead.keys():
             what = (
                 f"its directory names aggregate {aggregate.hex()} (commit {said[aggregate]}), "
                 "the catalog knows nothing of it here"
             )
-            self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, REBUILD)
+            forgotten = volume.directory.torn and said[aggregate] <= last
+            mend = give_up(volume.path) if forgotten else REBUILD
+            self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, mend)
         for aggregate in held.keys() - said.keys():
             what = f"its directory lacks aggregate {aggregate.hex()} of commit {held[aggregate]}"
             self._findings.of_volume(volume, None, what, APPEND)

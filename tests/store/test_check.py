@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import backup_stgpool
+from fanout import backup_stgpool, retire_volume
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
 from fanout.check import check_store
 from fanout.errors import CatalogBusy, CatalogError, InterfaceError, VolumeBusy
 from fanout.rebuild import rebuild_catalog
+from fanout.store import Store
 from tests.store.histories import LARGE
 from tests.store.test_rebuild import put, small
 
@@ -218,6 +219,35 @@ def test_a_damaged_directory_block(filled: SmallSite) -> None:
     left = check_store(filled.path).problems
     assert [problem.offset for problem in left] == [2 * 4096]
     assert "harmless" in left[0].mend
+
+
+def test_a_directory_block_that_knew_of_a_deletion(filled: SmallSite) -> None:
+    """The store did not open for that one volume, and said that the catalog was old; one made anew could have brought back what was deleted."""
+    with filled.open() as store:
+        store.delete("N1", [b"A", b"B", b"zero"])
+    (path,) = filled.volumes("COPYPOOL2")
+    blocks = path.read_bytes()[4096 : 4096 + 64 * 4096]
+    last = max(at for at in range(0, len(blocks), 4096) if blocks.startswith(fmt.MAGIC, at))
+    flip(path, 4096 + last + 200)
+    said = [p for p in check_store(filled.path).problems if "knows nothing of it" in p.what]
+    assert [problem.path for problem in said] == [str(path)]
+    assert said[0].mend.startswith(f"'fanout retire volume --force {path}'")
+    with filled.open() as store:
+        (volume,) = (v for v in store.query_volumes() if v.pool == "COPYPOOL2")
+        assert volume.state == "failed"
+        assert "it has lost what it knew of their deletion" in volume.reason
+        put(filled, store, {b"D": b"d" * 5000})
+        (gap,) = store.query_gaps()
+        assert (gap.pool, gap.objects) == ("COPYPOOL2", 1)
+    retire_volume(filled.path, path, force=True)
+    path.unlink()
+    Store.extend(filled.path)
+    with filled.open() as store:
+        assert backup_stgpool(store, "DISKPOOL", "COPYPOOL2").copied_objects == 2
+    assert check_store(filled.path).ok
+    assert rebuild_catalog(filled.path, force=True).lost == ()
+    with filled.open() as store:
+        assert {entry.name for entry in store.query_objects()} == {b"C", b"D"}
 
 
 def test_a_volume_that_is_not_there(filled: SmallSite) -> None:
