@@ -389,7 +389,9 @@ def gap_of(
         lacking &= {member.member for member in contents.members if member.active}
     if pool in contents.gaps:
         missing = contents.gaps[pool]
-        lacking.update(range(entry.objects) if missing is None else missing)
+        if missing is None:  # all are missing, however many that are
+            return NewGap(pool, reason)
+        lacking.update(missing)
     if not lacking:
         return None
     return NewGap(pool, reason, 0, None if len(lacking) == entry.objects else MemberSet.of(lacking))

@@ -328,6 +328,7 @@ class Ledger:
                 time_ns=self._catalog.last_commit_at,
                 committed=csn,
                 version=self._catalog.last_versions.get(aggregate.aggregate, 0),
+                objects=len(aggregate.members),
             )
             yield Entry(volume, record)
 

@@ -239,7 +239,7 @@ class Scribe:
                 if said is None or said.csn < wanted.csn or said.deleted != wanted.deleted:
                     return []
                 if pool == spent.pool:
-                    moves.append(Entry(identity, replace(wanted, op=Op.MOVE, spans=())))
+                    moves.append(Entry(identity, replace(wanted, op=Op.MOVE, spans=(), objects=0)))
         return moves
 
     def forget_deletes(self, volumes: Iterable[Volume], aggregates: Sequence[bytes]) -> None:
@@ -379,6 +379,7 @@ def record_of(held: HeldSpans) -> DirectoryRecord:
         deleted=ranges_of(held.erased) or (),
         committed=held.committed,
         version=held.version,
+        objects=held.objects,
     )
 
 

@@ -132,8 +132,8 @@ class Volume:
         made: dict[str, Any] = {"op": op, "kind": kind, "all": everything == 1}
         made |= {"node": data[head:at].decode(), **dict(zip(fixed, numbers, strict=True))}
         made |= {"committed": u(data[:head], 72, 8), "version": u(data[:head], 80, 8)}
-        names = ("number", "offset", "length", "used", "data_start", "data_length")
-        fields = [struct.unpack_from("<I4xQQQQQ", data, at + 48 * n) for n in range(spans)]
+        names = ("number", "objects", "offset", "length", "used", "data_start", "data_length")
+        fields = [struct.unpack_from("<IIQQQQQ", data, at + 48 * n) for n in range(spans)]
         made["spans"] = [dict(zip(names, values, strict=True)) for values in fields]
         at += 48 * spans
         runs = [struct.unpack_from("<II", data, at + 8 * n) for n in range(ranges)]

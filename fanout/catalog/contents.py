@@ -269,10 +269,11 @@ class ContentsReader(Questions):
         with self._moment():
             places = self._places(f"AND {on_it}", asked)
             heads = self._packed(
-                "turn, number, pool, uuid, tx, node, present, kind, attempt, csn, at, erased, committed, version",
+                "turn, number, pool, uuid, tx, node, present, kind, attempt, csn, at, erased, committed, version, objects",
                 f"""SELECT t.key AS turn, c.pool AS number, p.name AS pool, g.uuid AS uuid, g.tx AS tx, n.name AS node,
                            c.present AS present, g.kind AS kind, g.attempt AS attempt, c.csn AS csn, g.at AS at,
-                           coalesce(e.members, '[]') AS erased, g.csn AS committed, g.first_object AS version
+                           coalesce(e.members, '[]') AS erased, g.csn AS committed, g.first_object AS version,
+                           g.objects AS objects
                     {_THESE} CROSS JOIN copy AS c ON c.aggregate = g.id AND EXISTS (
                         SELECT 1 FROM placement AS l WHERE l.aggregate = g.id AND l.pool = c.pool AND {on_it})
                     JOIN node AS n ON n.id = g.node JOIN pool AS p ON p.id = c.pool

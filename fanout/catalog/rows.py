@@ -230,6 +230,7 @@ class HeldSpans:
         erased: members that were deleted from the store.
         committed: commit sequence number of the aggregate.
         version: of its first member.
+        objects: members that it was stored with.
     """
 
     aggregate: bytes
@@ -244,6 +245,7 @@ class HeldSpans:
     erased: MemberSet
     committed: int
     version: int
+    objects: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,9 +135,10 @@ def held_spans(
     erased: str,
     committed: int,
     version: int,
+    objects: int,
 ) -> HeldSpans:
     """What a volume holds of a copy."""
-    numbers(attempt, csn, at, committed, version)
+    numbers(attempt, csn, at, committed, version, objects)
     texts(node)
     return HeldSpans(
         id_of(uuid),
@@ -152,6 +153,7 @@ def held_spans(
         some_of(erased),
         committed,
         version,
+        objects,
     )
 
 

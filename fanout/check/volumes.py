@@ -49,6 +49,7 @@ _FIELDS = (
     "deleted",
     "committed",
     "version",
+    "objects",
 )
 
 
@@ -235,6 +236,8 @@ class VolumeCheck:
             wanted = record_of(expected)
             if not record.version:  # of version 1 of the format, which did not say so
                 wanted = replace(wanted, version=0, committed=record.committed)
+            if not record.objects:  # nor did earlier writers of version 2 say this
+                wanted = replace(wanted, objects=0)
             if wanted.csn > record.csn:
                 what = f"its directory knows aggregate {record.aggregate.hex()} of commit {record.csn}, the catalog of {wanted.csn}"
                 self._findings.of_volume(volume, record.spans[0].offset, what, APPEND)

@@ -36,7 +36,8 @@ _RECORD_1 = struct.Struct("<IBBBBQ16s16sIHHQII")
 _RECORD = struct.Struct("<IBBBBQ16s16sIHHQIIQQ")
 _HEAD = struct.Struct("<IB2xBQ16s16s6xH8xI")  # of a record what `RecordHead` needs
 _LENGTH = struct.Struct("<I")
-_STORED = struct.Struct("<I4xQQQQQ")
+_STORED = struct.Struct("<IIQQQQQ")
+_SPAN = struct.Struct("<I4xQQQQQ")  # of that what `StoredSpan` has
 _RANGE = struct.Struct("<II")
 RECORD_HEAD = _RECORD.size
 LEAST_RECORD = _RECORD_1.size + SUM
@@ -110,6 +111,7 @@ class DirectoryRecord:
         deleted: indexes of the members that were deleted from the store, wherever they lay; ranges as in `present`.
         committed: commit sequence number with which the aggregate became visible; 0: unknown.
         version: of the aggregate's first member; 0: unknown.
+        objects: members that the aggregate was stored with; 0: unknown. It stands in the spans: a record without any cannot say it.
     """
 
     csn: int
@@ -125,6 +127,7 @@ class DirectoryRecord:
     deleted: tuple[range, ...] = ()
     committed: int = 0
     version: int = 0
+    objects: int = 0
 
     @classmethod
     def retirement(cls, volume: bytes, *, csn: int, epoch: int, time_ns: int) -> DirectoryRecord:
@@ -204,7 +207,7 @@ def encode_record(record: DirectoryRecord, room: int) -> list[bytes]:
     wrong = _impossible(record)
     if wrong:
         raise InterfaceError(f"directory record: {wrong}")
-    spans = [_STORED.pack(*span) for span in record.spans]
+    spans = [_STORED.pack(number, record.objects, *rest) for number, *rest in record.spans]
     runs: list[bytes] = []
     if record.present or record.deleted:
         runs += [_RANGE.pack(r.start, len(r)) for r in record.present or ()]
@@ -256,6 +259,8 @@ def _impossible(record: DirectoryRecord) -> str | None:
         record.csn, record.committed, record.version, record.time_ns, record.attempt
     )
     wrong = wrong or _wrong_spans(record.spans)
+    if record.objects >= (1 << 32 if record.spans else 1):
+        wrong = wrong or f"its {record.objects} members have no room"
     for runs in (record.present, record.deleted):
         if runs:
             wrong = wrong or _wrong_runs((run.start, len(run)) for run in runs)
@@ -359,7 +364,7 @@ def _checked(data: bytes, where: Where) -> RecordPart:
     if not node.isascii():
         where.text(node, "a node's name")
     wrong = _wrong_numbers(csn, committed, version, time_ns, attempt)
-    wrong = wrong or _wrong_spans(_STORED.iter_unpack(data[first:middle]))
+    wrong = wrong or _wrong_spans(_SPAN.iter_unpack(data[first:middle]))
     if ranges_:
         present, deleted = _runs(data[middle:-SUM])
         if all_or_set == 1 and present:
@@ -413,8 +418,10 @@ def decode_record(encoded: bytes) -> DirectoryRecord:
     spans: list[StoredSpan] = []
     present: list[range] = []
     deleted: list[range] = []
+    objects = 0
     for stored, listed in _contents(encoded):
-        spans += map(StoredSpan._make, _STORED.iter_unpack(stored))
+        spans += map(StoredSpan._make, _SPAN.iter_unpack(stored))
+        objects = max([objects, *(count for _, count, *_ in _STORED.iter_unpack(stored))])
         if listed:
             for made, runs in zip((present, deleted), _runs(listed), strict=True):
                 made += [range(start, start + count) for start, count in runs]
@@ -432,13 +439,14 @@ def decode_record(encoded: bytes) -> DirectoryRecord:
         deleted=tuple(deleted),
         committed=committed,
         version=version,
+        objects=objects,
     )
 
 
 def spans_of(encoded: bytes) -> Iterator[StoredSpan]:
     """The spans of an encoded record."""
     for stored, _ in _contents(encoded):
-        yield from map(StoredSpan._make, _STORED.iter_unpack(stored))
+        yield from map(StoredSpan._make, _SPAN.iter_unpack(stored))
 
 
 def _contents(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -68,10 +68,15 @@ class Pieces:
         present = (run for found in self.evidence for run in found.record.present or ())
         return members_of(present) - self.deleted
 
+    @property
+    def objects(self) -> int:
+        """Members that it was stored with; 0: no record says it."""
+        return max(found.record.objects for found in self.evidence)
+
     def nothing_lost(self, held: MemberSet) -> bool:
         """Whether every member is held by somebody, or was deleted.
 
-        Audits leave copies that list what they hold; then the numbers tell whether these are all.
+        Audits leave copies that list what they hold. Records say how many there were; before they did, the numbers tell whether these are all.
 
         Args:
             held: members that some pool holds.
@@ -80,13 +85,12 @@ class Pieces:
             return True
         deleted = self.deleted
         left = MemberSet.of(number for number in self.members if number not in deleted)
-        end = max([*map(sum, left.runs), *map(sum, deleted.runs)], default=0)
-        return (
-            self.ended
-            and end == len(left) + len(deleted)
-            and not self.listed - left
-            and not left - held
-        )
+        if self.objects:
+            all_known = len(left) + len(deleted) >= self.objects
+        else:
+            end = max([*map(sum, left.runs), *map(sum, deleted.runs)], default=0)
+            all_known = self.ended and end == len(left) + len(deleted)
+        return all_known and not self.listed - left and not left - held
 
     @property
     def committed(self) -> int:
@@ -177,20 +181,24 @@ class MemberReader:
         pieces.ended |= complete
         if all_here and complete:
             # A copy that was made after members had been deleted has not got these. That all its spans are there their numbers say.
-            holes = solid < len(members)
-            indexes = _others(pieces.deleted) if holes else count_from()
+            fewer = solid < len(members) or len(members) < pieces.objects
+            indexes = _others(pieces.deleted) if fewer else count_from()
             numbers = sorted(footer.number for footer in footers)
-            if not holes or (pieces.deleted and numbers == list(range(len(numbers)))):
+            complete_set = pieces.deleted and numbers == list(range(len(numbers)))
+            others = pieces.objects in (0, len(members) + len(pieces.deleted))
+            if not fewer or (complete_set and others):
                 pieces.members = dict(zip(indexes, members, strict=False))
                 pieces.whole = True
                 return
-        # All members are here, whatever an audit has found there since, in what the transaction itself wrote in several pools at once;
-        # and where those that are held and those that are gone are together as many. Where repairs fill up what it wrote, those that
-        # were deleted before are not named, and one without bytes leaves no hole.
+        # All members are here where they are as many as were stored. Where no record says how many these were: in what the transaction
+        # itself wrote in several pools at once, whatever an audit has found there since; and where those that are held and those that are
+        # gone are together as many. Where repairs fill up what it wrote, those that were deleted before are not named, and one without bytes
+        # leaves no hole.
         original = _is_original(header) and (not pieces.deleted or _are_all_original(spans))
         known = pieces.deleted | members_of(evidence[0].record.present)
         known_all = known == MemberSet.all_of(len(members))
-        everybody = complete and solid == len(members) and (original or known_all)
+        counted = len(members) == pieces.objects
+        everybody = solid == len(members) and (counted or (complete and (original or known_all)))
         self._anchor(members, solid if all_here or everybody else 0, evidence)
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:

@@ -256,7 +256,9 @@ class Survey:
         return RestoredAggregate(
             aggregate=aggregate,
             primary=self._primary(pieces),
-            objects=max([*pieces.members, *(sum(run) - 1 for run in deleted.runs)], default=0) + 1,
+            objects=max(
+                [1, pieces.objects, *(n + 1 for n in pieces.members), *map(sum, deleted.runs)]
+            ),
             bytes=pieces.bytes,
             ordinal=pieces.ordinal,
             members=members,
@@ -281,7 +283,7 @@ class Survey:
         members: Mapping[int, Member],
         holders: Mapping[str, MemberSet | None],
     ) -> Iterator[NewGap]:
-        """Rule 3: what was required, and whose directories do not hold all members that are left."""
+        """Rule 4: what was required, and whose directories do not hold all members that are left."""
         everything = MemberSet.of(members)
         for pool in pieces.required:
             if pool in holders and holders[pool] is None:
@@ -317,7 +319,7 @@ class Survey:
     # ---- what is in doubt ----------------------------------------------------------------------------
 
     def in_doubt(self, on_progress: Callable[[int, int], None] | None) -> Iterator[InDoubt]:
-        """Rule 4: complete spans that no directory names. Looks through all space that none names."""
+        """Rule 5: complete spans that no directory names. Looks through all space that none names."""
         total = sum(volume.superblock.space_length for volume in self._media.volumes)
         done = 0
 

@@ -298,6 +298,11 @@ class Look:
                 known = volume.records.get(aggregate, {"csn": 0, "spans": []})
                 if (known["csn"], _spans_of(known)) != (csn, spans):
                     self._note(f"V5 {path}: its directory lacks commit {csn} of {aggregate.hex()}")
+                counts = {span["objects"] for span in known["spans"]}
+                if counts != {catalog.aggregates[aggregate].objects}:
+                    self._note(
+                        f"V5 {path}: its directory says that {aggregate.hex()} was stored with {counts} members"
+                    )
                 erased = {
                     n
                     for first, size in known.get("deleted", ())

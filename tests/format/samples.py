@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def stored_span(draw: st.DrawFn) -> StoredSpan:
 
 some_members = st.builds(fmt.ranges, st.sets(st.integers(0, 2**31), max_size=300))
 member_sets = st.none() | some_members
-records = st.builds(
+plain_records = st.builds(
     DirectoryRecord,
     csn=counters,
     op=st.sampled_from(Op),
@@ -120,6 +121,16 @@ records = st.builds(
     committed=counters,
     version=counters,
 )
+
+
+@st.composite
+def counted_records(draw: st.DrawFn) -> DirectoryRecord:
+    """Those with spans may say how many members there were."""
+    made = draw(plain_records)
+    return replace(made, objects=draw(u32)) if made.spans else made
+
+
+records = counted_records()
 
 
 @st.composite

@@ -74,9 +74,9 @@ def seal(data: bytearray) -> None:
 def records(data: bytes | bytearray) -> list[tuple[int, int]]:
     """(offset, length) of the records of a directory block, as far as their lengths make sense."""
     found, at = [], 112
-    for _ in range(min(number(data, 100, 4), len(data) // 80)):
+    for _ in range(min(number(data, 100, 4), len(data) // 96)):
         length = number(data, at, 4)
-        if not 80 <= length <= len(data) - 8 - at:
+        if not 96 <= length <= len(data) - 8 - at:
             break
         found.append((at, length))
         at += length
@@ -90,7 +90,7 @@ def places(data: bytes | bytearray) -> list[tuple[int, int]]:
     if kind == b"DIRB":
         for at, length in records(data):
             found += [(at + offset, size) for offset, size in RECORD]
-            spans = at + 72 + data[at + 7]
+            spans = at + 88 + data[at + 7]
             end = min(at + length - 8, spans + 48 * number(data, at + 64, 4))
             for span in range(spans, end, 48):
                 found += [(span + offset, size) for offset, size in STORED_SPAN]

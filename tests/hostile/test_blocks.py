@@ -294,6 +294,7 @@ SPAN = StoredSpan(0, 65536, 32768, 16384, 0, 4096)
         {"present": (range(5), range(4, 6))},
         {"present": (range(3, 3),)},
         {"present": (range(1, (1 << 32) + 1),)},
+        {"spans": (SPAN,), "objects": 1 << 32},
         {"attempt": 0},
         {"csn": (1 << 62) + 1},
         {"time_ns": 1 << 63},

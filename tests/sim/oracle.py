@@ -423,9 +423,10 @@ def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]
     left a volume a record without spans may be there.
     """
     due_of: dict[str, dict[str, set[tuple[int, int, int]]]] = defaultdict(lambda: defaultdict(set))
-    erased = {}
+    erased, objects = {}, {}
     for (number, _), places in books.places.items():
         uuid = books.aggregates[number]["uuid"]
+        objects[uuid] = books.aggregates[number]["objects"]
         erased[uuid] = books.erased.get(number, set())
         for p in places:
             due_of[p["path"]][uuid].add((p["span"], p["offset"], p["used"]))
@@ -449,6 +450,11 @@ def check_media(books: Books, paths: Collection[str], rot: Rot, proved: set[Any]
             }
             demand(found == due_of[path], "V16", f"{path}: its directory names other spans")
             for aggregate, record in records.items():
+                counts = {span["objects"] for span in record["spans"]}
+                what = (
+                    f"{path}: its directory says that {aggregate} was stored with {counts} members"
+                )
+                demand(counts == {objects[aggregate]}, "V16", what)
                 gone = {first + n for first, count in record["deleted"] for n in range(count)}
                 what = f"{path}: deleted are {erased[aggregate]}, its directory says {gone}"
                 demand(gone == erased[aggregate], "V16", what)

@@ -349,6 +349,7 @@ def test_the_independent_reader_agrees(round_: int, tmp_path: Path, rng: random.
             deleted=ranges(range(rng.randrange(500))) + ranges([600, 602]),
             committed=csn - 1,
             version=7 * csn,
+            objects=600 + csn,
         )
         medium.append(delete(csn, aggregate) if rng.random() < 0.3 else made)
     writes = medium.directory.prepare([record(500, 90), record(501)], epoch=BLOCK.epoch)
@@ -365,6 +366,9 @@ def test_the_independent_reader_agrees(round_: int, tmp_path: Path, rng: random.
     for aggregate, expected in mine.items():
         seen = found[aggregate]
         assert (seen["csn"], seen["op"], seen["node"]) == (expected.csn, expected.op, expected.node)
+        assert [span.pop("objects") for span in seen["spans"]] == [expected.objects] * len(
+            expected.spans
+        )
         assert [tuple(span.values()) for span in seen["spans"]] == list(expected.spans)
         assert [range(first, first + count) for first, count in seen["ranges"]] == list(
             expected.present or ()

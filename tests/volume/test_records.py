@@ -33,6 +33,7 @@ KINDS = {
     "no member": record(4, present=()),
     "some deleted": record(5, deleted=ranges(range(0, 40, 2))),
     "ranges in parts": record(6, 90, present=ranges(range(0, 3000, 2)), deleted=ranges(range(1, 900, 3))),
+    "with its members counted": record(13, 90, present=ranges(range(0, 3000, 2)), objects=2**32 - 1),
     "moved": record(7, 2, op=Op.MOVE),
     "moved away": record(8, 0, op=Op.MOVE, present=ranges([3]), deleted=ranges([3])),
     "deleted": record(9, 0, op=Op.DELETE, node=""),
