@@ -240,7 +240,9 @@ class _Plan:
             return
         numbers = {one.member for one in wanted}
         size = entry.erased_bytes + sum(there[number].length for number in numbers)
-        left = len(there) - len(numbers)
+        # A catalog that was made without a volume counts members that it cannot name: they are not deleted, and may come back.
+        unnamed = max(0, entry.objects - len(entry.erased) - len(there))
+        left = len(there) - len(numbers) + unnamed
         members = entry.erased | MemberSet.of(numbers) if left else None
         places = (place for copy in contents.copies for place in copy.places)
         volumes = tuple(dict.fromkeys(place.volume for place in places))

@@ -34,6 +34,12 @@ _DROP_COPIES = f"""
 DELETE FROM copy WHERE (aggregate, pool) IN ({_LISTED.format(columns="g.id, v.pool")})
 AND NOT EXISTS (SELECT 1 FROM placement AS l WHERE l.aggregate = copy.aggregate AND l.pool = copy.pool)"""
 
+# Aggregates of which no copy is left and no member that anybody could name: a catalog that was made without a volume had counted more.
+_NAMELESS = f"""
+{_LISTED.format(columns="DISTINCT g.id")}
+WHERE NOT EXISTS (SELECT 1 FROM copy AS c WHERE c.aggregate = g.id)
+AND NOT EXISTS (SELECT 1 FROM object AS o WHERE o.id >= g.first_object AND o.id < g.first_object + g.objects AND o.aggregate = g.id)"""
+
 _DROP_DEAD = f"""
 DELETE FROM dead_region WHERE (volume, aggregate) IN ({_LISTED.format(columns="v.id, g.id")})
 RETURNING (SELECT v.uuid FROM volume AS v WHERE v.id = dead_region.volume), offset"""
@@ -50,9 +56,14 @@ def pairs(aggregates: Mapping[bytes, Iterable[bytes]]) -> str:
 
 
 def drop_spent(db: sqlite3.Connection, listed: str) -> list[Region]:
-    """The spans of spent copies; then such copies as have none left."""
+    """The spans of spent copies; then such copies as have none left, and aggregates with nothing else."""
     regions = db.execute(_DROP_SPANS, (listed,)).fetchall()
     db.execute(_DROP_COPIES, (listed,))
+    nameless = json.dumps([number for (number,) in db.execute(_NAMELESS, (listed,))])
+    for table, column in (("gap", "aggregate"), ("erased", "aggregate"), ("aggregate", "id")):
+        db.execute(
+            f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", (nameless,)
+        )
     return regions
 
 

@@ -401,8 +401,10 @@ def _copy_of(
         and (left[n].length or empties.holds(left[n]))
     )
     said = None if newest.present is None else members_of(newest.present)
-    # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there.
-    known = (pieces.whole and held == wanted) or (said is not None and said <= deleted)
+    # Of members that were deleted nothing more is known; what the record says of the others holds if all of them are there. Where it is
+    # known how many there were it holds, too, for those that nobody can name now: their bytes may be in these spans.
+    counted = pieces.whole or pieces.objects > 0
+    known = (counted and held == wanted) or (said is not None and said <= deleted)
     if ranges_of(held) != newest.present and not known:
         return RestoredCopy(pool, changed_csn, tuple(places), held)
     told = all(members_of(found.record.deleted) == deleted for found in evidence)

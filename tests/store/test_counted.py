@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import audit_stgpool, copy_activedata, rebuild_catalog
+from fanout import audit_stgpool, check_store, copy_activedata, rebuild_catalog
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
 from fanout.store import Store
@@ -167,6 +167,57 @@ def test_what_was_deleted_takes_nobodys_number(base: Path, rng: random.Random) -
     assert found == known
     assert len(made.lost) == 1
     assert made.gaps == 1
+
+
+# ---- deleted while a part of it is away --------------------------------------------------------------
+
+
+def test_a_deletion_spares_what_the_catalog_cannot_name(base: Path, rng: random.Random) -> None:
+    """A catalog is made without a disk, the objects that it knows of an aggregate are deleted, and the disk is back."""
+    with opened(base) as store:
+        large, small = rng.randbytes(400_000), rng.randbytes(60_000)
+        put(store, "N2", {"goes": large, "away": small, "on both": small})
+        known = there(store)
+        paths = {volume.uuid: base / volume.path for volume in store.pools.volumes()}
+        (aggregate,) = {entry.aggregate for entry in store.query_objects()}
+        (copy,) = store.catalog.copies(aggregate)
+    assert [paths[place.volume].name for place in copy.places] == ["P0.vol", "P1.vol", "P0.vol"]
+    hidden = (base / "P1.vol").rename(base / "hidden")
+    made, found = rebuilt(base)
+    assert (len(made.lost), list(found)) == (1, [b"goes"])
+    with opened(base) as store:
+        report = store.delete("N2", "goes")
+        assert (report.objects, report.freed_bytes) == (1, 0)
+        assert there(store) == {}
+    opened(base).close()
+    hidden.rename(base / "P1.vol")
+    made, found = rebuilt(base)
+    assert made.lost == ()
+    assert found == {name: known[name] for name in (b"away", b"on both")}
+    with opened(base) as store:
+        for name in ("away", "on both"):
+            assert store.get("N2", name).read() == small
+
+
+def test_what_holds_nothing_that_is_left_is_freed_and_forgotten(base: Path) -> None:
+    """As before, but what the catalog cannot name was never in the pool whose last member goes: its space is free, and a check is content."""
+    hidden = (base / "A.vol").rename(base / "hidden")
+    with opened(base) as store:
+        put(store, "N1", {"stays": b"1" * 5000, "empty": b""})
+        put(store, "N1", {"empty": b"new"})
+    hidden.rename(base / "A.vol")
+    with opened(base) as store:
+        copy_activedata(store, "P", "A")
+    for path in base.glob("P?.vol"):
+        path.rename(path.with_suffix(".away"))
+    Store.extend(base / "fanout.toml")
+    made, _ = rebuilt(base)
+    assert len(made.lost) == 1
+    with opened(base) as store:
+        assert store.delete("N1", ["stays", "empty"]).freed_bytes > 0
+        assert list(store.catalog.aggregates()) == []
+        assert store.query_gaps() == []
+    assert check_store(base / "fanout.toml").ok
 
 
 # ---- the number itself -------------------------------------------------------------------------------
