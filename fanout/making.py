@@ -284,8 +284,25 @@ def sequence_number(path: str) -> tuple[str, int]:
 
 def file_numbers(pool: str, directory: Path) -> list[int]:
     """Numbers of the files that are named like sequential volumes of a pool: a volume that was given up may have come back."""
-    files = directory.glob(f"{escape(pool)}.*.fanout")
-    return sorted({sequence_number(str(path))[1] for path in files})
+    return sorted({sequence_number(path)[1] for path in _sequential_files(pool, directory)})
+
+
+def _sequential_files(pool: str, directory: Path) -> list[str]:
+    """Those files, by number. Of pools A and A.B each has its own."""
+    files = map(str, directory.glob(f"{escape(pool)}.*.fanout"))
+    mine = (path for path in files if os.path.basename(path).count(".") == pool.count(".") + 2)
+    return sorted(mine, key=lambda path: (len(path), path))
+
+
+def volume_sites(config: Config) -> Iterator[tuple[str, str]]:
+    """Pool and path of every volume of a configuration that may be there."""
+    for pool in config.pools.values():
+        for spec in pool.volumes:
+            yield pool.name, str(spec.path)
+        kind = config.device_classes[pool.device_class]
+        if kind.type is DeviceType.FILE and kind.directory is not None:
+            for path in _sequential_files(pool.name, kind.directory):
+                yield pool.name, path
 
 
 def private_directory(path: Path) -> None:

@@ -23,7 +23,7 @@ from fanout.errors import (
     VolumeError,
     VolumeStale,
 )
-from fanout.making import probe
+from fanout.making import probe, volume_sites
 from fanout.opening import is_the_hosts
 from fanout.store import LOCK_WAIT, open_engine
 from fanout.types import FaultClass
@@ -141,7 +141,7 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: fl
 
 def _elsewhere(config: Config, catalog: Catalog, engine: Engine, entry: VolumeEntry) -> str | None:
     """Another path of the store's at which a volume lies."""
-    named = [str(spec.path) for pool in config.pools.values() for spec in pool.volumes]
+    named = [path for _, path in volume_sites(config)]
     for path in dict.fromkeys([*named, *(one.path for one in catalog.volumes())]):
         with suppress(FanoutError, OSError):
             block = probe(engine, path) if path != entry.path else None

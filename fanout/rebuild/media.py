@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from glob import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.ahead import ReadAhead
 from fanout.catalog import RetiredVolume
-from fanout.config import Config, DeviceType
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError
 from fanout.format import SuperblockState
-from fanout.making import entry_of, probe
+from fanout.making import entry_of, probe, volume_sites
 from fanout.rebuild.report import SkippedVolume
 from fanout.volume import Volume
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fanout.catalog import VolumeEntry
+    from fanout.config import Config
     from fanout.engine import Engine
 
 
@@ -80,7 +79,7 @@ class Media:
             raise CatalogError(self._catalog, f"no volume can be used: {reasons}")
 
     def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
-        for pool, path in _sites(self.config):
+        for pool, path in volume_sites(self.config):
             try:
                 block = probe(engine, path)
             except (FanoutError, OSError) as error:
@@ -180,18 +179,6 @@ class _Superblock(NamedTuple):
     volume: bytes
     epoch: int
     sequence: int
-
-
-def _sites(config: Config) -> Iterator[tuple[str, str]]:
-    """Pool and path of every volume that may be there."""
-    for pool in config.pools.values():
-        for spec in pool.volumes:
-            yield pool.name, str(spec.path)
-        kind = config.device_classes[pool.device_class]
-        if kind.type is DeviceType.FILE and kind.directory is not None:
-            made = map(str, kind.directory.glob(f"{escape(pool.name)}.*.fanout"))
-            for path in sorted(made, key=lambda path: (len(path), path)):
-                yield pool.name, path
 
 
 def entry_now(volume: Volume) -> VolumeEntry:

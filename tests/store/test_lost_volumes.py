@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout import backup_stgpool, check_store, rebuild_catalog, retire_volume
+from fanout.errors import VolumeError
 from fanout.store import Store
 
 if TYPE_CHECKING:
@@ -133,6 +134,17 @@ def test_volumes_that_were_given_up_are_found_again_when_the_catalog_is_lost(hou
     Store.open(house.config).close()  # brings the directories up to date
     house.all_is_well()
     house.only_the_copies_are_left()
+
+
+def test_what_lies_in_a_directory_that_was_moved_is_not_lost(house: House) -> None:
+    """The configuration says where the volumes are now, the catalog where they were: nobody gives up what is there and well."""
+    moved = house.config.with_name("moved")
+    house.volumes[0].parent.rename(moved)
+    house.config.write_text(CONFIG.replace('"seq"\nvolume', '"moved"\nvolume'), encoding="utf-8")
+    with pytest.raises(VolumeError, match=f"the volume lies at {moved / house.volumes[0].name}"):
+        retire_volume(house.config, house.volumes[0])
+    assert rebuild_catalog(house.config, force=True).complete
+    house.all_is_well()
 
 
 def test_volumes_that_were_given_up_are_left_aside(house: House) -> None:
