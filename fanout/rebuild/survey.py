@@ -143,14 +143,16 @@ class Survey:
             mine = sorted(aggregates, key=lambda one: (aggregates[one].ordinal, one))
             made = [self._aggregate(one, aggregates[one], changed_csn) for one in mine]
             changed |= any(copy.csn == changed_csn for one in made for copy in one.copies)
-            yield self._transaction(transaction, aggregates[mine[0]], made)
+            yield self._transaction(transaction, [aggregates[one] for one in mine], made)
         yield from self._deleted_ones(self._by_transaction)
         self.csn += changed
 
     def _transaction(
-        self, transaction: bytes, first: Pieces, made: Sequence[RestoredAggregate]
+        self, transaction: bytes, pieces: Sequence[Pieces], made: Sequence[RestoredAggregate]
     ) -> RestoredTransaction:
-        record = first.first.record
+        record = pieces[0].first.record
+        # Of one of them no header may be left that can be read.
+        required = next((one.required for one in pieces if one.required), ())
         self.count += 1
         return RestoredTransaction(
             transaction=transaction,
@@ -159,7 +161,7 @@ class Survey:
             at=record.time_ns,
             node=record.node,
             kind=record.kind or ObjectKind.BACKUP,
-            required=first.required[1:],
+            required=required[1:],
             aggregates=tuple(made),
         )
 

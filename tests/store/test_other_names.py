@@ -1,6 +1,7 @@
-"""Pools whose names begin alike, in one directory.
+"""Pools whose names begin alike, in one directory; and what a transaction demanded, where not all of it can be read.
 
-What could break: a volume that is taken for another pool's, and named as one that took no part.
+What could break: a volume that is taken for another pool's, and named as one that took no part; or a rule of the transaction that is forgotten
+with one of its aggregates.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fanout import format as fmt
 from fanout import rebuild_catalog
+from fanout.catalog import CatalogReader
 from fanout.store import Store
 
 if TYPE_CHECKING:
@@ -64,3 +67,23 @@ def test_each_pool_has_its_own_files(config: Path) -> None:
     assert names == ["S.00001.fanout", "S.C.00001.fanout"]
     report = rebuild_catalog(config, force=True)
     assert (report.skipped, report.complete, report.objects) == ((), True, 2)
+
+
+def test_what_the_rules_demanded_is_known_from_any_aggregate(config: Path) -> None:
+    """Of the first one no frame is left that can be read."""
+    with Store.open(config) as store:
+        (entry,) = store.query_objects(name=b"small")
+        aggregate = store.catalog.aggregate(entry.aggregate)
+        assert aggregate is not None
+        paths = {volume.uuid: volume.path for volume in store.pools.volumes()}
+        places = [p for copy in store.catalog.copies(entry.aggregate) for p in copy.places]
+    for place in places:
+        with open(paths[place.volume], "r+b") as file:
+            file.seek(place.offset + fmt.HEAD_SIZE + place.data_length + 160)
+            file.write(b"\xff" * 8)
+    report = rebuild_catalog(config, force=True)
+    assert [lost.aggregate for lost in report.lost] == [entry.aggregate]
+    with CatalogReader(report.catalog) as catalog:
+        found = catalog.committed(aggregate.transaction)
+        assert found is not None
+        assert found.required == aggregate.required == ("S.C",)
