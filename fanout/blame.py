@@ -66,6 +66,8 @@ def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str)
 
 def of_refusal(error: PoolFull | PoolUnavailable) -> Blamed:
     """The failure of a pool that refused a reservation."""
+    if error.of_host:
+        return Failure(error.pool, f"reserve: {error.message}", 0, FaultClass.HOST), error
     if isinstance(error, PoolFull):
         return Failure(
             error.pool, f"reserve: {error.message}", errno.ENOSPC, FaultClass.SPACE

@@ -101,10 +101,16 @@ class SourceLengthError(SourceError):
 
 
 class PoolError(FanoutError):
-    """A pool cannot take part in what was asked."""
+    """A pool cannot take part in what was asked.
 
-    def __init__(self, pool: str, message: str) -> None:
-        self.pool, self.message = pool, message
+    Args:
+        pool: name.
+        message: what is wrong and how to mend it.
+        of_host: this machine, or the catalog, was short of something: the pool is not to blame.
+    """
+
+    def __init__(self, pool: str, message: str, *, of_host: bool = False) -> None:
+        self.pool, self.message, self.of_host = pool, message, of_host
         super().__init__(f"{pool}: {message}")
 
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from fanout.config import MAX_VOLUMES
-from fanout.errors import ConfigError, FanoutError, VolumeError
+from fanout.errors import CatalogError, ConfigError, FanoutError, VolumeError
 from fanout.format import SuperblockState
 from fanout.making import (
     FIRST_EPOCH,
@@ -16,6 +16,7 @@ from fanout.making import (
     sequence_number,
     sequential_name,
 )
+from fanout.opening import is_the_hosts
 from fanout.pool import Member
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Grower:
         with pool.growing:
             if len(pool.members) > before:
                 return True  # somebody else has just done it
+            pool.growth_short = False
             if not pool.may_grow:
                 return False
             if len(self._book.volumes()) >= MAX_VOLUMES:
@@ -104,12 +106,13 @@ class Grower:
                 member = self._make_next(pool)
             except (FanoutError, OSError) as error:
                 pool.growth_refused = str(error)
+                pool.growth_short = is_the_hosts(error) or isinstance(error, CatalogError)
                 return False
             # The catalog knows it: it is the pool's whatever becomes of its opening, and is tried again like any other.
             with self._lock:
                 pool.members.append(member)
             if not self._open(member):
-                pool.growth_refused = member.reason
+                pool.growth_refused, pool.growth_short = member.reason, member.short
                 return False
             pool.growth_refused, pool.next_spare = "", 0.0
             return True

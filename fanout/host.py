@@ -224,6 +224,8 @@ class Host(Protocol):
                 secondary it counts as its write error (rules R2 to R4).
             PoolUnavailable: the named pool has no target to write to. A primary is passed over; a secondary that is missing
                 before the first byte of an attempt counts as removed, and later as a write error.
+
+            Of both: with `of_host` no pool is to blame, and the session signals a plain retry.
         """
 
     def commit(self, record: TransactionRecord) -> int:

@@ -15,11 +15,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from fanout.config import Access
+from fanout.engine import fault_class
 from fanout.errors import (
     CatalogStale,
     FanoutError,
     InterfaceError,
-    TargetError,
     VolumeError,
     VolumeStale,
 )
@@ -83,7 +83,7 @@ class Opener:
         """Look at a volume; nothing is written. What keeps it from being opened becomes its reason."""
         entry = member.entry
         config = self._pools[entry.pool].config
-        access = config.access
+        access, member.short = config.access, False
         if access is Access.UNAVAILABLE:
             member.reason = "the access of its pool is unavailable"
             return
@@ -110,7 +110,8 @@ class Opener:
             self._postpone(member, _why(error))
         except (FanoutError, OSError) as error:
             self._postpone(member, _why(error))
-            if is_the_hosts(error):
+            member.short = is_the_hosts(error)
+            if member.short:
                 message = (
                     f"{_why(error)}: this machine is short of it; raise the limit and open again"
                 )
@@ -264,8 +265,8 @@ def _why(error: Exception) -> str:
 
 def is_the_hosts(error: Exception) -> bool:
     """Whether this machine was short of something, so that the volume is not to blame."""
-    found = error if isinstance(error, TargetError) else error.__cause__
-    return isinstance(found, TargetError) and found.outcome.cls is FaultClass.HOST
+    found = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(found, OSError) and fault_class(found.errno or 0) is FaultClass.HOST
 
 
 def side_by_side(action: Callable[[Member], T], members: Sequence[Member]) -> list[T]:

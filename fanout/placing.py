@@ -51,7 +51,7 @@ class NoRoom(Exception):
 
 
 class Refused(Exception):
-    """Secondaries refused a reservation; it counts as their write error (rules R2 to R4)."""
+    """Secondaries refused a reservation; it counts as their write error (rules R2 to R4). Or this host had what it takes for nobody."""
 
     def __init__(self, blamed: Sequence[Blamed]) -> None:
         self.blamed = tuple(blamed)
@@ -235,6 +235,8 @@ class Placing:
             try:
                 spans = self._host.reserve(request)
             except (PoolFull, PoolUnavailable) as error:
+                if error.pool == writer.primary and error.of_host and not ahead:
+                    self._over(writer, Refused([of_refusal(error)]))  # the next one is no answer
                 if error.pool == writer.primary:
                     self._last_refusal = error
                     return False
@@ -280,7 +282,9 @@ class Placing:
 
     def _go_without(self, writer: AggregateWriter, refused: Sequence[Blamed]) -> None:
         """Secondaries refused: missing when the attempt began they count as removed, later as failed."""
-        absent = all(isinstance(error, PoolUnavailable) for _, error in refused)
+        absent = all(
+            isinstance(error, PoolUnavailable) and not error.of_host for _, error in refused
+        )
         if not (self._untouched and absent):
             self._over(writer, Refused(refused))
         verdict = policy.judge_absent(self.lists, [failure for failure, _ in refused])

@@ -58,6 +58,8 @@ class Member:
     entry: VolumeEntry
     volume: Volume | None = None
     reason: str = ""
+    short: bool = False
+    """Whether that is want of something of this machine's."""
     pause: float = FIRST_PAUSE
     next_try: float = 0.0
     users: int = 0
@@ -83,6 +85,8 @@ class Pool:
     members: list[Member] = field(default_factory=list)
     growing: threading.Lock = field(default_factory=threading.Lock)
     growth_refused: str = ""
+    growth_short: bool = False
+    """Whether it was refused for want of something that is not the pool's."""
     next_spare: float = 0.0
 
     @property

@@ -282,16 +282,18 @@ class PoolSet:
                     return spans
             except _NoRoom as refusal:
                 # No volume is made for what all of them together would not take.
-                in_vain = refusal.pool.may_grow and _payload(request) > refusal.pool.reach_bytes()
-                if not in_vain and self._grower.grow(refusal.pool):
+                pool = refusal.pool
+                in_vain = pool.may_grow and _payload(request) > pool.reach_bytes()
+                if not in_vain and self._grower.grow(pool):
                     continue
-                if not refusal.pool.members:
-                    why = f"its next one cannot be made: {refusal.pool.growth_refused}"
-                    raise PoolUnavailable(
-                        refusal.pool.name, f"it has no volume, and {why}"
-                    ) from None
+                short = not in_vain and pool.growth_short
+                if not pool.members:
+                    why = (
+                        f"it has no volume, and its next one cannot be made: {pool.growth_refused}"
+                    )
+                    raise PoolUnavailable(pool.name, why, of_host=short) from None
                 if piece == LEAST_SPAN:
-                    raise _pool_full(refusal, request) from None
+                    raise _pool_full(refusal, request, of_host=short) from None
                 piece = LEAST_SPAN  # rather in many pieces than not at all
 
     def _reserve(self, pools: Sequence[Pool], request: ReserveRequest, piece: int) -> list[Span]:
@@ -496,7 +498,7 @@ def _token(span: Span) -> SpanToken:
     return span.token
 
 
-def _pool_full(refusal: _NoRoom, request: ReserveRequest) -> PoolFull:
+def _pool_full(refusal: _NoRoom, request: ReserveRequest, *, of_host: bool) -> PoolFull:
     """Why a pool has no room, in figures that an operator knows: what is asked for, and what is free."""
     pool, wanted = refusal.pool, request.length
     free = pool.free_bytes()
@@ -509,7 +511,7 @@ def _pool_full(refusal: _NoRoom, request: ReserveRequest) -> PoolFull:
             )
     if pool.growth_refused:
         message += f"; no volume could be added: {pool.growth_refused}"
-    return PoolFull(pool.name, message)
+    return PoolFull(pool.name, message, of_host=of_host)
 
 
 def _payload(request: ReserveRequest) -> int:

@@ -37,6 +37,7 @@ except ImportError as error:
     ) from error
 
 from fanout.engine.engine import Engine
+from fanout.engine.status import fault_class
 from fanout.engine.stream import Lease, Stream
 from fanout.engine.target import Target
 from fanout.engine.values import EngineInfo, Event, EventKind, Fault, Geometry, Leg, Request
@@ -53,4 +54,5 @@ __all__ = [
     "Request",
     "Stream",
     "Target",
+    "fault_class",
 ]

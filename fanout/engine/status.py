@@ -53,6 +53,11 @@ def fail(status: int, what: str) -> NoReturn:
     raise make(f"{what}: {text}")
 
 
+def fault_class(number: int) -> FaultClass:
+    """Who is to blame for an errno."""
+    return _CLASSES[_core.classify(number)]
+
+
 def whole(number: SupportsIndex, what: str, most: int = MOST_BYTES) -> int:
     """A whole number for the core. Raises TypeError, and ValueError when it is negative or larger than `most`."""
     try:

@@ -621,3 +621,32 @@ def test_a_target_that_is_lost_while_a_stream_waits_for_its_turn(
     assert list(session.removed) == ["C1"]
     assert session.receipt is not None
     assert session.receipt.attempt == 2
+
+
+@pytest.mark.parametrize("copy_continue", [True, False])
+@pytest.mark.parametrize("pool", ["DP", "C1"])
+@pytest.mark.parametrize("error", [PoolFull, PoolUnavailable])
+def test_a_refusal_that_is_this_hosts_removes_nobody(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[PoolFull | PoolUnavailable],
+    pool: str,
+    *,
+    copy_continue: bool,
+) -> None:
+    """Neither is the primary passed over: a limit of this process says nothing about any pool."""
+    session, reserve = world.session(destination(copy_continue=copy_continue)), world.host.reserve
+    refused: list[object] = []
+
+    def short(request: Any) -> Any:
+        if pool in (request.primary, *request.secondaries) and len(refused) < 1:
+            refused.append(request)
+            raise error(pool, "no descriptor", of_host=True)
+        return reserve(request)
+
+    monkeypatch.setattr(world.host, "reserve", short)
+    assert caught_once(session, "A").reason == "host"
+    assert store(session, "A") == 1
+    assert not session.removed
+    assert world.host.held() == {"DP": "A", "TP": "", "C1": "A", "C2": "A", "AD": "A"}
+    world.at_rest()
