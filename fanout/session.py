@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fanout.types import Destination, Receipt
 
 ID_BYTES = 16
+MAX_ATTEMPT = (1 << 32) - 1  # what headers and directories keep
 # How long `close` waits for aborted writes to drain, in seconds, before it leaves their regions reserved.
 CLOSE_DRAIN = 1.0
 
@@ -191,6 +192,8 @@ class Session:
             raise InterfaceError(
                 f"begin: transaction {before.transaction.hex()} is still open; commit or abort it first"
             )
+        if attempt > MAX_ATTEMPT:
+            raise InterfaceError(f"begin: attempt {attempt} has more than 32 bits")
         if attempt < 1 or (attempt > 1 and transaction is None):
             raise InterfaceError(
                 f"begin: attempt {attempt} {'needs its transaction id' if attempt > 1 else 'is below 1'}"

@@ -13,6 +13,7 @@ Nothing here knows engines, pools or transactions.
 from __future__ import annotations
 
 import io
+import operator
 import os
 import stat
 import tempfile
@@ -143,6 +144,23 @@ def once(reader: Any, *, length: int | None = None) -> OnceSource:
         length: bytes to come, if known.
     """
     return OnceSource(_wrap(reader, length))
+
+
+def length_of(source: Source) -> int | None:
+    """What a source says of its length, as a whole number: others would be taken along into offsets on media.
+
+    Raises:
+        SourceLengthError: it is negative.
+        TypeError: it is no whole number.
+    """
+    said = source.length
+    if said is None:
+        return None
+    length = operator.index(said)
+    if length < 0:
+        name = getattr(source, "name", type(source).__name__)
+        raise SourceLengthError(f"{name}: says that it has {length} bytes")
+    return length
 
 
 # ---- the kinds ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from fanout.errors import (
 from fanout.host import AggregateRecord, TransactionRecord
 from fanout.placing import Forbidden, NoRoom, Placing, Refused
 from fanout.policy import Action
-from fanout.sources import OnceSource, ReaderSource, as_source
+from fanout.sources import OnceSource, ReaderSource, as_source, length_of
 from fanout.types import Receipt, StoredObject
 from fanout.units import name_bytes, quoted
 
@@ -297,23 +297,33 @@ class Transaction:
             raise
 
     def _put_source(self, name: bytes, source: Source) -> None:
-        length = source.length
-        with source.open() as chunks:
-            # The first chunk is fetched before the object begins: a file that cannot be opened costs
-            # the caller that file, not the attempt.
-            first = next(chunks, None)
-            self._final = self._final or isinstance(source, OnceSource)
-            if isinstance(source, ReaderSource) and source.rereadable:
-                self._rewinds.append(source)
-            data = _flat(itertools.chain(() if first is None else (first,), chunks))
-            try:
-                if length is None:
-                    self._feed_unknown(name, data)
-                else:
-                    self._feed_known(name, length, data)
-            except BaseException as error:
-                self._broken(name, length, error)
-                raise
+        length, begun = length_of(source), False
+        try:
+            with source.open() as chunks:
+                # The first chunk is fetched before the object begins: a file that cannot be opened costs
+                # the caller that file, not the attempt.
+                first = next(chunks, None)
+                begun = True
+                self._final = self._final or isinstance(source, OnceSource)
+                if isinstance(source, ReaderSource) and source.rereadable:
+                    self._rewinds.append(source)
+                data = _flat(itertools.chain(() if first is None else (first,), chunks))
+                self._feed(name, length, data)
+        except BaseException:
+            # A source may say at the very end that its bytes were no good: a sum that differs, a process that failed.
+            if begun and self._state is State.OPEN:
+                self._stop(State.ABORTED)
+            raise
+
+    def _feed(self, name: bytes, length: int | None, data: Iterable[bytes | memoryview]) -> None:
+        try:
+            if length is None:
+                self._feed_unknown(name, data)
+            else:
+                self._feed_known(name, length, data)
+        except BaseException as error:
+            self._broken(name, length, error)
+            raise
 
     def _feed_known(self, name: bytes, length: int, chunks: Iterable[bytes | memoryview]) -> None:
         writer = self._placing.place(name, length)

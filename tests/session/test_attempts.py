@@ -249,6 +249,7 @@ def test_a_session_remembers_a_bounded_number_of_transactions(
     [
         ({"attempt": 2}, "needs its transaction id"),
         ({"attempt": 0}, "below 1"),
+        ({"transaction": b"1" * 16, "attempt": 1 << 32}, "32 bits"),
         ({"transaction": b"short"}, "16 bytes"),
     ],
 )
@@ -540,6 +541,49 @@ def test_a_source_that_lies_about_its_length(world: World, length: int) -> None:
     with pytest.raises(SourceLengthError):
         transaction.put("A", Lying(length, b"0123456789"))
     assert transaction.state is State.ABORTED
+    world.at_rest()
+
+
+class Confessing(Lying):
+    """Says when it is closed that its bytes were no good, as who reads from another process does when that has failed."""
+
+    def open(self) -> Any:
+        from fanout.sources import Chunks
+
+        class Told(Chunks):
+            def close(self) -> None:
+                raise OSError("the process that gave it has failed")
+
+        return Told(chunk for chunk in [self.given])
+
+
+@pytest.mark.parametrize("length", [10, None])
+def test_a_source_that_says_at_its_end_that_it_was_no_good(
+    world: World, length: int | None
+) -> None:
+    """A caller that takes note and goes on, as behind a missing file, committed the object with the others."""
+    source = Confessing(10, b"0123456789")
+    source.length = length
+    transaction = world.session().begin()
+    transaction.put("A", content("A"))
+    with pytest.raises(OSError, match="has failed"):
+        transaction.put("B", source)
+    assert transaction.state is State.ABORTED
+    world.at_rest()
+    assert world.host.records == []
+
+
+@pytest.mark.parametrize(
+    ("length", "error"), [(10.0, TypeError), ("10", TypeError), (-1, SourceLengthError)]
+)
+def test_a_length_that_is_none(world: World, length: Any, error: type[Exception]) -> None:
+    """Taken for a number it went into the offsets that others got next, and nobody could write any more."""
+    with world.session().begin() as transaction:
+        with pytest.raises(error):
+            transaction.put("A", Lying(length, b"" if length == -1 else b"0123456789"))
+        assert world.host.requests == []
+        transaction.put("C", content("C"))
+    assert world.host.names("C1") == ["C"]
     world.at_rest()
 
 
