@@ -45,6 +45,13 @@ def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str)
         signal: what ended it.
         primary: the pool to name when this host was short of something; nobody is removed for that.
     """
+    blamed = beside(stretches) + _of_signal(signal, primary)
+    assert blamed, f"an attempt ended, and nothing says why: {signal!r}"
+    return blamed
+
+
+def beside(stretches: Sequence[Stretch]) -> list[Blamed]:
+    """Abort the streams of an attempt that is over, and say what failed on their targets; perhaps nothing."""
     found = _legs(stretches)
     running = [stretch for stretch in stretches if not stretch.settled]
     for stretch in running:
@@ -58,10 +65,7 @@ def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str)
             found.setdefault(key, outcome)
     for (target, _), outcome in found.items():
         target.faults += outcome.cls is not FaultClass.HOST
-    blamed = [_blame(pool, target, outcome) for (target, pool), outcome in found.items()]
-    blamed += _of_signal(signal, primary)
-    assert blamed, f"an attempt ended, and nothing says why: {signal!r}"
-    return blamed
+    return [_blame(pool, target, outcome) for (target, pool), outcome in found.items()]
 
 
 def of_refusal(error: PoolFull | PoolUnavailable) -> Blamed:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fanout import policy
 from fanout.aggregate import MAX_NAME_BYTES, Signal, Stretch
-from fanout.blame import one_for_each, stop_and_look
+from fanout.blame import beside, one_for_each, stop_and_look
 from fanout.errors import (
     CatalogError,
     InterfaceError,
@@ -372,7 +372,8 @@ class Transaction:
             assert writer is not None
             self._fail(stop_and_look(self._placing.stretches, error, primary=writer.primary))
         if isinstance(error, Refused):
-            self._fail(error.blamed)
+            # A target may have failed meanwhile; both are judged together (rules R13 and R14).
+            self._fail([*error.blamed, *beside(self._placing.stretches)])
         if isinstance(error, Forbidden):
             self._stop(State.FAILED)
             self._signal(error.verdict, [each for _, each in error.blamed])

@@ -306,6 +306,38 @@ def test_all_full_secondaries_are_found_at_once(world: World) -> None:
     world.at_rest()
 
 
+@pytest.mark.parametrize("copy_continue", [True, False])
+@pytest.mark.parametrize("fault", ["refusal", "host"])
+def test_a_refusal_and_a_failed_write_are_judged_together(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: str, *, copy_continue: bool
+) -> None:
+    """R13 and R14: C1 has lost what it was given, and AD has no room for more. Where C1 must not be missed a resend was asked for."""
+    session, reserve = world.session(destination(copy_continue=copy_continue)), world.host.reserve
+    world.engine.set_faults([every("C1", world, kind=Phase.WRITE)])
+    transaction = session.begin()
+    transaction.put("B", content("B"))
+    world.engine.advance(1.0)
+
+    def refusing(request: Any) -> Any:
+        if "AD" in request.secondaries:
+            raise PoolFull("AD", "no room", of_host=fault == "host")
+        return reserve(request)
+
+    monkeypatch.setattr(world.host, "reserve", refusing)
+    with pytest.raises((TransactionRetry, TransactionFailed)) as caught:
+        transaction.put("E", content("E"))
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert len(caught.value.__cause__.exceptions) == 2
+    removed = {"C1"} if fault == "host" else {"C1", "AD"}
+    if copy_continue:
+        assert caught.value.reason == ("host" if fault == "host" else "secondary")
+        assert set(caught.value.removed) == removed
+    else:
+        assert caught.value.reason == "copy_continue"
+        assert not session.removed
+    world.at_rest()
+
+
 def test_a_full_copy_pool_without_copy_continue(world: World) -> None:
     """R3 holds for a refusal too."""
     session = world.session(destination(copy_continue=False))
