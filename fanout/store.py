@@ -577,9 +577,12 @@ def _pool_uuids(
     """UUID of every configured pool: of those that the catalog knows, and of those that are being added.
 
     Raises:
-        ConfigError: the catalog does not know one of them, or knows it as something else.
+        ConfigError: the catalog does not know one of them, or knows it as something else; or it writes one, or a node, in another case.
     """
-    known = {entry.name: entry for entry in (*catalog.pools(), *new)}
+    there = catalog.pools()
+    _refuse_other_case(config, "pools", config.pools, [entry.name for entry in there])
+    _refuse_other_case(config, "nodes", config.nodes, catalog.nodes())
+    known = {entry.name: entry for entry in (*there, *new)}
     for pool in config.pools.values():
         entry = known.get(pool.name)
         if entry is None:
@@ -595,3 +598,17 @@ def _pool_uuids(
                 key=f"pools.{pool.name}.type",
             )
     return {name: entry.pool for name, entry in known.items()}
+
+
+def _refuse_other_case(
+    config: Config, section: str, names: Iterable[str], known: Sequence[str]
+) -> None:
+    """Names are found in any case, and the catalog keeps them as they were written: of one written anew nothing would be found."""
+    written = {name.lower(): name for name in known}
+    for name in names:
+        if name not in known and name.lower() in written:
+            raise ConfigError(
+                f"is {written[name.lower()]} in {config.store.catalog}: write it so, names that differ in case alone are the same",
+                path=str(config.path),
+                key=f"{section}.{name}",
+            )

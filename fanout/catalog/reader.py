@@ -84,6 +84,11 @@ class CatalogReader(ContentsReader):
         rows = self._rows("SELECT uuid, name, kind FROM pool ORDER BY id")
         return self._made(values.pool_entry, rows)
 
+    def nodes(self) -> list[str]:
+        """Names of all nodes that have ever stored anything."""
+        rows = self._rows("SELECT name FROM node ORDER BY id")
+        return [name for (name,) in self._made(values.texts, rows)]
+
     def volumes(self) -> list[VolumeEntry]:
         """All volumes, in the order in which they were added."""
         rows = self._rows(

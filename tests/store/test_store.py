@@ -224,6 +224,27 @@ def test_a_pool_that_the_catalog_does_not_know(site: Site) -> None:
         site.open()
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize(("there", "now"), [("N1", "n1"), ("COPYPOOL2", "CopyPool2")])
+def test_a_name_that_is_written_in_another_case(
+    site: Site, there: str, now: str, *, read_only: bool
+) -> None:
+    """Names are found in any case, so all that was stored would be there: nothing of it was found, and a pool was begun anew beside it."""
+    site.create()
+    with site.open() as store:
+        site.put(store, "N1")
+    before = site.path.read_text()
+    site.path.write_text(before.replace(there, now).replace(f"{now}.vol", f"{there}.vol"))
+    with pytest.raises(ConfigError, match=rf"\.{now}: is {there} in .*: write it so"):
+        site.open(read_only=read_only)
+    with pytest.raises(ConfigError, match=f"is {there} in"):
+        Store.extend(site.path)
+    site.path.write_text(before)
+    with site.open(read_only=read_only) as store:
+        assert store.get("n1", "A").read() == site.objects["N1", b"A"]
+        assert len(store.catalog.pools()) == len(POOLS)
+
+
 def test_nothing_is_left_behind(site: Site, no_leaks: None) -> None:
     """No descriptor, no thread, also when opening fails."""
     site.create()
