@@ -103,7 +103,8 @@ class Catalog(CatalogReader):
     def __init__(
         self, path: str | os.PathLike[str], *, lock_wait: float, clock: Callable[[], int]
     ) -> None:
-        self._clock = clock
+        # One that stands before 1970 would make rows that are refused when they are read: a store that cannot be opened any more.
+        self._clock = lambda: max(0, clock())
         self._write_lock, self._folding = threading.Lock(), threading.Lock()
         self.last_commit_at = 0
         self.last_versions: dict[bytes, int] = {}
@@ -152,7 +153,7 @@ class Catalog(CatalogReader):
         path = os.path.abspath(path)
         try:
             with draft_of(path) as draft:
-                write_draft(draft, store, pools, volumes, clock())
+                write_draft(draft, store, pools, volumes, max(0, clock()))
                 os.link(draft, path)  # unlike rename, it fails when there is something
                 sync_directory(path)
         except FileExistsError:

@@ -389,6 +389,30 @@ class CatalogContract:
         assert epochs["DISKPOOL"] == epochs["COPYPOOL1"] == (5, 11, 12)
         assert epochs["TAPEPOOL"] == (1, 7, 9)
 
+    def test_versions_are_ordered_by_their_commits_whatever_the_clock_says(
+        self, sample: Sample
+    ) -> None:
+        """It goes back by a year, and then stands before 1970: what was committed then could not be opened any more."""
+        sample.create()
+        with sample.open() as catalog:
+            for step in (0, -365 * 86_400 * 10**9, -sample.time - 10**15):
+                sample.time += step
+                catalog.commit([sample.commit([b"a"], gaps=[NewGap("TAPEPOOL", "no volume")])])
+            catalog.fence([(sample.id(), 1)])
+        with sample.open() as catalog:
+            found = list(catalog.objects())
+            assert [(one.version, one.active) for one in found] == [
+                (1, False),
+                (2, False),
+                (3, True),
+            ]
+            assert found[0].at > found[1].at > found[2].at == 0
+            assert catalog.find("N1", b"a") == found[2]
+            volume = sample.volumes["DISKPOOL"].volume
+            held = list(catalog.held_spans(volume, [one.aggregate for one in found]))
+            assert [spans.committed for spans in held] == [1, 2, 3]
+            assert len(catalog.gaps()) == 3
+
     def test_inode_numbers_may_have_64_bits(self, sample: Sample) -> None:
         """As network and overlay file systems make them: a store there must be made and opened."""
         for pool, entry in sample.volumes.items():
