@@ -10,6 +10,8 @@ import os
 import re
 import uuid
 from contextlib import contextmanager, suppress
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,21 +45,22 @@ def draft_of(path: str) -> Iterator[str]:
     _sweep(path)
     draft = f"{path}.{uuid.uuid4().hex}.new"
     # Not on the file itself: closing it would drop the locks that SQLite may hold there by then, under its later name.
-    lock = _made(draft + _MAKING)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.close(_made(draft))
-        yield draft
-    finally:
-        _remove(draft)
-        os.close(lock)
+    with _made(draft + _MAKING) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _made(draft).close()
+            yield draft
+        finally:
+            _remove(draft)
 
 
-def _made(path: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    os.fchmod(fd, 0o600)  # whatever the umask takes away; SQLite's other files get the same
-    return fd
+def _made(path: str) -> FileIO:
+    """A new file, as an object: an interrupt that strikes before anybody knows of it leaves no descriptor, and no lock, behind."""
+    file = FileIO(path, "x+", opener=partial(os.open, mode=0o600))  # private from the start
+    os.fchmod(
+        file.fileno(), 0o600
+    )  # whatever the umask takes away; SQLite's other files get the same
+    return file
 
 
 def _sweep(path: str) -> None:

@@ -6,9 +6,11 @@ old copy in the place of a newer catalog, which would hand out live data as free
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sqlite3
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from fanout.catalog import CatalogReader
 from fanout.catalog.backup import backup
 from fanout.errors import CatalogError, CatalogStale, CatalogVersion
 from tests.store.test_rebuild import put, small
+from tests.strike import Striker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -215,3 +218,26 @@ def test_a_backup_of_a_store_that_rested_is_as_good(small: SmallSite) -> None:
     with small.open() as store:
         put(small, store, {b"late": b"2" * 5000})
         assert store.get("N1", b"early").read() == b"1" * 5000
+
+
+# A file that nobody came to know of is closed with its object, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_anywhere_leaves_no_lock_behind(sample: Sample) -> None:
+    """Of a draft: with it nobody would take it for left over, and its file stayed for as long as the process lives."""
+    sample.create()
+    target, point, struck = sample.path.with_name("copy.db"), 1, True
+    while struck:
+        striker = Striker(point)
+        try:
+            sys.setprofile(striker)
+            backup(sample.path, target, force=True)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        struck, point = striker.struck, point + 1
+        assert point < 1000, listing(sample.path.parent)  # each looks at all that is left over
+    assert point > 100
+    gc.collect()
+    backup(sample.path, target, force=True)
+    assert not [name for name in listing(sample.path.parent) if ".new" in name]
