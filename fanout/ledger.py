@@ -17,6 +17,7 @@ What it promises:
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -51,7 +52,7 @@ class Ledger:
     Attributes:
         steady: while it is held nothing that has been committed is deleted. Whoever asks the catalog what to change of an
             aggregate, and then commits it, holds it meanwhile.
-        thinned: aggregates that lost members since `bury` last looked for spent copies, or have some that wait; None: it has not looked yet.
+        thinned: aggregates that had lost members when `bury` last looked for spent copies, and have some that wait; None: it has not looked yet.
 
     Args:
         catalog: open for writing.
@@ -77,6 +78,7 @@ class Ledger:
         self._told: dict[tuple[bytes, int], threading.Event] = {}
         self.steady = threading.RLock()
         self.thinned: set[bytes] | None = None
+        self._thinning: deque[bytes] = deque()  # aggregates that have lost members since
         make = partial(Committer, catalog, settled=self._settled, deadline=commit_deadline)
         if flush_before_acknowledge:
             self._committer = make(durable=self._durable)
@@ -154,9 +156,6 @@ class Ledger:
             told.wait()  # callers are woken before the scribe has the records
         finally:
             del self._told[key]
-        if self.thinned is not None:
-            living = (one for one in commit.deletions if one.members is not None)
-            self.thinned.update(one.entry.aggregate for one in living)
         return csn
 
     def bury(self) -> int:
@@ -172,6 +171,10 @@ class Ledger:
             if self.refusal is not None:
                 return 0
             taken = self._scribe.take_deletes(self._pools.volumes(), self._catalog)
+            while self._thinning:
+                aggregate = self._thinning.popleft()
+                if self.thinned is not None:
+                    self.thinned.add(aggregate)
             nobody = self.thinned is not None and not self.thinned
             spent = [] if nobody else self._catalog.spent(self.thinned)
             left = self._scribe.move_out(spent, self._catalog) if spent else {}
@@ -240,6 +243,8 @@ class Ledger:
             _, holdings = self._pending.pop(id(commit), (commit, ()))
         if csn is None:
             return  # whoever wrote it gives it back; if nobody does, the pools quarantine it
+        # Not when the caller goes on: an interrupt may have struck it, and nobody would look at them before the next opening.
+        self._thinning += (d.entry.aggregate for d in commit.deletions if d.members is not None)
         for span, pools in holdings:
             self._pools.commit(span, pools)
 

@@ -10,7 +10,7 @@ import random
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,6 +25,7 @@ from fanout.errors import (
     UnknownPool,
 )
 from fanout.format import Op
+from fanout.ledger import Ledger
 from fanout.rebuild import rebuild_catalog
 from fanout.scribe import Scribe
 from fanout.types import ObjectKind
@@ -530,6 +531,30 @@ def test_an_audit_calls_nothing_damaged_that_was_deleted_meanwhile(small: SmallS
 
         report = audit_stgpool(store, "COPYPOOL1", on_progress=overtake)
         assert (report.objects, report.damaged, report.unasked) == (2, (), ())
+
+
+def test_an_interrupt_behind_the_commit(small: SmallSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of an active-data pool holds nothing any more: the next deletion, whatever it deletes, gives its space back."""
+    with small.locked("ACTIVEDATAPOOL"), small.open(lock_wait=0) as store:
+        put(store, {b"a": b"1" * 5000, b"b": b"2" * 5000})
+    with small.open() as store:
+        put(store, {b"b": b"3" * 5000, b"c": b"4" * 5000})
+        assert copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL").copied_objects == 1
+        assert store.delete("N1", b"c").waiting_bytes == 0  # nothing is left to be looked for
+        hand_in = Ledger._hand_in
+
+        def interrupted(*arguments: Any) -> int:
+            hand_in(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "_hand_in", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.delete("N1", b"a")
+        assert store.catalog.waiting_bytes() > 0
+        assert store.delete("N1", b"b").waiting_bytes == 0
+        assert store.catalog.waiting_bytes() == 0
+    sound(small)
 
 
 def test_deletes_are_forgotten_when_everybody_has_them(small: SmallSite) -> None:
