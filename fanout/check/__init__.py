@@ -28,7 +28,7 @@ from fanout.catalog import CatalogReader, writer_lock
 from fanout.check.copies import CopyCheck
 from fanout.check.findings import RECONCILE, SEND, CheckReport, Findings, Problem
 from fanout.check.volumes import VolumeCheck
-from fanout.config import Config
+from fanout.config import Access, Config
 from fanout.copying import bad_members
 from fanout.errors import CatalogError, InterfaceError, PoolUnavailable
 from fanout.evidence import Coverage
@@ -139,7 +139,10 @@ class _Check:
         self._kinds = {pool.name: pool.kind for pool in self._catalog.pools()}
         self._findings.total = sum(usage.live_bytes for usage in self._catalog.usage())
         moved = {pool.name for pool in self._config.pools.values() if pool.moved}
-        checker = VolumeCheck(self._catalog, self._engine, self._findings, moved=moved)
+        written = {p.name for p in self._config.pools.values() if p.access is Access.READWRITE}
+        checker = VolumeCheck(
+            self._catalog, self._engine, self._findings, moved=moved, written=written
+        )
         for entry in self._catalog.volumes():
             volume = checker.check(entry, lock_wait)
             if volume is not None:

@@ -28,6 +28,7 @@ REFILL: Final = (
 )
 APPEND: Final = "the next opening for writing appends what is missing"
 REWRITE: Final = "the next opening for writing writes it anew"
+RESTING: Final = "once the configuration has the pool with access readwrite, "
 SEND: Final = "look for the medium that was lost; or send the object again, and give this version up with 'fanout delete NODE NAME --version V'"
 
 

@@ -10,6 +10,7 @@ from fanout.ahead import ReadAhead
 from fanout.check.findings import (
     APPEND,
     REBUILD,
+    RESTING,
     REWRITE,
     Problem,
     give_up,
@@ -61,6 +62,7 @@ class VolumeCheck:
         engine: that reads.
         findings: takes what is wrong.
         moved: pools whose files were moved to another kind of file system on purpose.
+        written: pools that an opening for writing writes to.
 
     Attributes:
         catalog_is_older: a volume says so, and was not looked at.
@@ -73,9 +75,10 @@ class VolumeCheck:
         findings: Findings,
         *,
         moved: Collection[str],
+        written: Collection[str],
     ) -> None:
         self._catalog, self._engine, self._findings = catalog, engine, findings
-        self._moved = moved
+        self._moved, self._written = moved, written
         self.catalog_is_older = False
         self._ahead = ReadAhead()
 
@@ -126,6 +129,10 @@ class VolumeCheck:
             )
             return None
 
+    def _mend(self, volume: Volume, opening: str) -> str:
+        """What an opening for writing does, and when it does."""
+        return opening if volume.pool in self._written else RESTING + opening
+
     def _check_superblocks(self, volume: Volume, entry: VolumeEntry) -> None:
         newest = volume.superblock
         if (newest.size, newest.granule) != (entry.size, entry.granule):
@@ -142,11 +149,11 @@ class VolumeCheck:
                 )
             except FanoutError as error:
                 what = f"superblock {'AB'[copy]} is damaged: {without_path(error, volume)}"
-                self._findings.of_volume(volume, offset, what, REWRITE)
+                self._findings.of_volume(volume, offset, what, self._mend(volume, REWRITE))
                 continue
             if block.volume != newest.volume:
                 what = f"superblock {'AB'[copy]} is of volume {block.volume.hex()}"
-                self._findings.of_volume(volume, offset, what, REWRITE)
+                self._findings.of_volume(volume, offset, what, self._mend(volume, REWRITE))
 
     def _check_directory_blocks(self, volume: Volume) -> None:
         """A damaged block between good ones of its generation: what a crash tears is behind them."""
@@ -169,7 +176,8 @@ class VolumeCheck:
             for number, what in bad.items():
                 if number < last:
                     offset = block.half_offset(half) + number * block.granule
-                    mend = "harmless if nothing else is reported of this volume; " + APPEND
+                    mend = "harmless if nothing else is reported of this volume; "
+                    mend += self._mend(volume, APPEND)
                     self._findings.of_volume(volume, offset, what, mend)
 
     def _directory_blocks(self, volume: Volume, half: int) -> Iterator[tuple[int, bytes]]:
@@ -218,7 +226,9 @@ class VolumeCheck:
         dead = {entry.aggregate: entry.csn for entry in self._catalog.dead(volume.uuid)}
         for aggregate in said.keys() & dead.keys():
             what = f"its directory lacks the delete of aggregate {aggregate.hex()} by commit {dead[aggregate]}"
-            self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, APPEND)
+            self._findings.of_volume(
+                volume, records[aggregate].spans[0].offset, what, self._mend(volume, APPEND)
+            )
         last = self._catalog.last_csn()
         for aggregate in said.keys() - held.keys() - dead.keys():
             what = (
@@ -230,7 +240,7 @@ class VolumeCheck:
             self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, mend)
         for aggregate in held.keys() - said.keys():
             what = f"its directory lacks aggregate {aggregate.hex()} of commit {held[aggregate]}"
-            self._findings.of_volume(volume, None, what, APPEND)
+            self._findings.of_volume(volume, None, what, self._mend(volume, APPEND))
         for expected in self._catalog.held_spans(volume.uuid, sorted(said.keys() & held.keys())):
             record = records[expected.aggregate]
             wanted = record_of(expected)
@@ -240,7 +250,9 @@ class VolumeCheck:
                 wanted = replace(wanted, objects=0)
             if wanted.csn > record.csn:
                 what = f"its directory knows aggregate {record.aggregate.hex()} of commit {record.csn}, the catalog of {wanted.csn}"
-                self._findings.of_volume(volume, record.spans[0].offset, what, APPEND)
+                self._findings.of_volume(
+                    volume, record.spans[0].offset, what, self._mend(volume, APPEND)
+                )
                 continue
             same = replace(record, op=Op.COMMIT, spans=tuple(sorted(record.spans))) == replace(
                 wanted, spans=tuple(sorted(wanted.spans))

@@ -250,6 +250,26 @@ def test_a_directory_block_that_knew_of_a_deletion(filled: SmallSite) -> None:
         assert {entry.name for entry in store.query_objects()} == {b"C", b"D"}
 
 
+@pytest.mark.parametrize("access", ["readonly", "unavailable"])
+def test_a_directory_that_is_behind_for_as_long_as_its_pool_rests(
+    filled: SmallSite, access: str
+) -> None:
+    """No opening for writing writes there before its access is readwrite again: it says so, and then it is true."""
+    usual = filled.path.read_text()
+    section = "[pools.COPYPOOL2]"
+    filled.path.write_text(usual.replace(section, f'{section}\naccess = "{access}"'))
+    with filled.open() as store:
+        store.delete("N1", b"A")
+    problem = one(check_store(filled.path))
+    assert problem.pool == "COPYPOOL2"
+    assert "with access readwrite, the next opening for writing" in problem.mend
+    filled.path.write_text(usual)
+    problem = one(check_store(filled.path))
+    assert problem.mend.startswith("the next opening for writing")
+    filled.open().close()
+    assert check_store(filled.path).problems == ()
+
+
 def test_a_volume_that_is_not_there(filled: SmallSite) -> None:
     """Its line, and no line for everything that it held."""
     (path,) = filled.volumes("COPYPOOL2")
