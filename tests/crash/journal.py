@@ -11,6 +11,7 @@ that may be there or not, but only as a whole.
     {"delete": N, "of": [[ID, NAME], …]}     the client asks for these objects of these transactions to be deleted, together
     {"deleted": N}          it was told that they are
     {"repair": true}        from here on pools may hold what the client's receipts did not say
+    {"audit": POOL}         from here on the pool may have given up what it held: then a gap says so
     {"say": TEXT}           a word to the harness
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -87,7 +89,7 @@ class Erasure:
 
 
 class Teller:
-    """The client's side: every call is one line, written at once to the descriptor `fd`.
+    """The client's side: every call is one line, written at once to the descriptor `fd`. Any thread.
 
     Args:
         fd: of the journal.
@@ -96,6 +98,7 @@ class Teller:
 
     def __init__(self, fd: int, waits: int = -1) -> None:
         self.fd, self._waits = fd, waits
+        self._whole = threading.Lock()  # a long line is not written to a pipe in one piece
 
     def wait(self) -> bool:
         """Wait until the harness says go. False: it is gone."""
@@ -138,14 +141,19 @@ class Teller:
         """A repair is about to begin."""
         self._tell(repair=True)
 
+    def audit(self, pool: str) -> None:
+        """An audit that marks what is damaged is about to begin."""
+        self._tell(audit=pool)
+
     def say(self, text: str) -> None:
         """A word to the harness."""
         self._tell(say=text)
 
     def _tell(self, **line: Any) -> None:
         data = json.dumps(line).encode() + b"\n"
-        while data:
-            data = data[os.write(self.fd, data) :]
+        with self._whole:
+            while data:
+                data = data[os.write(self.fd, data) :]
 
 
 _ANSWERS = {"receipt", "refused", "unknown", "deleted"}
@@ -158,12 +166,14 @@ class Journal:
     Attributes:
         sent: by id, in the order in which they began.
         erasures: by number, in the order in which they were asked for.
+        audited: pools that may have given up what they held.
         words: what clients said.
         lines: as they came, for `save`.
     """
 
     sent: dict[bytes, Sent] = field(default_factory=dict)
     erasures: dict[int, Erasure] = field(default_factory=dict)
+    audited: set[str] = field(default_factory=set)
     words: list[str] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
 
@@ -204,6 +214,8 @@ class Journal:
         elif "repair" in line:
             for sent in self.sent.values():
                 sent.repaired = True
+        elif "audit" in line:
+            self.audited.add(line["audit"])
         elif "say" in line:
             self.words.append(line["say"])
 

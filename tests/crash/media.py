@@ -78,6 +78,10 @@ class Rules:
                             seen.add((primary, pool))
                             yield primary, pool, self.is_active(pool)
 
+    def primaries(self) -> set[str]:
+        """Names of the primary pools."""
+        return {name for name, pool in self.pools.items() if pool["type"] == "primary"}
+
     def is_active(self, pool: str) -> bool:
         """Whether it is an active-data pool."""
         return bool(self.pools[pool]["type"] == "active-data")

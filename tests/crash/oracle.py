@@ -149,7 +149,7 @@ class Look:
         demanded = set(self.store.rules.demanded(sent.node, sent.kind))
         for aggregate in mine:
             holders = aggregate.copies.keys()
-            for pool in demanded - set(sent.removed) - holders:
+            for pool in demanded - set(sent.removed) - holders - self.journal.audited:
                 self._note(f"V13 {sent.transaction.hex()}: {pool} lacks it, the receipt says no")
             for pool in set() if sent.repaired else set(sent.removed) & holders:
                 self._note(f"V13 {sent.transaction.hex()}: {pool} was removed, and holds it")
@@ -166,7 +166,9 @@ class Look:
         if set(aggregate.required) - {aggregate.primary} != set(demanded):
             self._note(f"V4 {named}: requires {aggregate.required}, the rules demand {demanded}")
         held = {pool: copy.members for pool, copy in aggregate.copies.items()}
-        if held.get(aggregate.primary) != everything:
+        if aggregate.primary in self.journal.audited:  # as any other
+            demanded = [aggregate.primary, *demanded]
+        elif held.get(aggregate.primary) != everything:
             self._note(f"V4 {named}: its primary {aggregate.primary} does not hold all of it")
         for pool in {*demanded, *aggregate.gaps}:
             counted = everything
@@ -487,8 +489,10 @@ def _space(store: Store) -> Iterator[str]:
 
 
 def _repair(store: Store, rules: Rules) -> Iterator[str]:
-    from fanout import backup_stgpool, copy_activedata
+    from fanout import backup_stgpool, copy_activedata, restore_stgpool
 
+    for primary in sorted({gap.pool for gap in store.query_gaps()} & rules.primaries()):
+        restore_stgpool(store, primary)
     for again in (False, True):
         for primary, pool, active in rules.repairs():
             run = copy_activedata if active else backup_stgpool

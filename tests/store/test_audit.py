@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from tests.store.conftest import MIB
 from tests.store.test_reconcile import put
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
 
     from fanout.audit import AuditReport
@@ -277,6 +279,21 @@ def test_what_another_pool_is_said_to_hold_is_read_before_good_bytes_are_given_u
                 assert store.get("N1", name, pool=pool).read() == data
 
 
+class Waited:
+    """A lock that says when somebody is about to wait for it."""
+
+    def __init__(self, lock: threading.Lock, waits: Callable[[], None]) -> None:
+        self.lock, self.waits = lock, waits
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            self.waits()
+            self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
 def test_two_audits_do_not_give_up_what_each_relies_on_the_other_for(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,11 +311,14 @@ def test_two_audits_do_not_give_up_what_each_relies_on_the_other_for(
     marking = fanout.audit._Audit._mark
     with site.open() as store, ThreadPoolExecutor(1) as other:
         running: list[Future[AuditReport]] = []
+        decided = threading.Event()  # by the other one: to wait, or what to give up
+        store.auditing = Waited(store.auditing, decided.set)  # type: ignore[assignment]
 
         def mark(audit: fanout.audit._Audit, *arguments: Any) -> None:
-            if not running:  # this one has decided; now the other one has time to decide as well
+            if audit.pool == "DISKPOOL":  # it has decided; now the other one does
                 running.append(other.submit(audit_stgpool, store, "COPYPOOL1", fix=True))
-                wait(running, timeout=0.3)
+                assert decided.wait(60)
+            decided.set()
             marking(audit, *arguments)
 
         monkeypatch.setattr(fanout.audit._Audit, "_mark", mark)
