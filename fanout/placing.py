@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fanout.engine import Engine
     from fanout.host import Host
     from fanout.policy import Lists, Verdict
-    from fanout.types import ObjectKind
+    from fanout.types import ObjectKind, Primary
 
 # Reservations for small objects: the first wishes for what the session's last transaction took, each further one for as much as
 # the aggregate holds already, so that their number grows with the logarithm, within these bounds. What is not used goes back
@@ -43,11 +43,35 @@ MAX_WISH_BYTES = 64 << 20
 
 
 class NoRoom(Exception):
-    """No pool of the chain takes the object (rule R7); carries the last refusal."""
+    """No pool of the chain takes the object (rule R7); says why, pool by pool.
 
-    def __init__(self, refusal: PoolFull | PoolUnavailable | None) -> None:
-        self.refusal = refusal
-        super().__init__(str(refusal))
+    Attributes:
+        refusals: of the pools that were asked.
+        mend: what would let one of them take it.
+    """
+
+    def __init__(
+        self,
+        chain: Sequence[Primary],
+        size: int,
+        refused: Mapping[str, PoolFull | PoolUnavailable],
+    ) -> None:
+        self.refusals = [refused[primary.pool] for primary in chain if primary.pool in refused]
+        told: list[str] = []
+        mends: dict[str, None] = {}
+        for primary in chain:
+            if not primary.accepts:
+                told.append(f"{primary.pool}: nothing new may go there")
+                mends["set access to readwrite"] = None
+            elif primary.max_size is not None and size > primary.max_size:
+                told.append(f"{primary.pool}: its max_size is {primary.max_size} bytes")
+                mends["raise max_size"] = None
+            elif (refusal := refused.get(primary.pool)) is not None:
+                told.append(str(refusal))
+                full = isinstance(refusal, PoolFull)
+                mends["add a volume" if full else "bring a volume back"] = None
+        self.mend = " or ".join(mends) or "add a volume"
+        super().__init__("; ".join(told) or "none that may be asked is left")
 
 
 class Refused(Exception):
@@ -112,7 +136,7 @@ class Placing:
         # Objects up to this size belong to the current writer without a further look.
         self.easy = -1
         self._refused: dict[str, int] = {}  # smallest size that a primary refused in this attempt
-        self._last_refusal: PoolFull | PoolUnavailable | None = None
+        self._refusals: dict[str, PoolFull | PoolUnavailable] = {}  # the last of each primary
         self._untouched = True  # no reservation was granted yet
 
     @property
@@ -141,7 +165,7 @@ class Placing:
         while True:
             index = policy.next_primary(self.destination, size, self._refused, start=start)
             if index is None:
-                raise NoRoom(self._last_refusal)
+                raise NoRoom(self.destination.chain, size, self._refusals)
             if self._try(index, name, length):
                 assert self.writer is not None
                 return self.writer
@@ -238,7 +262,7 @@ class Placing:
                 if error.pool == writer.primary and error.of_host and not ahead:
                     self._over(writer, Refused([of_refusal(error)]))  # the next one is no answer
                 if error.pool == writer.primary:
-                    self._last_refusal = error
+                    self._refusals[error.pool] = error
                     return False
                 if error.pool not in request.secondaries:
                     raise InterfaceError(

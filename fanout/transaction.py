@@ -386,13 +386,9 @@ class Transaction:
         self._stop(State.FAILED)
         size = "an unknown number of" if length is None else str(length)
         chain = " -> ".join(primary.pool for primary in self._placing.destination.chain)
-        cause = error.refusal
-        message = (
-            f"no pool of {chain} takes {quoted(name)} of {size} bytes{f' ({cause})' if cause else ''};"
-            " add a volume or raise max_size"
-        )
-        group = None if cause is None else ExceptionGroup("what refused", [cause])
-        raise self._failed("space", message) from group
+        group = ExceptionGroup("what refused", error.refusals) if error.refusals else None
+        message = f"no pool of {chain} takes {quoted(name)} of {size} bytes ({error})"
+        raise self._failed("space", f"{message}; {error.mend}") from group
 
     def _outgrown(self, name: bytes, given: int) -> NoReturn:
         """An object of unknown length does not fit its primary: begin again lower in the chain (rule R6)."""

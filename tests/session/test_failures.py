@@ -415,11 +415,12 @@ def test_no_primary_takes_it(world: World) -> None:
         world.host.pools[pool][0].size = MIB
     session = world.session()
     with pytest.raises(
-        TransactionFailed, match=r"no pool of DP -> TP takes 'E'.*add a volume"
+        TransactionFailed, match=r"no pool of DP -> TP takes 'E'.*\(DP: .*; TP: .*\); add a volume"
     ) as c:
         store(session, "AE")
     assert c.value.reason == "space"
     assert isinstance(c.value.__cause__, ExceptionGroup)
+    assert len(c.value.__cause__.exceptions) == 2
     assert world.host.held()["DP"] == ""
     assert store(session, "A") == 1
     world.at_rest()
