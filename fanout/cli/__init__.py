@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import click
 
 import fanout
-from fanout.cli.exits import Exit, complain, deafen, leave, stand_in, tell_usage
+from fanout.cli.exits import Exit, complain, deafen, leave, place_of_option, stand_in, tell_usage
 from fanout.cli.interrupts import heard
 
 
@@ -127,7 +127,12 @@ class Face(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Remember ``--json`` before anything can be wrong with the rest."""
         ctx.ensure_object(dict)["json"] = "--json" in args
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            better = place_of_option(error)
+            tell_usage(ctx, better)
+            raise better from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn expected errors into a line and an exit code."""
@@ -136,8 +141,9 @@ class Face(click.Group):
             with heard(), screen.Told():
                 return super().invoke(ctx)
         except click.UsageError as error:
-            tell_usage(ctx, error)
-            raise
+            better = place_of_option(error)
+            tell_usage(ctx, better)
+            raise better from None
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (Exception, KeyboardInterrupt) as error:

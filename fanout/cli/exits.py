@@ -205,6 +205,8 @@ def room(reasons: Iterable[str]) -> str:
     return typed(ROOM) if any(map(errors.PoolFull.explains, reasons)) else ""
 
 
+# Options that many commands have, and how each is written.
+_OF_COMMANDS = {"--config": "--config FILE", "-c": "-c FILE", "--json": "--json"}
 _CITED = re.compile(
     r"\bfanout (?:init|put|get|delete|check|query [a-z]+|(?:backup|restore|audit) stgpool|backup catalog"
     r"|copy activedata|retire volume|rebuild catalog)\b(?! -c )"
@@ -256,6 +258,19 @@ def tell_usage(ctx: click.Context, error: click.UsageError) -> None:
         where = error.ctx.command_path if error.ctx else "fanout"
         mend = f"'{where} --help' shows what there is."
         _tell_json("UsageError", Verdict(Exit.USAGE, error.format_message(), mend))
+
+
+def place_of_option(error: click.UsageError) -> click.UsageError:
+    """What to say of a command's option that stands before the command's name."""
+    if not (
+        isinstance(error, click.NoSuchOption)
+        and error.option_name in _OF_COMMANDS
+        and error.ctx
+        and isinstance(error.ctx.command, click.Group)
+    ):
+        return error
+    stands = f"{error.option_name} stands behind the command, as in 'fanout query gap {_OF_COMMANDS[error.option_name]}'"
+    return click.UsageError(stands, error.ctx)
 
 
 def _tell_json(kind: str, verdict: Verdict) -> None:

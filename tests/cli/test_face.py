@@ -108,6 +108,26 @@ def test_unknown_command_names_the_near_one() -> None:
     assert "Did you mean 'demo'?" in result.output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "x.toml", "query", "gap"],
+        ["-c", "x.toml", "query", "gap"],
+        ["query", "--config", "x.toml", "gap"],
+        ["--json", "query", "gap"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_before_its_command_is_told_where_it_stands(words: list[str]) -> None:
+    """It was "no such option '--config'", from a program whose every other message speaks of --config."""
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == Exit.USAGE
+    option = next(word for word in words if word.startswith("-"))
+    assert f"{option} stands behind the command, as in 'fanout query gap {option}" in result.stderr
+    if option == "--json":
+        assert json.loads(result.stdout)["error"]["exit_code"] == Exit.USAGE
+
+
 OUTCOME = Outcome(OutcomeCode.ERROR, Phase.WRITE, 4096, 4096, 0, errno.EIO, FaultClass.DEVICE)
 
 
