@@ -99,7 +99,7 @@ def audit_stgpool(
         CatalogError: the gaps could not be recorded.
         CommitUnknown: the catalog failed in the middle of a commit; open the store again.
     """
-    name = store.config.pool(pool).name
+    name = store.configured_pool(pool).name
     if fix and store.read_only:
         raise InterfaceError(f"{store.config.path}: the store is open read-only")
     audit = _Audit(store, name, fix, on_progress)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fanout.config import Access
 from fanout.errors import CatalogError
 from fanout.making import volume_of_store
+from fanout.pool import unused_volume
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -17,7 +18,19 @@ if TYPE_CHECKING:
     from fanout.catalog import CatalogReader, VolumeEntry
     from fanout.config import Config
     from fanout.engine import Engine
+    from fanout.pool import VolumeStatus
     from fanout.pools import PoolSet
+
+# Why a path of the configuration is not used.
+OTHER_POOL = "it is a volume of pool {}: name it there"
+MOVED = "it is a volume of this store, which the catalog knows as {}; if it was moved, 'fanout rebuild catalog --force' takes it in"
+LEFT_OUT = "it is a volume of this store that the catalog does not know; 'fanout rebuild catalog --force' takes in what it holds"
+# What such a one held is a gap already.
+GIVEN_UP = "it is a volume of this store that was given up; 'fanout rebuild catalog --force --take-retired' takes in what it holds"
+UNKNOWN = (
+    "the catalog does not know it; 'fanout init --add' makes a new volume there. If an old one of this store is only away, "
+    "bring it back, and 'fanout rebuild catalog --force' takes it in"
+)
 
 _log = logging.getLogger("fanout.store")
 
@@ -33,38 +46,58 @@ def warn_of_absent(pools: PoolSet) -> None:
 
 def look_at_paths(
     config: Config, catalog: CatalogReader, engine: Engine, *, read_only: bool
-) -> None:
-    """Warn of paths of the configuration that the catalog does not know; refuse to write where it knows their volumes elsewhere.
+) -> list[VolumeStatus]:
+    """Warn of what only one of configuration and catalog knows; refuse to write where the catalog knows its volumes elsewhere.
+
+    Returns:
+        Of these, what may hold objects that nobody reads, or should take some that it does not.
 
     Raises:
         CatalogError: the same volume is there twice. A store that was copied would write into the one that it was copied from.
     """
-    known = {entry.volume: entry for entry in catalog.volumes()}
-    retired = {entry.path for entry in catalog.retired()}
-    for pool, path, listed in _paths_unknown(config, known.values()):
-        found = None if path in retired else volume_of_store(engine, path, catalog.store_id)
-        entry = known.get(found.volume) if found else None
-        if entry and os.path.exists(entry.path):
-            if os.path.samefile(path, entry.path):
+    volumes = catalog.volumes()
+    unused = []
+    for entry in volumes:
+        if entry.pool not in config.pools:
+            why = (
+                f"{config.path} has no such pool; write [pools.{entry.pool}] there again, or give up what it holds: "
+                "'fanout retire volume'"
+            )
+            unused.append(unused_volume(entry.pool, entry.path, why, entry))
+    known = {entry.volume: entry for entry in volumes}
+    retired = catalog.retired()
+    given_up = {one.path for one in retired} | {one.volume for one in retired}
+    for pool, path, listed in _paths_unknown(config, volumes):
+        found = None if path in given_up else volume_of_store(engine, path, catalog.store_id)
+        there = known.get(found.volume) if found else None
+        if there and os.path.exists(there.path):
+            if os.path.samefile(path, there.path):
                 continue
             if not read_only:
                 raise CatalogError(
                     catalog.path,
-                    f"{path} is a volume that the catalog knows as {entry.path}, and both are there: was the store copied or "
+                    f"{path} is a volume that the catalog knows as {there.path}, and both are there: was the store copied or "
                     "moved? 'fanout rebuild catalog --force' makes a catalog of those that fanout.toml names",
                 )
-        if found and found.pool != pool:
-            what = f"is a volume of pool {found.pool}, and is not used: name it there"
+        if found and found.volume in given_up:
+            _tell(pool, path, GIVEN_UP)
+        elif found and found.pool != pool:
+            unused.append(unused_volume(pool, path, OTHER_POOL.format(found.pool)))
+        elif there:
+            unused.append(unused_volume(pool, path, MOVED.format(there.path)))
         elif found:
-            what = (
-                "is a volume of this store, which the catalog knows under another path, and is not used; "
-                "if it was moved, 'fanout rebuild catalog --force' takes it in"
-            )
+            unused.append(unused_volume(pool, path, LEFT_OUT))
+        elif listed and path in given_up:
+            _tell(pool, path, "it was given up; 'fanout init --add' makes a new volume there")
         elif listed:
-            what = f"{'was given up' if path in retired else 'is not known to the catalog'}, and is not used; 'fanout init --add' makes a volume there"
-        else:
-            continue
-        _log.warning("%s of pool %s %s", path, pool, what)
+            unused.append(unused_volume(pool, path, UNKNOWN))
+    for one in unused:
+        _tell(one.pool, one.path, one.reason)
+    return unused
+
+
+def _tell(pool: str, path: str, why: str) -> None:
+    _log.warning("%s of pool %s is not used: %s", path, pool, why)
 
 
 def _paths_unknown(

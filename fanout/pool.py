@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LEAST_SPAN = 64 << 10
 # Seconds that other volumes of the pool come before one that failed, for each time that it did; and at most.
 SHUN, LONGEST_SHUN = 60.0, 3600.0
+UNUSED = "unused"  # state of a volume that no pool has
 FIRST_PAUSE = 1.0  # seconds until a volume is tried again; then twice as long, and so on
 
 
@@ -137,8 +138,9 @@ class VolumeStatus:
     Attributes:
         pool: name.
         path: file or device.
-        volume: UUID.
-        state: ``available``, ``full``, ``failed``, ``unavailable`` or ``read-only``.
+        volume: UUID; empty: the catalog does not know it.
+        state: ``available``, ``full``, ``failed``, ``unavailable``, ``read-only``, or ``unused``: configuration and catalog do not
+            both know it.
         reason: why it cannot be written.
         epoch: of its last opening.
         size: of the volume.
@@ -198,6 +200,14 @@ def status_of(pool: Pool, member: Member) -> VolumeStatus:
         quarantined=sizes[RegionState.QUARANTINED],
         live=sizes[RegionState.LIVE],
     )
+
+
+def unused_volume(
+    pool: str, path: str, reason: str, entry: VolumeEntry | None = None
+) -> VolumeStatus:
+    """A volume that is in the configuration or in the catalog (`entry`), and not in both."""
+    known, epoch, size = (entry.volume, entry.epoch, entry.size) if entry else (b"", 0, 0)
+    return VolumeStatus(pool, path, known, UNUSED, reason, epoch, size, 0, 0, 0, 0, 0)
 
 
 def directory_full(volume: Volume) -> bool:

@@ -159,7 +159,7 @@ def _reconcile(
 
 
 def _pool_of_kind(store: Store, name: str, kind: PoolKind) -> str:
-    pool = store.config.pool(name)
+    pool = store.configured_pool(name)
     if pool.kind is not kind:
         fitting = [p.name for p in store.config.pools.values() if p.kind is kind]
         there = ", ".join(fitting) or "none"

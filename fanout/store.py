@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         Span,
         TransactionRecord,
     )
+    from fanout.pool import VolumeStatus
     from fanout.volume import Volume
 
 LOCK_WAIT = 10.0  # seconds for catalog and volumes together, while a predecessor ends
@@ -100,9 +101,10 @@ class Store(StoreReader):
         pools: PoolSet,
         closing: ExitStack,
         *,
+        unused: Sequence[VolumeStatus],
         flush_before_acknowledge: bool,
     ) -> None:
-        super().__init__(config, catalog, engine, pools)
+        super().__init__(config, catalog, engine, pools, unused=unused)
         self.read_only = not isinstance(catalog, Catalog)
         self.framing: Framing | None = SpanFraming(
             catalog.store_id, block_size=engine.slot_size, volumes=PoolSet.volumes_of
@@ -231,6 +233,7 @@ class Store(StoreReader):
         """
         config = _loaded(config)
         with Catalog.open(config.store.catalog, lock_wait=lock_wait) as catalog:
+            _must_be_spelt_alike(config, catalog)
             there = {entry.name for entry in catalog.pools()}
             new = [
                 PoolEntry(secrets.token_bytes(16), pool.name, pool.kind)
@@ -281,7 +284,7 @@ class Store(StoreReader):
             CatalogBusy: another process has it open for writing.
             CatalogStale: the catalog is older than a volume.
             CatalogError: missing, damaged, not a catalog, or that of a store which this one is a copy of.
-            ConfigError: the configuration names a pool that the catalog does not know.
+            ConfigError: the configuration names a pool that the catalog does not know, or a pool or node in another case.
             VolumeError: this machine has no descriptor or no memory left for a volume. Any other trouble with a volume makes
                 that volume unavailable, and not the store.
         """
@@ -292,10 +295,11 @@ class Store(StoreReader):
                 CatalogReader(path) if read_only else Catalog.open(path, lock_wait=lock_wait)
             )
             closing.callback(catalog.close)
+            _must_be_spelt_alike(config, catalog)
             uuids = _pool_uuids(config, catalog)
             if engine is None:
                 engine = closing.enter_context(open_engine(config))
-            look_at_paths(config, catalog, engine, read_only=read_only)
+            unused = look_at_paths(config, catalog, engine, read_only=read_only)
             pools = PoolSet(
                 engine,
                 config,
@@ -315,6 +319,7 @@ class Store(StoreReader):
                 engine,
                 pools,
                 closing,
+                unused=unused,
                 flush_before_acknowledge=flush_before_acknowledge,
             )
             store._closing = closing.pop_all()
@@ -536,7 +541,7 @@ class Store(StoreReader):
         if isinstance(names, str | bytes):
             names = [names]
         encoded = None if names is None else [name_bytes(name) for name in names]
-        owner = self.config.node(node).name
+        owner = self.node_name(node)
         selection = deletion.Selection(owner, encoded, checked_kind(kind), version, keep)
         if preview:
             return deletion.preview(selection, self.catalog, self._ledger)
@@ -571,18 +576,35 @@ def _remove_files(volumes: Sequence[VolumeEntry]) -> None:
                 Path(entry.path).unlink()
 
 
+def _must_be_spelt_alike(config: Config, catalog: CatalogReader) -> None:
+    """Names are found in any case, so no two differ by that alone; else what a node has stored would be out of its sight.
+
+    Raises:
+        ConfigError: the catalog has a pool or a node by this name in another case.
+    """
+    for section, configured, known in (
+        ("pools", config.pools.keys(), {entry.name for entry in catalog.pools()}),
+        ("nodes", config.nodes.keys(), set(catalog.nodes())),
+    ):
+        spelt = {name.lower(): name for name in known}
+        for name in sorted(configured - known):
+            if name.lower() in spelt:
+                raise ConfigError(
+                    f'{catalog.path} knows it as "{spelt[name.lower()]}": write it so',
+                    path=str(config.path),
+                    key=f"{section}.{name}",
+                )
+
+
 def _pool_uuids(
     config: Config, catalog: CatalogReader, new: Sequence[PoolEntry] = ()
 ) -> Mapping[str, bytes]:
     """UUID of every configured pool: of those that the catalog knows, and of those that are being added.
 
     Raises:
-        ConfigError: the catalog does not know one of them, or knows it as something else; or it writes one, or a node, in another case.
+        ConfigError: the catalog does not know one of them, or knows it as something else.
     """
-    there = catalog.pools()
-    _refuse_other_case(config, "pools", config.pools, [entry.name for entry in there])
-    _refuse_other_case(config, "nodes", config.nodes, catalog.nodes())
-    known = {entry.name: entry for entry in (*there, *new)}
+    known = {entry.name: entry for entry in (*catalog.pools(), *new)}
     for pool in config.pools.values():
         entry = known.get(pool.name)
         if entry is None:
@@ -598,17 +620,3 @@ def _pool_uuids(
                 key=f"pools.{pool.name}.type",
             )
     return {name: entry.pool for name, entry in known.items()}
-
-
-def _refuse_other_case(
-    config: Config, section: str, names: Iterable[str], known: Sequence[str]
-) -> None:
-    """Names are found in any case, and the catalog keeps them as they were written: of one written anew nothing would be found."""
-    written = {name.lower(): name for name in known}
-    for name in names:
-        if name not in known and name.lower() in written:
-            raise ConfigError(
-                f"is {written[name.lower()]} in {config.store.catalog}: write it so, names that differ in case alone are the same",
-                path=str(config.path),
-                key=f"{section}.{name}",
-            )

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from fanout.config import Access, DeviceType
 from fanout.errors import InterfaceError, ObjectNotFound, PoolUnavailable, UnknownPool
+from fanout.pool import UNUSED
 from fanout.read import CopyReader, ObjectReader
 from fanout.types import ObjectKind, PoolKind
 from fanout.units import name_bytes, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fanout import config as configuration
     from fanout.ahead import ReadAhead
@@ -81,9 +82,16 @@ class StoreReader:
     """
 
     def __init__(
-        self, config: Config, catalog: CatalogReader, engine: Engine, pools: PoolSet
+        self,
+        config: Config,
+        catalog: CatalogReader,
+        engine: Engine,
+        pools: PoolSet,
+        *,
+        unused: Sequence[VolumeStatus] = (),
     ) -> None:
         self.config, self.catalog, self.engine, self.pools = config, catalog, engine, pools
+        self._unused = unused
         self._closed, self._process = False, os.getpid()
 
     def _must_be_open(self) -> None:
@@ -124,12 +132,12 @@ class StoreReader:
         """
         self._must_be_open()
         encoded = name_bytes(name)
-        owner = self.config.node(node).name
+        owner = self.node_name(node)
         entry = self.catalog.find(owner, encoded, kind=kind, version=version)
         if entry is None:
             which = "" if version is None else f"version {version} of "
             raise ObjectNotFound(f"{owner} has no {which}object {quoted(encoded)}")
-        wanted = None if pool is None else self.config.pool(pool).name
+        wanted = None if pool is None else self.pool_name(pool)
         copies = [
             copy
             for copy in self.catalog.copies(entry.aggregate)
@@ -202,7 +210,7 @@ class StoreReader:
         ]
 
     def query_volumes(self) -> list[VolumeStatus]:
-        """Every volume, open or not, with its state, the reason for it, and its space."""
+        """Every volume, open or not, with its state, the reason for it, and its space; also those that are in use by no pool."""
         self._must_be_open()
         # Asking a volume is what notices that the engine has let its target go.
         dead = [volume.path for volume in self.pools.volumes() if not volume.writable]
@@ -211,7 +219,7 @@ class StoreReader:
         return [
             # Only a volume that is open for writing knows its regions; of the others the catalog knows what is live.
             status if status.live else replace(status, live=live.get(status.volume, 0))
-            for status in self.pools.status()
+            for status in (*self.pools.status(), *self._unused)
         ]
 
     def query_objects(
@@ -229,9 +237,9 @@ class StoreReader:
         """
         self._must_be_open()
         return self.catalog.objects(
-            node=self._node(node),
+            node=None if node is None else self.node_name(node),
             name=None if name is None else name_bytes(name),
-            pool=self._pool(pool),
+            pool=None if pool is None else self.pool_name(pool),
             active_only=active_only,
         )
 
@@ -240,7 +248,10 @@ class StoreReader:
     ) -> list[OccupancyEntry]:
         """How much of each node lies in each pool: the way to compare pools by counts."""
         self._must_be_open()
-        return self.catalog.occupancy(node=self._node(node), pool=self._pool(pool))
+        return self.catalog.occupancy(
+            node=None if node is None else self.node_name(node),
+            pool=None if pool is None else self.pool_name(pool),
+        )
 
     def query_gaps(
         self, *, pool: str | None = None, primary: str | None = None, node: str | None = None
@@ -248,23 +259,59 @@ class StoreReader:
         """What is missing where: which pool lacks how many objects and bytes, since when, and why. The oldest first."""
         self._must_be_open()
         return self.catalog.gaps(
-            pool=self._pool(pool), primary=self._pool(primary), node=self._node(node)
+            pool=None if pool is None else self.pool_name(pool),
+            primary=None if primary is None else self.pool_name(primary),
+            node=None if node is None else self.node_name(node),
         )
 
-    def _pool(self, name: str | None) -> str | None:
-        """A pool's own name, also of one that only the catalog knows. One that nobody knows has no answer, rather than an empty one."""
-        if name is None or any(name == known.name for known in self.catalog.pools()):
-            return name
-        return self.config.pool(name).name
+    # ---- names ---------------------------------------------------------------------------------------
 
-    def _node(self, name: str | None) -> str | None:
-        """A node's own name, also of one that is not configured any more and has objects."""
+    def pool_name(self, name: str) -> str:
+        """A pool's own name, found in any case; also of one that only the catalog knows.
+
+        Raises:
+            UnknownPool: nobody knows it: it has no answer, rather than an empty one.
+        """
         try:
-            return None if name is None else self.config.node(name).name
+            return self.config.pool(name).name
         except UnknownPool:
-            if self.catalog.occupancy(node=name):
-                return name
-            raise
+            if (known := self._pool_of_the_catalog(name)) is None:
+                raise
+            return known
+
+    def node_name(self, name: str) -> str:
+        """A node's own name, found in any case; also of one that is not configured any more and has stored something.
+
+        Raises:
+            UnknownPool: nobody knows it.
+        """
+        try:
+            return self.config.node(name).name
+        except UnknownPool:
+            if (known := _in_any_case(name, self.catalog.nodes())) is None:
+                raise
+            return known
+
+    def configured_pool(self, name: str) -> configuration.Pool:
+        """What the configuration says of a pool, whose name is found in any case.
+
+        Raises:
+            UnknownPool: nothing; of a pool that the catalog knows the mend is another.
+        """
+        try:
+            return self.config.pool(name)
+        except UnknownPool:
+            if (known := self._pool_of_the_catalog(name)) is None:
+                raise
+            message = f"the catalog knows this pool, and {self.config.path} does not; write [pools.{known}] there again"
+            raise UnknownPool(known, message) from None
+
+    def _pool_of_the_catalog(self, name: str) -> str | None:
+        return _in_any_case(name, [entry.name for entry in self.catalog.pools()])
+
+
+def _in_any_case(name: str, known: Iterable[str]) -> str | None:
+    return next((one for one in known if one.lower() == name.lower()), None)
 
 
 def _pool_status(
@@ -273,7 +320,7 @@ def _pool_status(
     held: tuple[int, int],
     lacks: tuple[int, int],
 ) -> PoolStatus:
-    mine = [volume for volume in volumes if volume.pool == pool.name]
+    mine = [one for one in volumes if one.pool == pool.name and one.state != UNUSED]
     writable = [volume for volume in mine if volume.state == "available"]
     return PoolStatus(
         name=pool.name,

@@ -85,9 +85,10 @@ class CatalogReader(ContentsReader):
         return self._made(values.pool_entry, rows)
 
     def nodes(self) -> list[str]:
-        """Names of all nodes that have ever stored anything."""
-        rows = self._rows("SELECT name FROM node ORDER BY id")
-        return [name for (name,) in self._made(values.texts, rows)]
+        """Names of all nodes that ever stored something, in the order in which they first did."""
+        return self._made(
+            lambda name: values.texts(name)[0], self._rows("SELECT name FROM node ORDER BY id")
+        )
 
     def volumes(self) -> list[VolumeEntry]:
         """All volumes, in the order in which they were added."""

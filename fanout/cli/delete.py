@@ -78,7 +78,7 @@ def delete(
     which |= {"kind": ObjectKind(kind)}
     wanted = [os.fsencode(name) for name in names] or None
     with Store.open(config, read_only=preview) as store:
-        node = store.config.node(node).name
+        node = store.node_name(node)
         if wanted is None and not preview:
             count = store.delete(node, None, preview=True, **which).objects
             if count:

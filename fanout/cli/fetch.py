@@ -67,7 +67,7 @@ def find(
         ObjectNotFound: neither an object nor a tree.
     """
     found: list[ObjectEntry] = []
-    node = store.config.node(node).name
+    node = store.node_name(node)
     for name in names:
         exact = store.catalog.find(node, name, version=version)
         if exact is not None:

@@ -54,7 +54,7 @@ def audit_stgpool_command(
         Store.open(config, read_only=not fix) as store,
         screen.progress("reading", None, quiet=as_json) as bar,
     ):
-        pool = store.config.pool(pool).name
+        pool = store.configured_pool(pool).name
         report = audit_stgpool(store, pool, fix=fix, on_progress=bar.reach)
     if as_json:
         screen.emit(_audit_values(report, pool, fix=fix))

@@ -17,6 +17,7 @@ from fanout.cli.params import config_option, json_option
 from fanout.cli.store import mend
 from fanout.config import Access
 from fanout.errors import ObjectNotFound
+from fanout.pool import UNUSED
 from fanout.store import Store
 from fanout.types import PoolKind
 from fanout.units import format_size
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fanout.catalog import ObjectEntry
+    from fanout.catalog import GapEntry, ObjectEntry
     from fanout.pool import VolumeStatus
+
+
+REASONS = 8  # of gaps, on one screen
 
 
 @click.group(short_help="Pools, volumes, catalog, objects, occupancy, gaps")
@@ -52,10 +56,16 @@ def stgpool(*, pool: str | None, config: Path, as_json: bool) -> None:
     with Store.open(config, read_only=True) as store:
         rows = list(_pool_values(store, pool))
         away = _out_of_reach(store, pool)
+        # What is not configured has no row.
+        gone = {one.pool for one in store.query_gaps()} - store.config.pools.keys()
     if as_json:
         screen.emit({"pools": rows, "unreadable": away})
     else:
         _show_pools(rows)
+    if gone and not pool:
+        screen.warn(f"{', '.join(sorted(gone))}: not in {config} any more, and lacks objects")
+    if gone or any(row["lacks_objects"] for row in rows):
+        screen.warn(typed("'fanout query gap' says what is missing, why, and what closes it."))
     _warn_of(away)
 
 
@@ -87,7 +97,7 @@ def _show_pools(rows: list[dict[str, Any]]) -> None:
 
 
 def _pool_values(store: Store, only: str | None) -> Iterator[dict[str, Any]]:
-    name = store.config.pool(only).name if only else None
+    name = store.configured_pool(only).name if only else None
     for status in store.query_stgpools():
         if name not in {None, status.name}:
             continue
@@ -124,7 +134,7 @@ def _pool_values(store: Store, only: str | None) -> Iterator[dict[str, Any]]:
 def volume(*, pool: str | None, config: Path, as_json: bool) -> None:
     """Show volumes: path, size, what is on them."""
     with Store.open(config, read_only=True) as store:
-        name = store.config.pool(pool).name if pool else None
+        name = store.pool_name(pool) if pool else None
         found = [one for one in store.query_volumes() if name in {None, one.pool}]
     if as_json:
         screen.emit({"volumes": [_volume_values(one) for one in found]})
@@ -166,23 +176,30 @@ def _readable(one: VolumeStatus) -> bool:
 
 def _out_of_reach(store: Store, pool: str | None) -> list[dict[str, str]]:
     """Volumes that cannot be read, or not relied on, though nobody has said that this is meant: what they hold is no gap."""
-    only = store.config.pool(pool).name if pool else None
+    only = store.pool_name(pool) if pool else None
+    away = {one.name for one in store.config.pools.values() if one.access is Access.UNAVAILABLE}
     return [
         {
             "pool": one.pool,
             "path": one.path,
-            "what": "is not current" if _readable(one) else "cannot be read",
+            "what": _trouble(one),
             "reason": typed(one.reason),
         }
         for one in store.query_volumes()
-        if only in {None, one.pool}
-        and (one.reason or not _readable(one))
-        and store.config.pool(one.pool).access is not Access.UNAVAILABLE
+        if only in {None, one.pool} and (one.reason or not _readable(one)) and one.pool not in away
     ]
+
+
+def _trouble(one: VolumeStatus) -> str:
+    if one.state == UNUSED:
+        return "is not used"
+    return "is not current" if _readable(one) else "cannot be read"
 
 
 def _warn_of(away: list[dict[str, str]]) -> None:
     for one in away:
+        if one["what"] == "is not used":
+            continue  # the opening has said so
         lost = typed(f"fanout retire volume {shlex.quote(one['path'])}")
         screen.warn(
             f"{one['pool']}: {one['path']} {one['what']}: {one['reason']} (If it is lost for good: {lost})"
@@ -259,8 +276,8 @@ def objects(
     """
     with Store.open(config, read_only=True) as store:
         wanted = {
-            "node": store.config.node(node).name,
-            "pool": store.config.pool(pool).name if pool else None,
+            "node": store.node_name(node),
+            "pool": store.pool_name(pool) if pool else None,
         }
         entries = list(store.query_objects(active_only=not all_versions, **wanted))
         chosen = _matching(entries, names, node)
@@ -340,8 +357,8 @@ def occupancy(*, node: str | None, pool: str | None, config: Path, as_json: bool
     """Show objects and bytes by node, kind and pool."""
     with Store.open(config, read_only=True) as store:
         rows = store.query_occupancy(
-            node=store.config.node(node).name if node else None,
-            pool=store.config.pool(pool).name if pool else None,
+            node=node or None,
+            pool=pool or None,
         )
     if as_json:
         values = [{**row._asdict(), "kind": row.kind.value} for row in rows]
@@ -378,18 +395,14 @@ def gap(
 ) -> None:
     """Show gaps: what a pool should hold and does not, since when, and why.
 
-    A volume that cannot be read now is named; what it holds is no gap. The exit
-    code is 11 when the catalog is older than a volume, 7 when there is a
-    gap, 12 when there is none and a volume cannot be read, else 0, so that a
-    script need not look further.
+    A volume that cannot be read now, or is not used, is named; what it holds is no
+    gap. The exit code is 11 when the catalog is older than a volume, 7 when there
+    is a gap, 12 when there is none and a volume is named, else 0, so that a script
+    need not look further.
     """
     with Store.open(config, read_only=True) as store:
-        entries = store.query_gaps(
-            pool=store.config.pool(pool).name if pool else None,
-            primary=store.config.pool(primary).name if primary else None,
-            node=store.config.node(node).name if node else None,
-        )
-        kinds = {name: one.kind for name, one in store.config.pools.items()}
+        entries = store.query_gaps(pool=pool or None, primary=primary or None, node=node or None)
+        kinds = {one.name: one.kind for one in store.catalog.pools()}
         rows = []
         for entry in entries:
             active = kinds.get(entry.pool) is PoolKind.ACTIVE_DATA
@@ -404,7 +417,7 @@ def gap(
                 "errno": entry.errno,
                 "since": when(entry.since),
                 "aggregate": entry.aggregate.hex(),
-                "mend": mend(entry.primary, entry.pool, active=active),
+                "mend": _mend(store, entry, active=active),
             }
             if names:
                 row["names"] = [
@@ -435,23 +448,37 @@ def gap(
         ctx.exit(Exit.TARGET)
 
 
+def _mend(store: Store, entry: GapEntry, *, active: bool) -> str:
+    """What closes it: a command, which knows no pool that is not configured."""
+    command = mend(entry.primary, entry.pool, active=active)
+    gone = [name for name in (entry.primary, entry.pool) if name not in store.config.pools]
+    if not gone:
+        return command
+    return f"write [pools.{gone[0]}] into {store.config.path} again, then: {command}"
+
+
 def _show_gaps(rows: list[dict[str, Any]]) -> None:
+    """Added up: a pool that was away for a day lacks thousands of transactions, each with a gap of its own."""
+    sums: dict[tuple[str, str, str], list[int]] = {}
+    since: dict[tuple[str, str, str], str] = {}
+    for row in rows:  # the oldest first
+        key = row["pool"], row["primary"], row["node"]
+        sums[key] = [
+            a + b
+            for a, b in zip(sums.get(key, (0, 0)), (row["objects"], row["bytes"]), strict=True)
+        ]
+        since.setdefault(key, row["since"][:16].replace("T", " "))
     shown = [
-        (
-            row["pool"],
-            row["primary"],
-            row["node"],
-            f"{row['objects']:,}",
-            format_size(row["bytes"]),
-            row["since"][:16].replace("T", " "),
-        )
-        for row in rows
+        (*map(screen.plain, key), f"{objects:,}", format_size(size), since[key])
+        for key, (objects, size) in sums.items()
     ]
     headings = ("missing in", "of", "node", "objects", "bytes", "since (UTC)")
     screen.show(screen.table(headings, shown, right=(3, 4)))
-    reasons = {(row["pool"], row["reason"]): None for row in rows}
-    for pool, reason in reasons:
+    reasons = list({(row["pool"], row["reason"]): None for row in rows})
+    for pool, reason in reasons[:REASONS]:
         screen.say(f"why: {pool}: {screen.plain(typed(reason))}")
+    if len(reasons) > REASONS:
+        screen.say(f"… and {len(reasons) - REASONS:,} later reasons; --json has all of them.")
     for row in rows:
         for name in row.get("names", ()):
             screen.say(f"{row['pool']} lacks {screen.plain(name)}", whole=True)

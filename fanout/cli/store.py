@@ -64,6 +64,8 @@ def init(*, config: Path, add: bool, write_once: bool, force: bool, as_json: boo
         lost = f"everything in {shown}{more} will be lost"
         if loaded.store.catalog not in in_the_way:
             lost += "; if only the catalog is missing, 'fanout rebuild catalog' makes it anew"
+        else:
+            lost += "; 'fanout init --add' keeps it, and makes only what is new"
         screen.confirm(lost, force=force)
     with _writing(loaded, once=write_once) as on_written:
         Store.create(loaded, force=bool(in_the_way), write_once=write_once, on_written=on_written)

@@ -171,7 +171,7 @@ def test_volumes_that_changed_places_between_pools(shell: Shell, stored: bytes) 
     told = shell("rebuild", "catalog", "--force", code=None).err
     assert "is of pool DISKPOOL: name it there, not in pool COPYPOOL1" in told
     told = shell("query", "gap", code=None).err
-    assert "copypool1.vol of pool COPYPOOL1 is a volume of pool DISKPOOL, and is not used" in told
+    assert "copypool1.vol of pool COPYPOOL1 is not used: it is a volume of pool DISKPOOL" in told
     text = shell.config.read_text()
     for name, new in (
         ("copypool1.vol", "X"),

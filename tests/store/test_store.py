@@ -235,9 +235,9 @@ def test_a_name_that_is_written_in_another_case(
         site.put(store, "N1")
     before = site.path.read_text()
     site.path.write_text(before.replace(there, now).replace(f"{now}.vol", f"{there}.vol"))
-    with pytest.raises(ConfigError, match=rf"\.{now}: is {there} in .*: write it so"):
+    with pytest.raises(ConfigError, match=rf'\.{now}: .* knows it as "{there}": write it so'):
         site.open(read_only=read_only)
-    with pytest.raises(ConfigError, match=f"is {there} in"):
+    with pytest.raises(ConfigError, match=f'knows it as "{there}"'):
         Store.extend(site.path)
     site.path.write_text(before)
     with site.open(read_only=read_only) as store:
