@@ -227,7 +227,8 @@ class Store(StoreReader):
 
         Raises:
             CatalogBusy: the store is open for writing.
-            CatalogError: there is no catalog.
+            CatalogError: there is no catalog; or it could not be recorded: then the new files are removed again, but stay where nobody
+                knows whether the catalog names them.
             ConfigError: the catalog knows a pool as something else.
             VolumeError: a volume cannot be made; those made before it are removed again, and nothing is added.
         """
@@ -256,7 +257,10 @@ class Store(StoreReader):
             try:
                 catalog.add(pools=new, volumes=made)
             except BaseException:
-                _remove_files(made)
+                # A commit that failed may be there after a crash, unless another one takes its place. If none can, the files stay.
+                with suppress(CatalogError):
+                    catalog.fence(())
+                    _remove_files(made)
                 raise
         return tuple(made)
 

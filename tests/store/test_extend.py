@@ -6,11 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import fanout.store
 from fanout import Store, backup_stgpool
+from fanout.catalog import CatalogReader
 from fanout.errors import CatalogBusy, CatalogError, ConfigError, VolumeError
+from tests.sim.medium import Medium
+from tests.sim.vfs import Below, below_sqlite
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from fanout.catalog import VolumeEntry
 
 BEFORE = """
 [store]
@@ -90,6 +97,42 @@ def test_what_is_in_the_way_is_not_overwritten(config: Path) -> None:
     config.write_text(BEFORE)
     with Store.open(config) as store:
         assert [pool.name for pool in store.query_stgpools()] == ["PRIMARY"]
+
+
+@pytest.mark.parametrize("forever", [False, True])
+def test_no_file_goes_that_the_catalog_may_name_after_a_crash(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, forever: bool
+) -> None:
+    """The commit failed, its volumes were removed, and the machine died: what stood in the log counted again, and named them."""
+    config.write_text(AFTER)
+    catalog, copies = tmp_path / "catalog.db", tmp_path / "died"
+    remove = fanout.store._remove_files
+
+    def removed_and_died(volumes: Sequence[VolumeEntry]) -> None:
+        remove(volumes)
+        copies.mkdir()
+        for path in (catalog, catalog.with_name("catalog.db-wal")):
+            (copies / path.name).write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(fanout.store, "_remove_files", removed_and_died)
+    medium, synced = Medium([], catalog), 0
+
+    def fail(operation: str, path: str) -> tuple[str, bool] | None:
+        nonlocal synced
+        synced += operation == "sync"
+        struck = synced == 2 or (forever and synced > 2)  # the first one is of the log's head
+        return ("EIO sync", False) if operation == "sync" and struck else None
+
+    with below_sqlite(Below(medium)) as below:
+        below.script = fail
+        with pytest.raises(CatalogError, match="I/O"):
+            Store.extend(config)
+    medium.close()
+    assert copies.exists() != forever  # where not even another commit is possible the files stay
+    made = [tmp_path / name for name in ("p2.vol", "c.vol")]
+    assert [path.exists() for path in made] == [forever] * 2
+    with CatalogReader(copies / "catalog.db" if copies.exists() else catalog) as reader:
+        assert [entry.path for entry in reader.volumes()] == [str(tmp_path / "p1.vol")]
 
 
 def test_refused_beside_a_writer_and_without_a_catalog(config: Path, tmp_path: Path) -> None:
