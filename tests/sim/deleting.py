@@ -180,9 +180,7 @@ class Deleting:
         demand(names == sorted(name for name, _ in report.postponed), "V3", f"postponed: {names}")
         if any(reason.startswith("no volume") for _, reason in report.postponed):
             volumes = list(world.store.pools.volumes())
-            some = any(not volume.writable for volume in volumes) or len(volumes) < len(
-                world.ground.pool_of
-            )
+            some = any(not volume.writable for volume in volumes) or len(volumes) < world.volumes
             demand(some, "delete", f"volumes are there: {report.postponed}")
         for version in gone:
             sent = world.history[version.tx]

@@ -15,6 +15,7 @@ from fanout import config as configuration
 from fanout.catalog import Catalog, PoolEntry, VolumeEntry
 from fanout.engine import Engine, Target
 from fanout.making import create_volume
+from tests.sim.coming import SPARE_BYTES
 from tests.sim.medium import Medium
 from tests.sim.plan import NODES, SLOT
 
@@ -35,7 +36,11 @@ START_NS = 1_700_000_000_000_000_000
 
 
 class Ground:
-    """A site on disk, as it was made: every run on it begins and ends here."""
+    """A site on disk, as it was made: every run on it begins and ends here.
+
+    Attributes:
+        spares: a blank disk for each pool, which the configuration does not name.
+    """
 
     def __init__(self, site: Site, base: Path) -> None:
         self.site, self.base = site, base / f"site{site.number}"
@@ -44,6 +49,7 @@ class Ground:
         self.config: Config = _as_made(configuration.load(self.base / "fanout.toml"), site)
         self.catalog = self.config.store.catalog
         self.pool_of: dict[str, str] = {}
+        self.spares = {name: self.base / f"{name}-spare.vol" for name in site.pools}
         self._inodes: dict[int, int] = {}
         self._make()
         self.medium = Medium([Path(path) for path in self.pool_of], self.catalog)
@@ -62,6 +68,15 @@ class Ground:
             return found
 
         return property(told)
+
+    def put_disk(self, path: Path) -> None:
+        """A blank disk where one was removed."""
+        old = self.medium.ino_of(str(path))
+        size = len(self.medium.disks[str(path)].template)
+        path.touch(exist_ok=False)
+        os.truncate(path, size)
+        self._inodes[os.stat(path).st_ino] = self._inodes[old]
+        self.medium.put_disk(str(path))
 
     def _make(self) -> None:
         """As `Store.create`, with volumes that may run full and directories so small that they do."""
@@ -94,6 +109,11 @@ class Ground:
                             block.block_device,
                         )
                     )
+        for name, path in self.spares.items():
+            path.write_bytes(b"")
+            os.truncate(path, SPARE_BYTES)
+            self.pool_of[str(path)] = name
+            self._inodes[os.stat(path).st_ino] = len(self._inodes) + 1
         Catalog.create(
             self.catalog, store=store, pools=pools.values(), volumes=entries, clock=lambda: START_NS
         )

@@ -152,7 +152,7 @@ class LoopWorld(World):
         if counts["attempts"] != self._attempt:
             self._attempt = counts["attempts"]
             whole = sum(not volume.reason for volume in self.store.pools.volumes())
-            self._elsewhere = self._elsewhere or whole < len(self.ground.pool_of)
+            self._elsewhere = self._elsewhere or whole < self.volumes
         self._elsewhere = self._elsewhere or counts["retries"] + counts["failed"] > 0
         return not self._elsewhere
 

@@ -321,8 +321,17 @@ class Medium:
     def close(self) -> None:
         os.close(self.journal)
 
-    def path_of(self, ino: int) -> str:
-        return self._by_ino[ino].name
+    def ino_of(self, path: str) -> int:
+        return next(ino for ino, disk in self._by_ino.items() if disk.name == path)
+
+    def put_disk(self, path: str) -> None:
+        """Another file stands there, blank."""
+        disk = self.disks[path]
+        del self._by_ino[self.ino_of(path)]
+        self._by_ino[os.stat(path).st_ino] = disk
+        blank = dict.fromkeys(range(len(disk.template) // BLOCK), bytes(BLOCK))
+        disk.blocks, disk.volatile, disk.stale = blank, [], set()
+        disk.touched |= blank.keys()
 
     # ---- the volumes -----------------------------------------------------------------------------------
 

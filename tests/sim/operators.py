@@ -19,6 +19,7 @@ from fanout.store import Store
 from tests import independent_reader
 from tests.sim import holdings, losses, threads
 from tests.sim.beside import Audits, audit_at_once
+from tests.sim.coming import Grow, grow
 from tests.sim.deleting import Deleting, versions
 from tests.sim.oracle import DELETE, Books, check_gaps, comparable, demand
 from tests.sim.oracle import audit as judge
@@ -76,6 +77,8 @@ class Operators:
                 self._retire(step)
             elif isinstance(step, Rebuild):
                 self._lose_catalog(step)
+            elif isinstance(step, Grow):
+                grow(self.world, step)
 
     def work(self, episode: Episode) -> None:
         """What operators do when the clients are done."""
@@ -270,7 +273,7 @@ class Operators:
 
     # ---- volumes that are lost -------------------------------------------------------------------------------
 
-    def _begin_closed(self, salt: object) -> None:
+    def begin_closed(self, salt: object) -> None:
         """The store is closed, and a command works on it."""
         world = self.world
         threads.use(threads.Scheduler(world.rng("threads", "closed", salt)))
@@ -278,15 +281,15 @@ class Operators:
         world.disarm()
         world.proved.clear()
 
-    def _end_closed(self) -> None:
+    def end_closed(self) -> None:
         self.world.take()
         self.world.live = self.world.books().live()
         self.world.look_away()
 
     def _retire(self, step: Retire) -> None:
         world = self.world
-        path = str(world.ground.config.pools[step.pool].volumes[step.volume].path)
-        self._begin_closed(step.id)
+        path = str(world.config.pools[step.pool].volumes[step.volume].path)
+        self.begin_closed(step.id)
         before = world.books()
         if path not in {volume["path"] for volume in before.volumes}:
             world.look_away()
@@ -308,23 +311,20 @@ class Operators:
             after = world.books()
         self._check_retired(path, step.pool, before, after, report)
         world.counts["retired"] += 1
-        self._end_closed()
+        self.end_closed()
         if step.anew:
             self._make_anew()
 
     def _perhaps_lose_power(self, step: Retire) -> None:
         world = self.world
         if step.cut:
-            world.take()
-            world.look_away()
-            world.counts["lost"] += world.medium.lose(world.rng("loss", step.id), "all")
-            world.note("power lost")
+            world.lose_all(step.id)
 
     def _give_up_volume(self, path: str) -> RetireReport | None:
         world = self.world
         world.look_away()
         try:
-            report = retire_volume(world.ground.config, path, lock_wait=0)
+            report = retire_volume(world.config, path, lock_wait=0)
         except CatalogError as error:
             world.note(f"{path} is not given up: {error!r}")
             demand(world.script, "retire", f"{error!r}")
@@ -365,11 +365,11 @@ class Operators:
     def _make_anew(self) -> None:
         """Other volumes take the places of those that were given up."""
         world = self.world
-        self._begin_closed("extend")
-        made = Store.extend(world.ground.config, force=True, lock_wait=0)
+        self.begin_closed("extend")
+        made = Store.extend(world.config, force=True, lock_wait=0)
         demand({entry.path for entry in made} == set(self.away), "extend", f"{made}")
         self.away.clear()
-        self._end_closed()
+        self.end_closed()
 
     # ---- a lost catalog --------------------------------------------------------------------------------------
 
@@ -377,13 +377,13 @@ class Operators:
         """V16: what was deleted does not come back, and what lay on volumes that have come back is held again."""
         world = self.world
         world.quietly(step.id)
-        self._begin_closed(step.id)
+        self.begin_closed(step.id)
         was = world.books()
         world.look_away()
         found = {path: away for path, away in self.away.items() if away.kept is not None}
         aside = self._is_left_aside(step, was, found)
         back = {} if aside else found
-        none = not back and len(self.away) == len(world.ground.pool_of)
+        none = not back and len(self.away) == world.volumes
         if none or holdings.ill(was, world.known.rot) or not self._all_is_told(was, back):
             world.note("the catalog is not lost: the volumes know less")
             return
@@ -391,7 +391,7 @@ class Operators:
             assert away.kept is not None
             losses.find_disk(world.medium.disks[path], away.kept)
         losses.lose_catalog(world.medium)
-        report = rebuild_catalog(world.ground.config, take_retired=not aside, lock_wait=0)
+        report = rebuild_catalog(world.config, take_retired=not aside, lock_wait=0)
         losses.adopt_catalog(world.medium)
         now = world.books()
         words = "left aside" if aside else "come back"
@@ -406,11 +406,11 @@ class Operators:
         for path in back:
             del self.away[path]
         self._check_rebuilt(was, now, back)
-        self._end_closed()
+        self.end_closed()
 
     def _is_left_aside(self, step: Rebuild, was: Books, found: Mapping[str, Away]) -> bool:
         """Whether volumes that have come back stay away for the rebuild. It needs others, which know what is held and that these were given up."""
-        others = len(self.away) < len(self.world.ground.pool_of)
+        others = len(self.away) < self.world.volumes
         wanted = self.world.rng("aside", step.id).random() < LEFT_ASIDE
         return bool(found) and wanted and others and self._all_is_told(was, {})
 
@@ -453,7 +453,7 @@ class Operators:
             was = world.books()
             if not world.history or not was.aggregates or holdings.ill(was, world.known.rot):
                 return
-            report = rebuild_catalog(world.ground.config, into=path, lock_wait=0)
+            report = rebuild_catalog(world.config, into=path, lock_wait=0)
             demand(not report.skipped and not report.lost, "V16", f"{report}")
             now = Books.of(str(path))
             demand(comparable(now) == comparable(was), "V16", "the rebuilt catalog is another one")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fanout.types import ObjectKind
-from tests.sim import beside, steps
+from tests.sim import beside, coming, steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -346,4 +346,5 @@ def draw(seed: int) -> Plan:
     made = _Draw(seed)
     episodes = tuple(made.episode() for _ in range(made.rng.randint(1, 3)))
     episodes = steps.drawn(made, seed, episodes)
-    return Plan(seed, made.site, beside.drawn(made, seed, episodes))
+    episodes = beside.drawn(made, seed, episodes)
+    return Plan(seed, made.site, coming.drawn(made, seed, episodes))

@@ -22,6 +22,7 @@ from fanout.types import Phase
 from tests.sim import threads
 from tests.sim.beside import Mend, Mending, configured
 from tests.sim.client import Sending
+from tests.sim.coming import Vanish, grown, vanish
 from tests.sim.deleting import Deleting
 from tests.sim.ground import LATE, START_NS, new_engine
 from tests.sim.holdings import less, meets
@@ -45,8 +46,10 @@ from tests.sim.vfs import Below, below_sqlite
 
 if TYPE_CHECKING:
     import sqlite3
+    from pathlib import Path
 
-    from fanout.engine import Engine
+    from fanout.config import Config
+    from fanout.engine import Engine, Fault
     from fanout.volume import Volume
     from tests.sim import plan as plans
     from tests.sim.ground import Ground
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
 COUNTED = (
     "sessions", "attempts", "committed", "retries", "failed", "cuts", "lost", "faults", "catalog faults", "operations",
     "audits", "rebuilds", "switches", "deleted", "rotten", "marked", "retired", "lost for good", "catalogs lost",
-    "found again", "left aside", "came back", "beside",
+    "found again", "left aside", "came back", "beside", "vanished", "grown",
 )  # fmt: skip
 REBUILD_EVERY = 8  # of so many plans one is rebuilt from its volumes at the end
 _CARRIED = struct.Struct("=4QqqQHBBI")  # how an operation stands in the trace: without its inode
@@ -78,6 +81,8 @@ class World:
         known: what clients were told and what was done to the store.
         history: of that the transactions, by their ids in hexadecimal digits.
         cut_off: those whose clients do not know how they ended, with their attempt.
+        spares: pool and path of volumes that were added.
+        vanished: disks on which everything fails until the store is closed or healed, and how.
         rebuild: the catalog is rebuilt from the volumes at the end, too.
         hanging: pools in which something may hang.
         lines: what happened, if `keep_trace`.
@@ -97,6 +102,9 @@ class World:
         self.known = Known()
         self.history = self.known.history
         self.cut_off: dict[str, tuple[plans.Session, plans.Transaction, int]] = {}
+        self.spares: list[tuple[str, Path]] = []
+        self.vanished: list[Fault] = []
+        self._lines: list[Fault] = []
         self.hanging: set[str] = set()
         self.lines: list[str] | None = [] if keep_trace else None
         self.counts: dict[str, int] = dict.fromkeys(COUNTED, 0)
@@ -172,7 +180,7 @@ class World:
         threads.use(scheduler)
         self.disarm()
         self._ailing = False
-        self.hanging = set()
+        self.hanging, self.vanished = set(), []
         self.medium.begin()
         self.engine = new_engine(self.rng("engine", salt).getrandbits(32))
         self.engine.record_to(self.medium.journal)
@@ -218,7 +226,7 @@ class World:
             self.break_down(episode)
         try:
             store = self.store = Store.open(
-                configured(self.ground.config, episode), engine=self.engine, lock_wait=0,
+                configured(self.config, episode), engine=self.engine, lock_wait=0,
                 flush_before_acknowledge=bool(episode and episode.flush_first),
             )  # fmt: skip
         except FanoutError as error:
@@ -273,11 +281,28 @@ class World:
         pools = store.config.pools
         return [v for v in store.pools.volumes() if pools[v.pool].access is Access.READWRITE]
 
+    @property
+    def config(self) -> Config:
+        """With the volumes that were added."""
+        return grown(self.ground.config, self.spares)
+
+    @property
+    def volumes(self) -> int:
+        """How many the configuration names."""
+        return sum(len(pool.volumes) for pool in self.config.pools.values())
+
     # ---- power, and what the disks see ---------------------------------------------------------------
 
     def powered(self) -> bool:
         self.take()
         return not self.medium.dark
+
+    def lose_all(self, salt: object) -> None:
+        """The power fails while nobody has the store open: nothing that matters may be lost."""
+        self.take()
+        self.look_away()
+        self.counts["lost"] += self.medium.lose(self.rng("loss", salt), "all")
+        self.note("power lost")
 
     def take(self) -> None:
         """Look at what the engine has done since."""
@@ -348,6 +373,7 @@ class World:
 
     def thaw(self) -> None:
         """Nothing fails any more."""
+        self.vanished = []
         self.engine.set_faults([])
         self._come_back()
         self.script, self._below.reads = [], False
@@ -371,11 +397,13 @@ class World:
             except BaseException as error:
                 self._wrong.append(error)
 
-        def operate(step: Delete | Mend) -> None:
+        def operate(step: Delete | Mend | Vanish) -> None:
             alone = not episode.together
             try:
                 if isinstance(step, Delete):
                     Deleting(self, step, alone=alone).run()
+                elif isinstance(step, Vanish):
+                    vanish(self, step, alone=alone)
                 else:
                     Mending(self, step, alone=alone).run()
             except threads.End:
@@ -385,7 +413,7 @@ class World:
 
         running = []
         for number, session in enumerate((*episode.sessions, None)):
-            due = [step for step in episode.steps if isinstance(step, Delete | Mend)]
+            due = [step for step in episode.steps if isinstance(step, Delete | Mend | Vanish)]
             for step in due:
                 if step.after != number:
                     continue
@@ -437,10 +465,16 @@ class World:
                     lines.append(fault_of(fault, volume.target))
                     if fault.action in ("never", "late"):
                         self.hanging.add(fault.pool)
-        self.engine.set_faults(lines)
-        self._ailing = bool(lines)
+        self._lines = lines
+        self.fail()
         self.script = [[fault, 0] for fault in part.catalog_faults]
         self._below.reads = any(fault.operation == "read" for fault in part.catalog_faults)
+
+    def fail(self) -> None:
+        """What is to fail fails from now on, and what has vanished is gone."""
+        lines = [*self.vanished, *self._lines]
+        self.engine.set_faults(lines)
+        self._ailing = bool(lines)
 
     def _resend(self) -> None:
         """What was cut off is sent again, also if it was stored: then nothing may be stored twice."""
