@@ -4,16 +4,21 @@
 
     python -m tests.sim.bugs [--limit SEEDS] [--core I/N] [--again] [NAME …]
 
-Prints how many seeds each one took. The product has no switch for any of them: the patch is applied to a copy in a temporary
-directory, where a C source is compiled again, and the seeds run there in a process of their own. A patch that no longer fits is an error.
+Prints the first seed that finds each one, counted from 1, and how many were run before it and with it. The product has no switch for
+any of them: the patch is applied to a copy in a temporary directory, where a C source is compiled again, and the seeds run there in a
+process of their own. A patch that no longer fits is an error.
 
-With `--again` a bug is looked for first with the seed that found it in the latest run that is stored in tests/sim/results, and from the
-first seed on only if that one does not find it any more.
+A bug may say what a plan must have in it for the bug to strike (tests/sim/features.py). Seeds that draw it come first, the others after
+them. It is found within the limit if the seed itself lies below it, so those that were passed over count.
+
+With `--again` a bug is looked for first with the seeds that found it in the latest runs that are stored in tests/sim/results, and among all
+of them only if none of these finds it any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -23,9 +28,10 @@ import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.sim import compile_once
+from tests.sim.features import in_order
 from tests.sim.ground import scratch
 
 if TYPE_CHECKING:
@@ -36,6 +42,7 @@ RESULTS = Path(__file__).parent / "results"
 OBJECTS = ROOT / "build" / "objects"  # of C sources, by what they are made of
 LIMIT = 10_000
 CHUNK = 100  # seeds of one process
+REMEMBERED = 3  # seeds that found a bug once
 CLUMSY = (
     "SyntaxError",
     "NameError",
@@ -52,14 +59,24 @@ class Bug:
     Attributes:
         name: what is wrong.
         edits: file, what stands there, what stands there instead.
+        wants: what a plan must have in it, or it is looked at last.
     """
 
     name: str
     edits: tuple[tuple[str, str, str], ...]
+    wants: tuple[str, ...] = ()
 
 
-def _bug(name: str, *edits: str) -> Bug:
-    return Bug(name, tuple(zip(edits[::3], edits[1::3], edits[2::3], strict=True)))
+class Found(NamedTuple):
+    """The seed, counted from 1, what it found, and how many seeds were run."""
+
+    seed: int
+    what: str
+    run: int
+
+
+def _bug(name: str, *edits: str, wants: tuple[str, ...] = ()) -> Bug:
+    return Bug(name, tuple(zip(edits[::3], edits[1::3], edits[2::3], strict=True)), wants)
 
 
 BUGS = (
@@ -118,9 +135,11 @@ BUGS = (
          "    set_state(m, slot, state);\n    m->slots_changed", "    push_free(m, slot);\n    m->slots_changed"),
     _bug("a region is free while its writes are in flight", "fanout/aggregate.py",
          "drained = everyone if over else self.stream.drained(timeout=timeout)", "drained = everyone",
-         "fanout/aggregate.py", "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = {self.pools[t] for t in drained}"),
+         "fanout/aggregate.py", "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = {self.pools[t] for t in drained}",
+         wants=("hangs", "at once")),
     _bug("regions of a hung target are given back", "fanout/aggregate.py",
-         "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = set(self.pools.values())"),
+         "free = {self.pools[t] for t in drained if t.state != \"detached\"}", "free = set(self.pools.values())",
+         wants=("hangs", "at once")),
     _bug("live regions are forgotten at opening", "fanout/volume.py",
          "            allocator.adopt(live)", "            pass"),
     _bug("a committed span keeps one granule too little", "fanout/pools.py",
@@ -149,7 +168,8 @@ BUGS = (
     _bug("a repair closes its gap without a copy", "fanout/reconcile.py",
          "        if new:\n            places", "        lacking = set() if len(before) % 2 else lacking\n        if new and not len(written) % 2:\n            places"),
     _bug("copy_continue is ignored", "fanout/policy.py",
-         "    if lists.destination.copy_continue:\n        return False\n", "    return False\n"),
+         "    if lists.destination.copy_continue:\n        return False\n", "    return False\n",
+         wants=("copies must be",)),
     _bug("a shortage of the host removes a pool", "fanout/policy.py",
          "blamed = [f for f in failures if f.cls is not FaultClass.HOST]", "blamed = list(failures)"),
     _bug("only the first of several failing pools is removed", "fanout/policy.py",
@@ -168,7 +188,8 @@ BUGS = (
     _bug("a checkpoint forgets what was there", "fanout/directory.py",
          "        after = self._records.copy()\n", "        after = Records()\n"),
     _bug("the close does not flush the directories", "fanout/scribe.py",
-         "                self._write(self._take(MAX_WAITING))\n                self._flush()", "                self._write(self._take(MAX_WAITING))"),
+         "                self._write(self._take(MAX_WAITING))\n                self._flush()", "                self._write(self._take(MAX_WAITING))",
+         wants=("rebuilt",)),
     _bug("a later span says that its data begins at 0", "fanout/aggregate.py",
          "WrittenSpan(number, span, used, self._start, data_length)", "WrittenSpan(number, span, used, 0, data_length)"),
     _bug("footers carry the sums of nothing", "fanout/aggregate.py",
@@ -179,26 +200,36 @@ BUGS = (
          "            csn = 0\n            with suppress(CommitUnknown):\n                csn = self._hand_in(commit, ())\n                told.wait()",
          "fanout/ledger.py", "from fanout.errors import CatalogError, TransactionFailed", "from fanout.errors import CatalogError, CommitUnknown, TransactionFailed"),
     _bug("a repair after a deletion does not say whom it holds", "fanout/reconcile.py",
-         "complete = len(before) + len(new) == entry.objects", "complete = len(before) + len(new) == len(members)"),
+         "complete = len(before) + len(new) == entry.objects", "complete = len(before) + len(new) == len(members)",
+         wants=("Delete",)),
     _bug("a rebuild brings deleted members back", "fanout/rebuild/members.py",
-         "        return members_of(run for found in self.evidence for run in found.record.deleted)", "        return MemberSet()"),
+         "        return members_of(run for found in self.evidence for run in found.record.deleted)", "        return MemberSet()",
+         wants=("Delete", "rebuilt")),
     _bug("a rebuild takes in what was given up, unasked", "fanout/rebuild/media.py",
-         "            if self._take_retired:\n", "            if volume:\n"),
+         "            if self._take_retired:\n", "            if volume:\n",
+         wants=("a lost disk comes back", "Rebuild")),
     _bug("only one volume is told what was deleted of an aggregate", "fanout/ledger.py",
-         "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n"),
+         "                for volume, held in deletion.held\n", "                for volume, held in deletion.held[:1]\n",
+         wants=("Delete",)),
     _bug("the space of what was deleted is free before the directories say so", "fanout/scribe.py",
          "mine = [aggregate for aggregate in dead if not volume.directory.names(aggregate)]", "mine = dead",
-         "fanout/scribe.py", "            self._write(self._take(MAX_WAITING))\n            for volume in volumes if", "            for volume in volumes if"),
+         "fanout/scribe.py", "            self._write(self._take(MAX_WAITING))\n            for volume in volumes if", "            for volume in volumes if",
+         wants=("Delete",)),
     _bug("what is active again gets no gap", "fanout/deletion.py",
-         "repairs=tuple(plan.promotions())", "repairs=()"),
+         "repairs=tuple(plan.promotions())", "repairs=()",
+         wants=("superseded", "active-data pool")),
     _bug("a volume that is given up leaves no gap of what nobody else holds", "fanout/retire.py",
-         "reason, active=active) if lost else None", "reason, active=active) if lost and len(contents.copies) > 1 else None"),
+         "reason, active=active) if lost else None", "reason, active=active) if lost and len(contents.copies) > 1 else None",
+         wants=("Retire",)),
     _bug("a volume that is given up takes what other volumes serve along", "fanout/retire.py",
-         "        and any(place.volume == volume for place in copy.servers(member.start, member.length))\n", ""),
+         "        and any(place.volume == volume for place in copy.servers(member.start, member.length))\n", "",
+         wants=("part of a pool is lost",)),
     _bug("an audit marks the neighbours of what is damaged", "fanout/copying.py",
-         "                    if _by_itself(member, reader) is None:", "                    if member.length:"),
+         "                    if _by_itself(member, reader) is None:", "                    if member.length:",
+         wants=("Audit",)),
     _bug("repairs are read from the damaged place again", "fanout/catalog/rows.py",
-         "for place in reversed(self.places):", "for place in self.places:"),
+         "for place in reversed(self.places):", "for place in self.places:",
+         wants=("Audit",)),
 )  # fmt: skip
 
 
@@ -237,39 +268,51 @@ def _build(where: Path) -> None:
     subprocess.run(build, cwd=where, env=environment, check=True, capture_output=True)
 
 
-def remembered(results: Path = RESULTS) -> dict[str, int]:
-    """How many seeds each bug took in the latest run that is stored."""
-    found: dict[str, int] = {}
-    for path in sorted(results.glob("*.json")):
+def remembered(results: Path = RESULTS) -> dict[str, list[int]]:
+    """The seeds that found each bug in the latest runs that are stored, the latest first."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(results.glob("*.json"), key=lambda path: path.stem, reverse=True):
         for part in json.loads(path.read_text(encoding="utf-8")).get("parts", ()):
             seeds = part.get("result", {}).get("seeds", {})
-            if isinstance(seeds, dict):  # of the bugs
-                found.update({name: taken for name, taken in seeds.items() if taken})
+            for name, seed in seeds.items() if isinstance(seeds, dict) else ():  # of the bugs
+                known = found.setdefault(name, [])
+                if seed and seed not in known and len(known) < REMEMBERED:
+                    known.append(seed)
     return found
 
 
-def hunt(bug: Bug, *, limit: int = LIMIT, hint: int = 0) -> tuple[int, str] | None:
-    """How many seeds it takes to find a bug, and what is found; None: it was not found.
+def hunt(bug: Bug, *, limit: int = LIMIT, hints: Sequence[int] = ()) -> Found | None:
+    """Look for a bug; None: it was not found.
 
-    `hint`: how many it took once; if that seed still finds it, nobody asks whether fewer would do.
+    `hints`: what found it once, counted from 1; if one of them still does, nobody looks for another.
     """
     # Of this process: a child that is killed, or ends by an assertion of the core, clears nothing away.
     with tempfile.TemporaryDirectory(prefix="fanout-bug-") as name, scratch() as sites:
         where = Path(name)
         plant(bug, where)
-        for seeds in [range(hint - 1, hint)] * bool(hint) + [
-            range(first, first + CHUNK) for first in range(0, limit, CHUNK)
-        ]:
+        before = 0
+        for seeds in _chunks(bug, limit, hints):
             found = _run(where, seeds, sites)
             if found is not None:
-                return found
+                seed, what = found
+                return Found(seed + 1, what, before + seeds.index(seed) + 1)
+            before += len(seeds)
     return None
 
 
-def _run(where: Path, seeds: range, sites: str) -> tuple[int, str] | None:
+def _chunks(bug: Bug, limit: int, hints: Sequence[int]) -> Iterator[list[int]]:
+    """The seeds of one process after the other."""
+    if hints:
+        yield [hint - 1 for hint in hints]
+    order = in_order(bug.wants, limit)
+    while chunk := list(itertools.islice(order, CHUNK)):
+        yield chunk
+
+
+def _run(where: Path, seeds: Sequence[int], sites: str) -> tuple[int, str] | None:
     """Some seeds in a process of their own: an assertion of the core ends it, and some bugs never come to an end."""
     command = [sys.executable, "-m", "tests.sim.run", "--first-finding"]
-    command += ["--seeds", f"{seeds.start}:{seeds.stop}", "--within", sites]
+    command += ["--seeds", ",".join(map(str, seeds)), "--within", sites]
     # The tests are no copies: nothing is written beside them.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
     environment.pop("PYTHONPYCACHEPREFIX", None)
@@ -298,16 +341,16 @@ def _run(where: Path, seeds: range, sites: str) -> tuple[int, str] | None:
         begun = [int(line) for line in out if line.strip().isdigit()]
     if not begun or what.startswith(CLUMSY):
         raise DoesNotFit(f"the patch does not run: {what}")
-    return begun[-1] + 1, what
+    return begun[-1], what
 
 
 def table(
-    bugs: Sequence[Bug], *, limit: int, hints: Mapping[str, int]
-) -> Iterator[tuple[Bug, tuple[int, str] | None]]:
+    bugs: Sequence[Bug], *, limit: int, hints: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[Bug, Found | None]]:
     """Hunt them all, and say how it goes."""
     for bug in bugs:
-        found = hunt(bug, limit=limit, hint=hints.get(bug.name, 0))
-        told = "NOT FOUND" if found is None else f"{found[0]:6} {found[1]}"
+        found = hunt(bug, limit=limit, hints=hints.get(bug.name, ()))
+        told = "NOT FOUND" if found is None else f"{found.seed:6} {found.run:5} {found.what}"
         print(f"{bug.name:55} {told}", flush=True)
         yield bug, found
 
@@ -316,20 +359,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.bugs", description="Planted bugs.")
     parser.add_argument("--limit", type=int, default=LIMIT, help="seeds for each")
     parser.add_argument("--core", default="0/1", help="the share of one of several processes: I/N")
-    parser.add_argument("--again", action="store_true", help="first the seed that found it before")
+    parser.add_argument("--again", action="store_true", help="first the seeds that found it before")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args(arguments)
     share, shares = map(int, options.core.split("/"))
     bugs = [bug for bug in BUGS if not options.names or bug.name in options.names][share::shares]
     hints = remembered() if options.again else {}
     found = dict(table(bugs, limit=options.limit, hints=hints))
-    seeds = {bug.name: hit and hit[0] for bug, hit in found.items()}
+    seeds = {bug.name: hit and hit.seed for bug, hit in found.items()}
+    run = {bug.name: hit.run if hit else options.limit for bug, hit in found.items()}
     print(
         json.dumps(
             {
                 "bugs": len(bugs),
                 "found": sum(hit is not None for hit in found.values()),
                 "seeds": seeds,
+                "run": run,
             }
         )
     )

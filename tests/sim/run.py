@@ -140,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.sim.run", description="Simulated sessions, by seeds."
     )
-    parser.add_argument("--seeds", default="0:1000", help="FIRST:END")
+    parser.add_argument(
+        "--seeds", default="0:1000", help="FIRST:END, or one after the other: N,N,…"
+    )
     parser.add_argument("--twice", action="store_true", help="each, and both runs must be the same")
     parser.add_argument("--rebuild", action="store_true", help="each catalog from its volumes")
     parser.add_argument("--first-finding", action="store_true", help="name each, stop at once")
@@ -155,18 +157,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.seed is not None:
             gone = {int(part) for part in options.drop.split(",") if part}
             return show(draw(options.seed).without(gone), grounds, rebuild=options.rebuild)
-        first, end = map(int, options.seeds.split(":"))
+        seeds = _numbers(options.seeds)
         if options.first_finding:
-            run_until_found(range(first, end), grounds)
+            run_until_found(seeds, grounds)
             return 0
         try:
-            seeds = range(first, end)
             tally = run_seeds(seeds, grounds, twice=options.twice, rebuild=options.rebuild)
         except SeedFailed as error:
             print(error, file=sys.stderr)
             return 1
     print(json.dumps(tally.as_json()))
     return 0
+
+
+def _numbers(text: str) -> Sequence[int]:
+    first, found, end = text.partition(":")
+    return range(int(first), int(end)) if found else [int(seed) for seed in text.split(",")]
 
 
 def show(plan: Plan, grounds: Grounds, *, rebuild: bool) -> int:

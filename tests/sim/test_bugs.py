@@ -6,8 +6,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from tests.sim import bugs
-from tests.sim.bugs import BUGS, ROOT, hunt, remembered
+from tests.sim.bugs import BUGS, REMEMBERED, ROOT, hunt, remembered
 from tests.sim.compile_once import compile_once
+from tests.sim.features import in_order, of_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,17 +31,28 @@ def test_every_patch_still_fits() -> None:
 def test_a_planted_bug_is_found() -> None:
     """The oracle has gone blind, or the copy with the bug is not what runs."""
     bug = next(bug for bug in BUGS if bug.name == "a gap is not written down")
-    found = hunt(bug, limit=300, hint=1)  # that seed does not find it any more
+    found = hunt(bug, limit=300, hints=[1])  # that seed does not find it any more
     assert found is not None
-    assert "V4" in found[1]
-    assert hunt(bug, limit=0, hint=found[0]) == found
+    assert "V4" in found.what
+    assert hunt(bug, limit=0, hints=[1, found.seed]) == found._replace(run=2)
 
 
 def test_what_found_a_bug_is_remembered() -> None:
     """Each run looks for every bug from the first seed on: ten minutes instead of one."""
     hints = remembered()
     assert len(hints.keys() & {bug.name for bug in BUGS}) > len(BUGS) / 2
-    assert min(hints.values()) >= 1
+    assert min(map(min, hints.values())) >= 1
+    assert max(map(len, hints.values())) <= REMEMBERED
+
+
+def test_seeds_that_draw_what_a_bug_needs_come_first() -> None:
+    """A seed is left out, or run twice; or a bug wants what no plan draws, and is looked for last of all."""
+    for wanted in {bug.wants for bug in BUGS} | {("Vanish",), ("Grow",)}:
+        seeds = list(in_order(wanted, 400))
+        assert sorted(seeds) == list(range(400))
+        fit = [set(wanted) <= of_seed(seed) for seed in seeds]
+        assert fit == sorted(fit, reverse=True)
+        assert any(fit), wanted
 
 
 def test_an_object_is_compiled_once(tmp_path: Path) -> None:
@@ -74,5 +86,5 @@ def test_a_child_that_dies_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     )  # fmt: skip
     found = hunt(fatal, limit=100)
     assert found is not None
-    assert "signal" in found[1]
+    assert "signal" in found.what
     assert list(tmp_path.glob("fanout-sim-*/site*"))
