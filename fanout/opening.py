@@ -270,11 +270,27 @@ def is_the_hosts(error: Exception) -> bool:
 
 
 def side_by_side(action: Callable[[Member], T], members: Sequence[Member]) -> list[T]:
-    """Do something that waits for devices with many volumes at once; one slow one does not add to the others."""
-    if len(members) < 2:
-        return [action(member) for member in members]
-    with ThreadPoolExecutor(OPENERS, thread_name_prefix="fanout-open") as openers:
-        return list(openers.map(action, members))
+    """Do something that waits for devices with many volumes at once; one slow one does not add to the others.
+
+    On a machine that has no thread left they are done by fewer, or one after the other.
+    """
+    done: dict[int, T] = {}
+
+    def one(number: int) -> None:
+        done[number] = action(members[number])
+
+    numbers = range(len(members))
+    if len(members) > 1:
+        try:
+            with ThreadPoolExecutor(OPENERS, thread_name_prefix="fanout-open") as openers:
+                list(openers.map(one, numbers))
+        except RuntimeError as error:
+            if isinstance(error, FanoutError):
+                raise
+    for number in numbers:
+        if number not in done:
+            one(number)
+    return [done[number] for number in numbers]
 
 
 def _opening(volume: Volume) -> tuple[int, int, int]:

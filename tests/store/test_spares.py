@@ -1,4 +1,4 @@
-"""The next sequential volume is made ahead by a thread of its own: a comfort, which nobody's transaction may fail for.
+"""Threads that are a comfort, which nobody's transaction may fail for: one makes the next sequential volume ahead, others open volumes.
 
 What could break: on a machine that has no thread left, a client that needs no new volume is refused, with an error that is not ours, and the
 space that it was given is lost until the volumes are opened again.
@@ -36,5 +36,27 @@ def test_a_spare_that_gets_no_thread_fails_nobody(tmp_path: Path, rng: random.Ra
             assert set(held) == {0}
 
     in_child(fill)
+    for path in [*tmp_path.glob("*.vol"), *tmp_path.glob("sequential/*")]:
+        os.unlink(path)
+
+
+def test_volumes_that_come_back_without_a_thread(tmp_path: Path, rng: random.Random) -> None:
+    """Two of one pool had failed; they are opened again one after the other, and the session that finds them has all its pools."""
+    require("seccomp")
+    site = SmallSite(tmp_path, rng)
+    site.create()
+
+    def come_back() -> None:
+        with site.open() as store:
+            for member in store.pools.pools["COPYPOOL1"].members:
+                assert member.volume is not None
+                member.volume.fail("a test")
+            refuse(dict.fromkeys(("clone", "clone3"), errno.EAGAIN))  # to this thread alone
+            put(store, {b"small": bytes(5000)})
+            assert store.query_gaps() == []
+            states = {s.state for s in store.query_volumes() if s.pool == "COPYPOOL1"}
+            assert states == {"available"}
+
+    in_child(come_back)
     for path in [*tmp_path.glob("*.vol"), *tmp_path.glob("sequential/*")]:
         os.unlink(path)
