@@ -74,7 +74,7 @@ faults-kills-io_uring faults-kills-threads: faults-kills-%:
 	FANOUT_EVIDENCE=tests/crash/results/kills-$* $(LONG) tests/crash/test_kill_points.py -k $*
 
 faults-moments:
-	FANOUT_EVIDENCE=tests/crash/results/moments $(LONG) tests/crash/test_random_kills.py
+	FANOUT_EVIDENCE=tests/crash/results/moments $(LONG) tests/crash/test_random_kills.py tests/crash/test_crowd.py
 
 faults-devices:
 	FANOUT_EVIDENCE=tests/crash/results/devices $(LONG) tests/crash/test_matrix.py tests/crash/test_ext4.py

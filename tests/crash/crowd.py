@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 SIZES = (0, 1, 700, 4096, 20_000, 90_000, LARGE + 40_000)
 MAX_ATTEMPTS = 20
 NAMES = 6  # of each thread: they are stored again and again
+KINDS = 10  # of works
 SETTLE_SECONDS = 20.0
 INTERRUPT_SECONDS = 0.02  # between two of them, at most
 
@@ -122,6 +123,7 @@ class Crowd:
     threads: int
     faults: bool
     repairs: list[tuple[str, str, bool]]
+    moods: list[int]
     erasures: Iterator[int] = field(default_factory=lambda: itertools.count(time.time_ns()))
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -159,7 +161,7 @@ class Worker(threading.Thread):
             (1, self.fork),
             (1, self.bare),
         ]
-        weights = [weight for weight, _ in works]
+        weights = [weight * mood for (weight, _), mood in zip(works, self.crowd.moods, strict=True)]
         for _ in range(self.operations):
             (_, work) = self.rng.choices(works, weights)[0]
             self.what = work.__name__
@@ -439,7 +441,8 @@ def crowd(
         return
     teller.say("open")
     # An interrupt in the middle of a write leaves a volume that has to be opened again.
-    shared = Crowd(teller, store, Path(config), threads, faults or interrupts, repairs)
+    moods = [rng.choice((1, 1, 6)) for _ in range(KINDS)]  # of this opening: what there is much of
+    shared = Crowd(teller, store, Path(config), threads, faults or interrupts, repairs, moods)
     workers = [Worker(shared, n, rng.getrandbits(32), operations) for n in range(threads)]
     with store:
         for worker in workers:
@@ -452,10 +455,8 @@ def crowd(
         teller.wait()  # until all is healed
         _idle(shared)
     left = {what: now - before[what] for what, now in _settled(before).items()}
-    if interrupts:  # between an open(2) and what knows of it; but none that carries a lock
-        left["descriptors"] = sum(
-            ".vol" in path or "lock" in path or "-making" in path for path in _open_files()
-        )
+    if interrupts:  # between an open(2) and what knows of it; but none that has locked anything
+        left["descriptors"] = len(_locked())
     if any(more > 0 for more in left.values()):
         shared.finding(f"left: {left}, {_open_files()}")
     for what, number in sorted(shared.counts.items()):
@@ -495,6 +496,16 @@ def _held() -> dict[str, int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             threads += not (task / "comm").read_text().startswith("iou-")
     return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": threads}
+
+
+def _locked() -> list[str]:
+    """What this process has locked."""
+    found = []
+    for number in os.listdir("/proc/self/fdinfo"):
+        with contextlib.suppress(OSError):
+            if "FLOCK" in Path(f"/proc/self/fdinfo/{number}").read_text():
+                found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return found
 
 
 def _open_files() -> list[str]:

@@ -52,6 +52,7 @@ class CrashSite:
         size: bytes of a volume that is a file.
         secondary_size: of those of the secondaries, if they are larger.
         hard_deadline: seconds until a hung target is let go.
+        options: pool: further lines of its section.
     """
 
     base: Path
@@ -61,6 +62,7 @@ class CrashSite:
     size: int = 2 * MIB
     secondary_size: int = 0
     hard_deadline: float = 20.0
+    options: dict[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -112,6 +114,9 @@ type = "primary"
         self.path.write_text(text)
 
     def _device(self, pool: str) -> str:
+        return f"{self._volumes(pool)}\n{self.options.get(pool, '')}"
+
+    def _volumes(self, pool: str) -> str:
         if pool in self.devices:
             return f'device_class = "disk"\nvolumes = [{{ path = "{self.devices[pool]}" }}]'
         if pool == "TAPEPOOL":

@@ -22,7 +22,7 @@ import pytest
 from tests.crash.harness import VOLUMES, Harness
 from tests.crash.journal import Fate
 from tests.crash.nursery import Nursery
-from tests.crash.site import MIB, CrashSite
+from tests.crash.site import MIB, POOLS, SECONDARIES, CrashSite
 from tests.faults.devices import fault_disk
 from tests.faults.faultfs import FaultFS
 from tests.faults.rules import FOR_EVER, Rule
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.crash.nursery import Child
     from tests.evidence import Record
 
-MANY = 60
+MANY = 24
 GENERATION = 6  # openings of one store; then it begins anew
 ROOM = 24 * MIB  # of each secondary
 OPERATIONS = 128  # of all threads of an opening together
@@ -60,7 +60,25 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
         yield made
 
 
+def configure(harness: Harness, site: CrashSite, options: dict[str, str]) -> None:
+    """A new configuration, in a new file: what was put back behind the kernel's back may still be in its cache."""
+    site.options = options
+    site.path.unlink()
+    site.configure()
+    harness.fs.settle()
+
+
 # ---- what happens to it ------------------------------------------------------------------------------
+
+
+def some_options(rng: random.Random, *, rests: bool) -> dict[str, str]:
+    """What the pools are set to for this opening. `rests`: nothing is written to one."""
+    options = {pool: f'verify = "{rng.choice(("none", "readback"))}"\n' for pool in POOLS}
+    for pool in SECONDARIES:
+        options[pool] += f'on_slow = "{rng.choice(("wait", "eject"))}"\n'
+    if rests:
+        options[rng.choice(SECONDARIES)] += f'access = "{rng.choice(("readonly", "unavailable"))}"'
+    return options
 
 
 def some_rules(rng: random.Random) -> list[Rule]:
@@ -109,16 +127,19 @@ def reach(child: Child, word: str, what: str) -> None:
 def opening(harness: Harness, rng: random.Random, counts: Counter[str]) -> str:
     """One opening, to its end or to a kill. What happened, in words."""
     faults, killed, threads = rng.random() < 0.6, rng.random() < 0.3, rng.choice((2, 8, 32))
+    rests = rng.random() < 0.2
+    settings = some_options(rng, rests=rests)
+    configure(harness, harness.site, settings)
     options = {
         "seed": rng.getrandbits(32),
         "threads": threads,
         "operations": OPERATIONS // threads,
-        "faults": faults,
+        "faults": faults or rests,
         "interrupts": rng.random() < 0.3,
         "flush": rng.random() < 0.3,
     }
     child = harness.start("crowd:crowd", **options)
-    what = f"crowd {options}"
+    what = f"crowd {options}, {settings}"
     child.go()
     reach(child, "open", what)
     if faults:
@@ -134,6 +155,7 @@ def opening(harness: Harness, rng: random.Random, counts: Counter[str]) -> str:
     end(harness, child, what, counts)
     if killed and rng.random() < 0.5:
         what += f", {harness.power_loss(rng)}"
+    configure(harness, harness.site, {})
     return what
 
 
@@ -186,12 +208,6 @@ def test_a_large_crowd(harness: Harness, rng: random.Random, record_property: Re
     assert counts["acknowledged"] > openings
 
 
-def configure(site: CrashSite) -> None:
-    """Into a new file: what was put back behind the kernel's back may still be in its cache."""
-    site.path.unlink()
-    site.configure()
-
-
 @pytest.mark.loop
 def test_a_device_is_taken_away(harness: Harness, rng: random.Random) -> None:
     """For good, under eight threads: everybody goes on, the store closes, and once it was given up everything is in all pools again."""
@@ -201,7 +217,7 @@ def test_a_device_is_taken_away(harness: Harness, rng: random.Random) -> None:
     site.volume(pool).unlink()
     with fault_disk(ROOM) as disk:
         site.devices = {pool: disk.path}
-        configure(site)
+        configure(harness, site, {})
         harness.complete("crowd:create_anew", seed=None)
         options = {"threads": 8, "operations": 12, "faults": True, "interrupts": False}
         child = harness.start("crowd:crowd", seed=rng.getrandbits(32), **options)
@@ -214,7 +230,7 @@ def test_a_device_is_taken_away(harness: Harness, rng: random.Random) -> None:
         child.go()
         end(harness, child, what, Counter())
         site.devices = {}
-        configure(site)
+        configure(harness, site, {})
         child = harness.start("crowd:give_up", seed=None, pool=pool, path=disk.path)
         child.go()
         end(harness, child, what, Counter())
