@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define ABSENCE_NS 1000000000ull /* the engine thread later than that has not run; one that waits for a processor is less late */
+
 /* ---- time ---- */
 
 static uint64_t monotonic_ns(void) {
@@ -215,21 +217,32 @@ static uint32_t turn_all(fo_engine *e, const fo_completion *done, uint32_t reape
     return made + more;
 }
 
+/* A process can be stopped (from a terminal, by a debugger), and a container frozen, for hours.  Then no device is to blame. */
+static void notice_absence(fo_engine *e, uint64_t expected) {
+    uint64_t now = fo_engine_clock(e);
+    if (now > expected && now - expected > ABSENCE_NS) {
+        fo_machine_resume(&e->machine, now);
+    }
+}
+
 static void serve(fo_engine *e) {
     fo_completion done[FO_BATCH];
     fo_submission out[FO_BATCH];
+    uint64_t expected = FO_FOREVER; /* the next turn, at the latest */
     while (true) {
         uint32_t reaped = e->backend->reap(e, done, FO_BATCH);
         uint32_t made;
         uint64_t deadline;
         (void)pthread_mutex_lock(&e->mutex);
         e->sleeping = false;
+        notice_absence(e, expected);
         made = turn_all(e, done, reaped, out);
         if (e->stopping) {
             (void)pthread_mutex_unlock(&e->mutex);
             return;
         }
         deadline = e->machine.want_step || e->inbox_count != 0 ? 0 : fo_machine_deadline(&e->machine);
+        expected = deadline > e->machine.now ? deadline : e->machine.now;
         e->sleeping = true;
         (void)pthread_mutex_unlock(&e->mutex);
         dispatch(e, out, made);

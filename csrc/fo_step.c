@@ -175,6 +175,27 @@ static void check_deadlines(fo_machine *m, uint16_t target) {
     t->check_ns = next;
 }
 
+static void begin_anew(fo_machine *m, fo_target *t) {
+    uint64_t check = add_ns(m->now, t->soft_ns < t->hard_ns ? t->soft_ns : t->hard_ns);
+    for (uint32_t op = t->inflight.head; op != FO_NIL; op = m->ops[op].next) {
+        m->ops[op].first_ns = m->ops[op].submitted_ns = m->now;
+    }
+    for (uint32_t op = t->waiting.head; op != FO_NIL; op = m->ops[op].next) {
+        m->ops[op].first_ns = m->now; /* a budget of tries is one of time, too */
+    }
+    if (t->check_ns != FO_FOREVER) {
+        t->check_ns = check;
+    }
+    t->pace_ns = m->now; /* it was not slow meanwhile */
+}
+
+void fo_machine_resume(fo_machine *m, uint64_t now) {
+    m->now = now > m->now ? now : m->now;
+    for (uint32_t i = 0; i < m->open_count; i++) {
+        begin_anew(m, &m->targets[m->open[i]]);
+    }
+}
+
 /* ---- submission ---- */
 
 typedef struct sink {

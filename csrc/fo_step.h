@@ -232,6 +232,8 @@ void fo_machine_check(const fo_machine *m);
 /* Takes in completions, looks at deadlines, hands out what may be submitted now (at most max; call again while *made == max). */
 void fo_step(fo_machine *m, uint64_t now, const fo_completion *done, uint32_t count, fo_submission *out, uint32_t max,
              uint32_t *made);
+/* This process did not run for a while, and nobody could look: what is in flight may have ended long ago.  For it time begins anew. */
+void fo_machine_resume(fo_machine *m, uint64_t now);
 /* When the next step is due without any input; FO_FOREVER: never. */
 uint64_t fo_machine_deadline(const fo_machine *m);
 /* Index of the operation that a token names. */

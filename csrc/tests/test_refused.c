@@ -500,6 +500,36 @@ static void thread_that_comes_late(void) {
     check_nothing_left(nothing);
 }
 
+/* The engine thread was kept for longer than the hard deadline, as it is where the whole process is stopped: no target hung. */
+static void thread_that_was_kept(void) {
+    fo_engine *e = open_engine(FO_BACKEND_URING);
+    unsigned char *bytes = test_bytes(SLOT, 10);
+    fo_open o = {.flags = FO_OPEN_REPLACE, .size = 1 << 20, .soft_ns = SECOND / 2, .hard_ns = 2 * SECOND};
+    fo_stream *s;
+    fo_leg leg;
+    uint16_t id;
+    CHECK_EQ(fo_target_open(e, test_path("kept"), &o, 10 * SECOND, &id, NULL), 0);
+    CHECK_EQ(fo_stream_open(e, &id, 1, SECOND, &s), 0);
+    atomic_store(&at_the_gate, false);
+    (void)pthread_mutex_lock(&gate);
+    before_file = come_to_the_gate;
+    CHECK_EQ(fo_stream_write(s, bytes, SLOT, 0, SECOND, NULL, NULL), 0);
+    while (!atomic_load(&at_the_gate)) {
+        (void)usleep(100);
+    }
+    (void)usleep(3500000);
+    before_file = NULL;
+    (void)pthread_mutex_unlock(&gate);
+    CHECK_EQ(fo_stream_sync(s, 20 * SECOND), 0);
+    CHECK_EQ(fo_stream_legs(s, &leg, 1), 1);
+    CHECK_EQ(leg.state, FO_LEG_SYNCED);
+    CHECK_EQ(leg.first.code, FO_OUTCOME_OK);
+    fo_stream_close(s);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+    free(bytes);
+    check_nothing_left(nothing);
+}
+
 /* The helper comes to a close after the hard deadline: it is done all the same, or a forked child would close whatever has the
  * number by then. */
 static void close_behind_a_hung_helper(void) {
@@ -555,6 +585,7 @@ int main(void) {
     RUN(requests_beside_a_hung_target);
     RUN(thread_that_stays);
     RUN(thread_that_comes_late);
+    RUN(thread_that_was_kept);
     RUN(close_behind_a_hung_helper);
     free(life_bytes);
     test_dir_remove();

@@ -213,6 +213,46 @@ static void control_slots_are_shared(void) {
     drop_world(w);
 }
 
+/* When the process has not run for an hour, what is in flight and what waits to be tried again have their time before them, and no
+ * target is slower for it. */
+static void time_that_nobody_saw(void) {
+    static const fo_open o = {.soft_ns = 50 * MS, .hard_ns = 100 * MS, .size = 1};
+    world *w = open_world(2, &o);
+    uint64_t rate;
+    uint16_t opening;
+    uint32_t at;
+    fo_event ev;
+    put(w, w->flow, 0);
+    step(w);
+    CHECK_EQ(w->made, 2);
+    w->now += MS;
+    answer(w, 0, SLOT);
+    put(w, w->flow, SLOT);
+    step(w);
+    CHECK_EQ(w->made, 3);
+    at = w->out[0].target == w->ids[0] ? 0 : 1;
+    answer(w, at, -EAGAIN);
+    rate = fo_machine_target_rate(&w->m, w->ids[1]);
+    REQUIRE(fo_machine_target_new(&w->m, &opening) == 0);
+    w->now += 3600000 * MS;
+    fo_machine_resume(&w->m, w->now);
+    fo_machine_check(&w->m);
+    CHECK_EQ(fo_machine_deadline(&w->m) <= w->now, 1); /* the try */
+    step(w);
+    CHECK_EQ(w->m.event_count, 0);
+    CHECK_EQ(w->m.targets[opening].check_ns == FO_FOREVER, 1);
+    CHECK(fo_machine_target_rate(&w->m, w->ids[1]) >= rate);
+    w->now += 60 * MS;
+    step(w);
+    CHECK_EQ(fo_machine_events(&w->m, &ev, 1), 1);
+    CHECK_EQ(ev.kind, FO_EVENT_SLOW);
+    w->now += 60 * MS;
+    step(w);
+    CHECK_EQ(w->m.targets[w->ids[0]].state, FO_TARGET_DETACHED);
+    CHECK_EQ(w->m.targets[w->ids[1]].state, FO_TARGET_DETACHED);
+    drop_world(w);
+}
+
 /* A deadline of for ever is none: the number of tries is a bound all the same. */
 static void tries_are_bounded(void) {
     static const fo_open patient = {.soft_ns = UINT64_MAX, .hard_ns = UINT64_MAX, .patience_ns = UINT64_MAX, .size = 1};
@@ -745,6 +785,7 @@ int main(void) {
     RUN(retries_on_a_closed_target);
     RUN(seen_before_the_target_closed);
     RUN(control_slots_are_shared);
+    RUN(time_that_nobody_saw);
     RUN(tries_are_bounded);
     RUN(the_end_of_time);
     RUN(soft_after_hard);

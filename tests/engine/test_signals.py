@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +123,55 @@ def test_a_wait_on_a_hung_target_ends_and_is_taken_up_again(
         assert stream.sync()[target].ok
     with open(target.path, "rb") as file:
         assert file.read(len(data)) == data
+
+
+STOPPED = """
+    import sys, time
+    from fanout.engine import Engine
+    backend, path, length = sys.argv[1], sys.argv[2], 4 << 20
+    with Engine(backend=backend, memory_bytes=8 << 20, slot_size_bytes=65536, soft_deadline=1.0,
+                hard_deadline=4.0) as engine:
+        targets = [engine.open(path + name, replace=True, size=length) for name in "ab"]
+        began = last = time.monotonic()
+        absences = rounds = 0
+        while absences < 2 and last - began < 60:
+            with engine.stream(targets) as stream:
+                stream.place([0, 0])
+                stream.write(bytes(length))
+                if not rounds:
+                    print("going", flush=True)
+                for outcome in stream.sync().values():
+                    assert outcome.ok, outcome
+            now = time.monotonic()
+            absences, rounds, last = absences + (now - last > 5), rounds + 1, now
+    print(absences)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["io_uring", "threads"])
+def test_stopped_for_longer_than_the_hard_deadline(tmp_path: Path, backend: str) -> None:
+    """Breaks if the time in which the whole process was stopped (Ctrl-Z, a frozen container) counts against its targets."""
+    if not runs(backend):
+        pytest.skip(f"{backend} cannot run here")
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(STOPPED), backend, str(tmp_path / "t")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "going\n"
+            for _ in range(2):
+                time.sleep(0.2)
+                child.send_signal(signal.SIGSTOP)
+                time.sleep(6.0)
+                child.send_signal(signal.SIGCONT)
+            told, complaints = child.communicate(timeout=120)
+        finally:
+            child.kill()
+    assert (told, complaints) == ("2\n", "")
 
 
 def test_a_target_that_is_forgotten_closes_itself(engine: Engine, tmp_path: Path) -> None:
