@@ -33,7 +33,7 @@ from fanout.types import PoolKind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fanout.catalog import AggregateEntry, Contents, CopyEntry, GapEntry, MemberEntry
+    from fanout.catalog import AggregateEntry, Contents, CopyEntry, MemberEntry
     from fanout.copying import BadMember, Copied
     from fanout.host import WrittenSpan
     from fanout.store import Store
@@ -219,7 +219,6 @@ class _Run:
     too_large: float = math.inf  # bytes of the smallest member that there was no room for
     no_room: DestinationFull | None = None  # that said so
     ahead: ReadAhead = field(default_factory=ReadAhead)
-    rows: set[bytes] = field(default_factory=set)  # aggregates with a gap row, when the run began
     failed: list[tuple[bytes, str]] = field(default_factory=list)
     refused: list[tuple[_Task, DestinationFailed | TimeoutError]] = field(default_factory=list)
 
@@ -291,7 +290,6 @@ class _Run:
         """Copy batch after batch."""
         if self.on_progress is not _silent:
             self.total = sum(task.bytes for task in self._tasks())
-        self.rows = {gap.aggregate for gap in self._gap_rows()}
         lacked = refused = 0
         for batch in self._batches():
             lacked += sum(len(task.missing) for task in batch)
@@ -350,10 +348,10 @@ class _Run:
 
         Ends: each half has fewer aggregates, or fewer members.
         """
-        size = sum(task.bytes for task in tasks)
-        if len(tasks) == 1 and len(tasks[0].missing) <= 1:
-            if size < self.too_large:
-                self.too_large, self.no_room = size, error
+        least = min((m.length for task in tasks for m in task.missing), default=math.inf)
+        if len(tasks) == 1 and len(tasks[0].missing) == 1 and least < self.too_large:
+            self.too_large, self.no_room = least, error
+        if least >= self.too_large:
             self._do_without(tasks, self.no_room or error)
             return
         for half in self._parts(tasks):
@@ -416,7 +414,7 @@ class _Run:
     def _commit_steadily(self, copied: Sequence[Copied], tasks: Sequence[_Task]) -> None:
         repairs: list[Repair] = []
         spans: list[WrittenSpan] = []
-        count = size = 0
+        count = size = closed = 0
         bad: list[BadMember] = []
         now = self.store.catalog.contents(task.entry.aggregate for task in tasks)
         for task in tasks:
@@ -429,10 +427,11 @@ class _Run:
             spans += [span for part in mine for span in part.spans] if repair.copy else []
             count += len(present)
             size += sum(m.length for m in task.missing if m.member in present)
+            closed += self.pool in contents.gaps and repair.gap is None
         self._hand_in(repairs, spans, copied)
         self.copied_objects += count
         self.copied_bytes += size
-        self.closed += sum(repair.aggregate in self.rows for repair in repairs if not repair.gap)
+        self.closed += closed
         self.failed += [(found.member.name, found.reason) for found in bad]
 
     def _repair(
@@ -507,19 +506,14 @@ class _Run:
                 gap = NewGap(self.pool, f"not repaired: {error}", errno, missing)
                 yield Repair(aggregate, self.pool, None, gap)
 
-    def _gap_rows(self) -> list[GapEntry]:
-        return self.store.catalog.gaps(pool=self.pool, primary=self.primary, include_empty=True)
-
     def _close_stale_gaps(self) -> None:
         """Gap rows of which nothing is missing any more: copied by other means, or replaced by newer versions.
 
         What the rules demanded when it was stored, and its domain does not allow any more, is missing all the same (promise 2).
         """
-        nodes, stale = self._nodes, list[Repair]()
+        nodes, stale, catalog = self._nodes, list[Repair](), self.store.catalog
         with self.store.ledger.steady:
-            found = (self.store.catalog.aggregate(gap.aggregate) for gap in self._gap_rows())
-            entries = (entry for entry in found if entry is not None)
-            for entry, contents in self.store.catalog.contents_of(entries):
+            for entry, contents in catalog.contents_of(catalog.with_gap(self.primary, self.pool)):
                 missing = self._missing(contents)
                 if not missing:
                     stale.append(Repair(entry.aggregate, self.pool))

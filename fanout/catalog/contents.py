@@ -81,6 +81,18 @@ class ContentsReader(Questions):
             yield from self._made(values.aggregate_entry, page)
             where[0] = page[-1][-1]
 
+    def with_gap(self, primary: str, pool: str) -> Iterator[AggregateEntry]:
+        """Aggregates of a primary of which a pool has a gap row, whatever it counts, in order of commit, page by page."""
+        join = (
+            "JOIN gap AS h ON h.aggregate = g.id AND h.pool = (SELECT id FROM pool WHERE name = ?1)"
+        )
+        sql = f"""{_AGGREGATE.format(more="", join=join)}
+            AND p.name = ?2 AND g.id > ?3 ORDER BY g.id LIMIT {MOST_AGGREGATES}"""
+        mark = 0
+        while page := self._rows(sql, (pool, primary, mark)):
+            yield from self._made(values.aggregate_entry, page)
+            mark = page[-1][-1]
+
     def contents(self, aggregates: Iterable[bytes]) -> dict[bytes, Contents]:
         """Members, copies and gaps of some aggregates, all of one moment. Each has an answer; one that is not there has nothing."""
         ids = list(dict.fromkeys(aggregates))

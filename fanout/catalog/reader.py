@@ -15,7 +15,6 @@ from fanout.catalog.asking import ACTIVE, IN_SET
 from fanout.catalog.ballast import Ballast
 from fanout.catalog.contents import ContentsReader
 from fanout.catalog.intake import KIND_CODES
-from fanout.catalog.members import from_json
 from fanout.catalog.rows import (
     GapEntry,
     ObjectEntry,
@@ -28,7 +27,6 @@ from fanout.catalog.rows import (
     UsageEntry,
     VolumeEntry,
 )
-from fanout.types import PoolKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +38,17 @@ PAGE_ROWS = 5_000  # of long listings: about 2 MiB in memory
 _BEYOND = """(
     SELECT count(*) FROM object AS n
     WHERE n.node = o.node AND n.kind = o.kind AND n.name = o.name AND n.id > o.id) >= ?"""
+
+# How many objects of aggregate `g` count as missing where pool `q` has gap row `h`, and their bytes: those that were not deleted; of an
+# active-data pool the active ones.
+_COUNTED = f"""CASE WHEN h.missing IS NULL AND q.kind <> 'active-data'
+    THEN json_array(g.objects - coalesce(e.objects, 0), g.bytes - coalesce(e.bytes, 0))
+    ELSE (SELECT json_array(count(*), coalesce(sum(o.length), 0))
+          FROM json_each(coalesce(h.missing, json_array(json_array(0, g.objects)))) AS r CROSS JOIN object AS o
+              ON o.id >= g.first_object + json_extract(r.value, '$[0]')
+             AND o.id < g.first_object + json_extract(r.value, '$[0]') + json_extract(r.value, '$[1]')
+             AND o.aggregate = g.id
+          WHERE q.kind <> 'active-data' OR {ACTIVE}) END"""
 
 _OBJECT = f"""
 SELECT o.id AS version, n.name AS node, o.kind AS kind, hex(o.name) AS name, {ACTIVE} AS active,
@@ -268,58 +277,20 @@ class CatalogReader(ContentsReader):
             if value is not None:
                 clauses.append(clause)
                 parameters.append(value)
-        rows = self._rows(
-            f"""SELECT g.uuid, n.name, g.kind, p.name, q.name, h.missing, h.reason, h.errno, h.since, h.updated,
-                       g.objects - coalesce(e.objects, 0), g.bytes - coalesce(e.bytes, 0), q.kind
+        rows = self._packed(
+            "number, turn, uuid, node, kind, home, pool, missing, reason, errno, since, updated, json(counted)",
+            f"""SELECT g.id AS number, q.id AS turn, g.uuid AS uuid, n.name AS node, g.kind AS kind, p.name AS home,
+                       q.name AS pool, h.missing AS missing, h.reason AS reason, h.errno AS errno, h.since AS since,
+                       h.updated AS updated, {_COUNTED} AS counted
                 FROM gap AS h JOIN aggregate AS g ON g.id = h.aggregate JOIN pool AS q ON q.id = h.pool
                 LEFT JOIN erased AS e ON e.aggregate = g.id
                 JOIN pool AS p ON p.id = g.pool JOIN node AS n ON n.id = g.node
-                WHERE {" AND ".join(clauses)} ORDER BY h.since, g.id, q.id""",
+                WHERE {" AND ".join(clauses)}""",
             parameters,
         )
-        found = self._made(self._gap_entry, rows)
-        return [gap for gap in found if gap.objects or include_empty]
-
-    def _gap_entry(
-        self,
-        uuid: str,
-        node: str,
-        kind: int,
-        primary: str,
-        pool: str,
-        missing: str | None,
-        reason: str,
-        errno: int,
-        since: int,
-        updated: int,
-        objects: int,
-        size: int,
-        pool_kind: str,
-    ) -> GapEntry:
-        counts_all = missing is None and pool_kind != PoolKind.ACTIVE_DATA.value
-        if not counts_all:
-            objects, size = self._count_missing(uuid, missing, pool_kind)
-        values.texts(node, primary, pool, reason)
-        return GapEntry(
-            values.id_of(uuid),
-            node,
-            values.kind_of(kind),
-            primary,
-            pool,
-            from_json(missing),
-            reason,
-            *values.numbers(errno, since, updated, objects, size),
-        )
-
-    def _count_missing(self, uuid: str, missing: str | None, pool_kind: str) -> tuple[int, int]:
-        active = f"AND {ACTIVE}" if pool_kind == PoolKind.ACTIVE_DATA.value else ""
-        held = IN_SET.format(column="?2")
-        count, size = self._rows(
-            f"""SELECT count(*), coalesce(sum(o.length), 0)
-                FROM aggregate AS g JOIN object AS o ON {_within("?1")} WHERE {held} {active}""",
-            (uuid, missing),
-        )[0]
-        return count, size
+        found = self._made(values.numbered_gap, rows)
+        found.sort(key=lambda row: (row[2].since, row[0], row[1]))
+        return [gap for _, _, gap in found if gap.objects or include_empty]
 
     def occupancy(
         self, *, node: str | None = None, pool: str | None = None
@@ -356,13 +327,6 @@ class CatalogReader(ContentsReader):
         for table, _, parent, _ in self._rows("PRAGMA foreign_key_check"):
             found.append(f"a row of {table} names a row of {parent} that is not there")
         return found
-
-
-def _within(uuid: str) -> str:
-    """The objects of one aggregate, by their run of ids: there is no index on object.aggregate, and none is needed."""
-    return f"""o.id >= (SELECT first_object FROM aggregate WHERE uuid = {uuid})
-        AND o.id < (SELECT first_object + objects FROM aggregate WHERE uuid = {uuid})
-        AND g.uuid = {uuid} AND o.aggregate = g.id"""
 
 
 def _by_version(entry: ObjectEntry) -> int:

@@ -14,6 +14,7 @@ from fanout.catalog.members import MemberSet, from_json
 from fanout.catalog.rows import (
     AggregateEntry,
     DeadAggregate,
+    GapEntry,
     HeldSpans,
     MemberEntry,
     ObjectEntry,
@@ -109,6 +110,38 @@ def gap_head(aggregate: str, pool: str, missing: str | None) -> tuple[bytes, str
     """A gap's aggregate and pool, and what it lacks."""
     texts(pool)
     return id_of(aggregate), pool, from_json(missing)
+
+
+def numbered_gap(
+    number: int,
+    turn: int,
+    uuid: str,
+    node: str,
+    kind: int,
+    primary: str,
+    pool: str,
+    missing: str | None,
+    reason: str,
+    errno: int,
+    since: int,
+    updated: int,
+    counted: list[int],
+) -> tuple[int, int, GapEntry]:
+    """The numbers of an aggregate and of a pool in the catalog, and the gap of the one in the other."""
+    texts(node, primary, pool, reason)
+    numbers(number, turn)
+    objects, size = counted
+    gap = GapEntry(
+        id_of(uuid),
+        node,
+        kind_of(kind),
+        primary,
+        pool,
+        from_json(missing),
+        reason,
+        *numbers(errno, since, updated, objects, size),
+    )
+    return number, turn, gap
 
 
 def numbered_place(

@@ -437,6 +437,44 @@ def test_members_of_many_sizes_into_a_full_pool(site: Site) -> None:
     assert check_store(site.path).problems == ()
 
 
+def statements(store: Store) -> list[str]:
+    """What the catalog is asked from now on."""
+    asked: list[str] = []
+    store.catalog._reads.set_trace_callback(asked.append)
+    return asked
+
+
+def test_gaps_are_not_asked_for_one_by_one(site: Site) -> None:
+    """Breaks if an active-data pool that was away for a night costs a question for each transaction, at every look at the gaps and in every repair."""
+    objects = {b"%03d" % n: b"x" * n for n in range(60)}
+    site.create()
+    put_without(site, "ACTIVEDATAPOOL", objects)
+    with site.open() as store:
+        asked = statements(store)
+        assert len(store.query_gaps()) == 60
+        assert len(asked) < 5
+        asked.clear()
+        report = copy_activedata(store, "DISKPOOL", "ACTIVEDATAPOOL")
+        assert (report.copied_objects, report.gaps_closed, report.gaps_left) == (60, 60, 0)
+        assert len(asked) < 60
+
+
+def test_what_is_refused_is_not_asked_for_one_by_one(site: Site) -> None:
+    """Of a thousand equal members that a pool has no room for, one has to be refused to know of the others."""
+    site.sizes["COPYPOOL1"] = 8 * MIB
+    site.object_limit = 20 * MIB
+    site.create()
+    objects = {b"%04d" % n: site.rng.randbytes(20_000) for n in range(1000)}
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        put(store, objects)
+    with site.open() as store:
+        asked = statements(store)
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert len(report.failed) > 500
+        assert report.copied_objects + len(report.failed) == 1000
+        assert len(asked) < 200
+
+
 def test_records_of_a_repair_that_cannot_be_made_take_no_others_along(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
