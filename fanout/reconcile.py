@@ -81,7 +81,7 @@ def backup_stgpool(
 
     Args:
         store: open; for writing, unless it is a preview.
-        primary: name of a primary pool.
+        primary: name of a primary pool, also of one that only the catalog knows any more.
         copy: name of a copy pool.
         preview: only say what would be copied.
         on_progress: called with bytes done and bytes in all.
@@ -146,8 +146,9 @@ def _reconcile(
     preview: bool,
     on_progress: Progress | None,
 ) -> ReconcileReport:
-    source = _pool_of_kind(store, primary, PoolKind.PRIMARY)
-    destination = _pool_of_kind(store, pool, kind)
+    # Also one that is not configured any more: what belongs to it is read elsewhere, and needs its copies the more.
+    source = _of_kind(store, store.pool_name(primary), PoolKind.PRIMARY)
+    destination = _of_kind(store, store.configured_pool(pool).name, kind)
     if store.read_only and not preview:
         raise InterfaceError(f"{store.config.path}: the store is open read-only")
     run = _Run(store, source, destination, kind, on_progress or _silent)
@@ -158,16 +159,16 @@ def _reconcile(
         return run.work()
 
 
-def _pool_of_kind(store: Store, name: str, kind: PoolKind) -> str:
-    pool = store.configured_pool(name)
-    if pool.kind is not kind:
-        fitting = [p.name for p in store.config.pools.values() if p.kind is kind]
-        there = ", ".join(fitting) or "none"
+def _of_kind(store: Store, name: str, kind: PoolKind) -> str:
+    pools = store.catalog.pools()
+    (found,) = (pool.kind for pool in pools if pool.name == name)
+    if found is not kind:
+        there = ", ".join(pool.name for pool in pools if pool.kind is kind) or "none"
         raise PoolError(
-            pool.name,
-            f"is a pool of type {pool.kind.value}; one of type {kind.value} is needed here: {there}",
+            name,
+            f"is a pool of type {found.value}; one of type {kind.value} is needed here: {there}",
         )
-    return pool.name
+    return name
 
 
 def _halves(tasks: Sequence[_Task]) -> tuple[Sequence[_Task], Sequence[_Task]]:

@@ -449,12 +449,12 @@ def gap(
 
 
 def _mend(store: Store, entry: GapEntry, *, active: bool) -> str:
-    """What closes it: a command, which knows no pool that is not configured."""
+    """What closes it: a command, which fills no pool that is not configured."""
     command = mend(entry.primary, entry.pool, active=active)
-    gone = [name for name in (entry.primary, entry.pool) if name not in store.config.pools]
-    if not gone:
+    if entry.pool in store.config.pools:
         return command
-    return f"write [pools.{gone[0]}] into {store.config.path} again, then: {command}"
+    again = f"write [pools.{entry.pool}] into {store.config.path} again, then: {command}"
+    return f"{again}; else 'fanout rebuild catalog --force' forgets what {entry.pool} was to hold"
 
 
 def _show_gaps(rows: list[dict[str, Any]]) -> None:

@@ -151,7 +151,7 @@ def _run(
     as_json: bool,
 ) -> None:
     with Store.open(config, read_only=preview) as store:
-        primary, pool = store.configured_pool(primary).name, store.configured_pool(pool).name
+        primary, pool = store.pool_name(primary), store.configured_pool(pool).name
         with screen.progress("copying", None, quiet=as_json or preview) as bar:
             report = work(store, primary, pool, preview=preview, on_progress=bar.reach)
     left = bool(report.gaps_left or report.failed)

@@ -579,3 +579,44 @@ def test_a_standard_error_that_is_full_does_not_change_the_exit_code(shell: Shel
         )
     assert helped.returncode == Exit.TARGET
     assert b"Traceback" not in helped.stderr
+
+
+def without(shell: Shell, pool: str, *more: tuple[str, str]) -> None:
+    """Take a pool out of the configuration, and change some more of it."""
+    text = shell.config.read_text()
+    first, *sections = text.split("\n[")
+    text = "\n[".join([first, *(one for one in sections if not one.startswith(f"pools.{pool}]"))])
+    for old, new in more:
+        assert old in text
+        text = text.replace(old, new)
+    shell.config.write_text(text)
+
+
+def test_what_belongs_to_a_primary_that_is_not_configured_any_more_gets_its_copies(
+    shell: Shell, stored: Path
+) -> None:
+    """Its disk has died, and it was taken out: what is left is read from one copy pool, and no repair made another; 'query gap' named one."""
+    for pool in ("COPYPOOL1", "DISKPOOL"):
+        path = volume(shell, pool)
+        path.unlink()
+        shell("retire", "volume", path, code=Exit.GAPS)
+    without(shell, "DISKPOOL", ('destination = "DISKPOOL"', 'destination = "TAPEPOOL"'))
+    shell("init", "--add")
+    gaps = shell("query", "gap", "--primary", "DISKPOOL", "--json", code=Exit.GAPS).json["gaps"]
+    mends = {gap["pool"]: gap["mend"] for gap in gaps}
+    assert mends["COPYPOOL1"].endswith("DISKPOOL COPYPOOL1")
+    shell("backup", "stgpool", "DISKPOOL", "COPYPOOL1")
+    shell("query", "gap", "--pool", "COPYPOOL1")
+    shell("restore", "stgpool", "DISKPOOL", code=Exit.CONFIG)
+
+
+def test_a_gap_of_a_pool_that_is_not_configured_any_more(shell: Shell, stored: Path) -> None:
+    """No repair can fill it, and people were told to run one."""
+    path = volume(shell, "COPYPOOL2")
+    path.unlink()
+    shell("retire", "volume", path, code=Exit.GAPS)
+    without(shell, "COPYPOOL2", ('"COPYPOOL1", "COPYPOOL2"', '"COPYPOOL1"'))
+    (gap,) = shell("query", "gap", "--pool", "COPYPOOL2", "--json", code=Exit.GAPS).json["gaps"]
+    assert gap["mend"].startswith(f"write [pools.COPYPOOL2] into {shell.config} again")
+    shell("rebuild", "catalog", "--force")
+    shell("query", "gap")

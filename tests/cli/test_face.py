@@ -204,7 +204,9 @@ def test_an_interrupt_in_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture[s
             Finalised()
             time.sleep(30)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # who runs the tests may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             busy()
