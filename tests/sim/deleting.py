@@ -143,7 +143,7 @@ class Deleting:
         world, known = self.world, self.world.known
         doubt: Doubt = frozenset(map(self._number, wanted))
         known.doubts.append(doubt)
-        unknown = world.unknown
+        unknown, away = world.unknown, self._one_is_away()
         world.note(f"delete {sorted(v.id for v in wanted)} of {one.node}: {options}")
         try:
             report = world.store.delete(one.node, names, kind=ObjectKind(one.kind), **options)
@@ -158,7 +158,7 @@ class Deleting:
             demand(not world.powered(), "V6", f"an error that nothing explains: {error!r}")
         else:
             known.doubts.remove(doubt)
-            self._told(wanted, report, unknown=unknown)
+            self._told(wanted, report, unknown=unknown, away=away)
 
     def _failed(self, error: FanoutError) -> None:
         self.world.note(f"{error!r}")
@@ -166,7 +166,15 @@ class Deleting:
         excused = self._excused() or self.world.store.refusal is not None or not self.alone
         demand(excused, "V6", f"an error that nothing explains: {error!r}")
 
-    def _told(self, wanted: Sequence[Version], report: DeleteReport, *, unknown: bool) -> None:
+    def _one_is_away(self) -> bool:
+        """Whether there is a volume that nobody can write to."""
+        volumes = list(self.world.store.pools.volumes())
+        missing = len(volumes) < self.world.volumes
+        return missing or not all(volume.writable for volume in volumes)
+
+    def _told(
+        self, wanted: Sequence[Version], report: DeleteReport, *, unknown: bool, away: bool
+    ) -> None:
         world = self.world
         books = world.books()
         left = {version.id for version in versions(books)}
@@ -179,8 +187,8 @@ class Deleting:
         names = sorted(version.name for version in wanted if version.id in left)
         demand(names == sorted(name for name, _ in report.postponed), "V3", f"postponed: {names}")
         if any(reason.startswith("no volume") for _, reason in report.postponed):
-            volumes = list(world.store.pools.volumes())
-            some = any(not volume.writable for volume in volumes) or len(volumes) < world.volumes
+            # It may be back by now: beside a deletion sessions open what failed before.
+            some = away or self._one_is_away()
             demand(some, "delete", f"volumes are there: {report.postponed}")
         for version in gone:
             sent = world.history[version.tx]
