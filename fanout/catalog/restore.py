@@ -137,6 +137,7 @@ def restore(
     store: bytes,
     created: int,
     csn: Callable[[], int],
+    leap: Callable[[], int] = lambda: 0,
     pools: Iterable[PoolEntry],
     volumes: Iterable[VolumeEntry],
     transactions: Iterable[RestoredTransaction],
@@ -152,6 +153,7 @@ def restore(
         store: UUID of the store.
         created: when the store was, in nanoseconds since 1970.
         csn: gives the number of the last commit, once all transactions were taken.
+        leap: gives then how many numbers of commits and of versions are left out before the next ones.
         pools: in their order. A primary that is not among them is entered when an aggregate names it.
         volumes: in their order.
         transactions: in the order of their commits; taken one by one.
@@ -174,7 +176,8 @@ def restore(
             with translated(path), closing(connect_writer(draft)) as db:
                 db.execute("BEGIN IMMEDIATE")
                 writer = _Writer(db, time.time_ns() if now is None else now)
-                writer.write(transactions, deletions, csn)
+                writer.write(transactions, deletions)
+                writer.write_counters(csn(), leap())
                 writer.write_retired(retired)
                 db.execute("COMMIT")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -230,10 +233,7 @@ class _Writer:
         self._aggregate = self._object = 1
 
     def write(
-        self,
-        transactions: Iterable[RestoredTransaction],
-        deletions: Iterable[RestoredDeletion],
-        csn: Callable[[], int],
+        self, transactions: Iterable[RestoredTransaction], deletions: Iterable[RestoredDeletion]
     ) -> None:
         for transaction in transactions:
             self._write_transaction(transaction)
@@ -248,9 +248,11 @@ class _Writer:
                 JOIN object AS o ON o.id >= g.first_object AND o.id < g.first_object + g.objects
                 WHERE g.id = gap.aggregate AND {held} AND {ACTIVE})"""
         )
+
+    def write_counters(self, csn: int, leap: int) -> None:
         self._db.execute(
             "UPDATE store SET csn = ?, next_aggregate = ?, next_object = ?",
-            (csn(), self._aggregate, self._object),
+            (csn + leap, self._aggregate, self._object + leap),
         )
 
     def write_retired(self, retired: Iterable[RetiredVolume]) -> None:

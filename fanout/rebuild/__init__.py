@@ -16,7 +16,8 @@ What it promises:
 3. A volume that is missing, damaged or foreign is named, and does not stop the rest. What only it held is named as lost, or as a gap.
 4. A volume that had been given up is left aside, named, or taken in where the caller says so. The next opening of a taken one ends
    its retirement.
-5. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
+5. What is stored after a rebuild in which a volume took no part is newer than all that this volume holds, should it come back.
+6. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def rebuild_catalog(
             deletions=survey.deletions(),
             retired=media.retirements,
             csn=lambda: survey.csn,
+            leap=lambda: survey.leap,
             force=force,
         )
         with CatalogReader(path) as catalog:

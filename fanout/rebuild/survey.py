@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     Holders = tuple[Volume, ...]
 
 
+# Commits, and versions, that a volume which took no part may know and no other: more than anybody makes in the life of a store.
+UNHEARD = 1 << 32
+
+
 class _Told(NamedTuple):
     """What the records of an aggregate say of its transaction.
 
@@ -228,6 +232,14 @@ class Survey:
             times.append((number, time_ns))
         self.deduced = len(rest)
         return numbers
+
+    @property
+    def leap(self) -> int:
+        """How many numbers of commits and of versions to leave out: who took no part may have given them, and comes back with them.
+
+        Else what is stored from now on would be older than what was stored before. Known when all transactions were taken.
+        """
+        return UNHEARD if self._media.skipped or self.lost else 0
 
     # ---- one aggregate -----------------------------------------------------------------------------
 

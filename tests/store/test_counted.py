@@ -169,7 +169,31 @@ def test_what_was_deleted_takes_nobodys_number(base: Path, rng: random.Random) -
     assert made.gaps == 1
 
 
-# ---- deleted while a part of it is away --------------------------------------------------------------
+# ---- a disk that is away at a rebuild, and comes back -------------------------------------------------
+
+
+def test_what_is_stored_meanwhile_stays_newer(base: Path) -> None:
+    """The disk knows of commits and versions that the new catalog has not heard of, and would give again."""
+    with opened(base) as store:
+        for number in range(4):
+            put(store, "N2", {"x": b"old%d" % number, f"other{number}": b""})
+        known = [(e.name, e.version) for e in store.query_objects()]
+        held = {v.path: v.live for v in store.query_volumes() if v.pool == "P"}
+    (path,) = (base / path for path, live in held.items() if live)
+    hidden = path.rename(base / "hidden")
+    made, found = rebuilt(base)
+    assert (len(made.skipped), found) == (1, {})
+    with opened(base) as store:
+        put(store, "N2", {"x": b"new"})
+    hidden.rename(path)
+    rebuilt(base)
+    with opened(base) as store:
+        *old, new = [(e.name, e.version) for e in store.query_objects()]
+        assert (sorted(old), new[0]) == (sorted(known), b"x")
+        assert store.get("N2", "x").read() == b"new"
+        assert store.delete("N2", ["x"], keep=1).objects == 4
+        assert store.get("N2", "x").read() == b"new"
+    assert check_store(base / "fanout.toml").ok
 
 
 def test_a_deletion_spares_what_the_catalog_cannot_name(base: Path, rng: random.Random) -> None:
