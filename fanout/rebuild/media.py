@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from fanout.catalog import VolumeEntry
     from fanout.config import Config
     from fanout.engine import Engine
+
+
+COPY = "is a copy of another volume that is here too"
 
 
 class Media:
@@ -68,11 +73,12 @@ class Media:
         for _, _, block in probed:
             newest[block.volume] = max(newest.get(block.volume, 0), block.sequence)
         for pool, path, block in probed:
-            taken = any(volume.uuid == block.volume for volume in self.volumes)
-            if taken or block.sequence < newest[block.volume]:
-                self._skip(pool, path, "is a copy of another volume that is here too")
+            same = [volume for volume in self.volumes if volume.uuid == block.volume]
+            if block.sequence < newest[block.volume] or any(_lies_at(one, path) for one in same):
+                self._skip(pool, path, COPY)
             else:
                 self._open_one(engine, pool, path, block.volume, block.epoch, lock_wait)
+        self._set_copies_aside()
         self._set_retired_aside()
         if not self.volumes:
             reasons = _reasons((*self.skipped, *self.retired))
@@ -126,6 +132,19 @@ class Media:
         # As the lost catalog had them: in the order in which they were made.
         self.volumes.sort(key=lambda volume: volume.superblock.created_ns)
 
+    def _set_copies_aside(self) -> None:
+        """Of those of one opening, made while a volume was in use, the one that knows most is in use."""
+        newest: dict[bytes, Volume] = {}
+        for volume in self.volumes:
+            known = newest.setdefault(volume.uuid, volume)
+            if _last_csn(known) < _last_csn(volume):
+                newest[volume.uuid] = volume
+        for volume in self.volumes:
+            if newest[volume.uuid] is not volume:
+                volume.close()
+                self._skip(volume.pool, volume.path, COPY)
+        self.volumes = [volume for volume in self.volumes if newest[volume.uuid] is volume]
+
     def _set_retired_aside(self) -> None:
         """What was given up knows nothing of what was deleted since: it takes no part, unless the operator wants it to."""
         told: dict[bytes, RetiredVolume] = {}
@@ -165,6 +184,23 @@ class Media:
 
 def _reasons(skipped: Iterable[SkippedVolume]) -> str:
     return "; ".join(f"{one.path}: {one.reason}" for one in skipped)
+
+
+def _last_csn(volume: Volume) -> int:
+    assert volume.directory is not None
+    return volume.directory.last_csn
+
+
+def _lies_at(volume: Volume, path: str) -> bool:
+    """Whether a path is another one of the same file or device: nobody can open that twice."""
+    found = volume.target.geometry
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False  # whoever opens it says what is wrong
+    if stat.S_ISBLK(there.st_mode):
+        return found.is_block and found.dev == there.st_rdev
+    return not found.is_block and (found.dev, found.ino) == (there.st_dev, there.st_ino)
 
 
 def _is_retired(volume: Volume, entry: RetiredVolume) -> bool:

@@ -1,12 +1,13 @@
-"""Pools whose names begin alike, in one directory; and what a transaction demanded, where not all of it can be read.
+"""Pools whose names begin alike, in one directory; volumes that are there twice; and what a transaction demanded, where not all of it can be read.
 
-What could break: a volume that is taken for another pool's, and named as one that took no part; or a rule of the transaction that is forgotten
+What could break: a volume that is taken for another pool's, and named as one that took no part; a copy that is taken for the volume; or a rule of the transaction that is forgotten
 with one of its aggregates.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +15,6 @@ from fanout import format as fmt
 from fanout import rebuild_catalog
 from fanout.catalog import CatalogReader
 from fanout.store import Store
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONFIG = """
 [store]
@@ -67,6 +65,38 @@ def test_each_pool_has_its_own_files(config: Path) -> None:
     assert names == ["S.00001.fanout", "S.C.00001.fanout"]
     report = rebuild_catalog(config, force=True)
     assert (report.skipped, report.complete, report.objects) == ((), True, 2)
+
+
+@pytest.mark.parametrize("when", ["open", "closed"])
+def test_of_a_volume_and_its_copy_the_one_in_use_is_taken(config: Path, when: str) -> None:
+    """Whichever comes first. Made while the store was open the copy has the same superblocks."""
+    volume, copy = config.with_name("P.vol"), config.with_name("A.vol")
+    with Store.open(config) as store:
+        if when == "open":
+            shutil.copy(volume, copy)
+        with store.session("N1") as session:
+            for attempt in session.attempts():
+                with attempt as transaction:
+                    transaction.put("later", b"3")
+    if when == "closed":
+        shutil.copy(volume, copy)
+        Store.open(config).close()
+    both = '{ path = "A.vol", size = "2 MiB" }, { path = "P.vol", size = "2 MiB" }'
+    config.write_text(CONFIG.replace('{ path = "P.vol", size = "2 MiB" }', both))
+    report = rebuild_catalog(config, force=True)
+    assert Path(report.volumes[0]).name == "P.vol"
+    assert [entry.path for entry in report.skipped] == [str(copy)]
+    assert report.objects == 3
+
+
+def test_two_names_of_one_file_are_no_copies(config: Path) -> None:
+    """Nobody can lock it twice."""
+    config.with_name("A.vol").hardlink_to(config.with_name("P.vol"))
+    both = '{ path = "A.vol", size = "2 MiB" }, { path = "P.vol", size = "2 MiB" }'
+    config.write_text(CONFIG.replace('{ path = "P.vol", size = "2 MiB" }', both))
+    report = rebuild_catalog(config, force=True)
+    assert [Path(entry.path).name for entry in report.skipped] == ["P.vol"]
+    assert report.objects == 2
 
 
 def test_what_the_rules_demanded_is_known_from_any_aggregate(config: Path) -> None:
