@@ -179,6 +179,38 @@ def test_a_catalog_of_version_2_learns_what_was_given_up(tmp_path: Path) -> None
         volume.unlink()
 
 
+def counts(base: Path) -> set[int]:
+    """How many members the records of all volumes say that their aggregates had."""
+    found = set()
+    for path in volumes(base):
+        with path.open("rb") as file:
+            for record in independent_reader.Volume(file).records.values():
+                found |= {span["objects"] for span in record["spans"]}
+    return found
+
+
+def test_records_say_how_many_members_there_were(fixture: tuple[Path, Any]) -> None:
+    """Those of earlier writers do not; what is stored and changed since does, beside them, for a check and for a rebuild."""
+    base, _ = fixture
+    settle(base)
+    assert counts(base) == {0}
+    with Store.open(base / "fanout.toml") as store:
+        with store.session("N2") as session:
+            for attempt in session.attempts():
+                with attempt as transaction:
+                    for name in (b"one", b"two", b"three", b"four", b"five"):
+                        transaction.put(name, name)
+        store.delete("N2", [b"x"], keep=0)
+        assert store.catalog.find("N2", b"z") is not None  # of the same three
+        said = told(store.catalog)
+    assert counts(base) == {0, 3, 5}
+    assert check_store(base / "fanout.toml").ok
+    rebuilt = rebuild_catalog(base / "fanout.toml", into=base / "second.db")
+    assert rebuilt.complete
+    with CatalogReader(rebuilt.catalog) as catalog:
+        assert told(catalog)["objects"] == said["objects"]
+
+
 def test_a_schema_that_only_calls_itself_version_1(tmp_path: Path) -> None:
     unpack("v1", tmp_path)
     path = tmp_path / "catalog.db"
