@@ -6,13 +6,14 @@ import os
 import stat
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.ahead import ReadAhead
 from fanout.catalog import RetiredVolume
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError
 from fanout.format import SuperblockState
-from fanout.making import entry_of, probe, volume_sites
+from fanout.making import entry_of, file_numbers, probe, sequential_name, volume_sites
 from fanout.rebuild.report import SkippedVolume
 from fanout.volume import Volume
 
@@ -37,6 +38,7 @@ class Media:
         retired: those that had been given up, and were left aside.
         retirements: of all volumes that were given up and not taken back.
         notes: what an operator should know.
+        incomplete: whether volumes took no part that had not been given up, for all that is known.
     """
 
     def __init__(self, config: Config, catalog: str, *, take_retired: bool) -> None:
@@ -48,6 +50,7 @@ class Media:
         self.retired: list[SkippedVolume] = []
         self.retirements: list[RetiredVolume] = []
         self.notes: list[str] = []
+        self.incomplete = False
 
     def open(self, engine: Engine, lock_wait: float) -> None:
         """Open all that can be.
@@ -80,22 +83,29 @@ class Media:
                 self._open_one(engine, pool, path, block.volume, block.epoch, lock_wait)
         self._set_copies_aside()
         self._set_retired_aside()
+        self._look_for_holes()
+        self.incomplete |= bool(self.skipped)
         if not self.volumes:
             reasons = _reasons((*self.skipped, *self.retired))
             raise CatalogError(self._catalog, f"no volume can be used: {reasons}")
 
     def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
-        for pool, path in volume_sites(self.config):
+        for pool in self.config.pools.values():
+            directory = self.config.device_classes[pool.device_class].directory
+            if directory is not None and not file_numbers(pool.name, directory):
+                reason = f"no volume of {pool.name} is here: is it mounted, is the path right?"
+                self._skip(pool.name, str(directory), reason)
+        for pool_name, path in volume_sites(self.config):
             try:
                 block = probe(engine, path)
             except (FanoutError, OSError) as error:
-                self._skip(pool, path, str(error))
+                self._skip(pool_name, path, str(error))
                 continue
             if block is None:
-                self._skip(pool, path, f"{path}: is empty: no volume was made here")
+                self._skip(pool_name, path, f"{path}: is empty: no volume was made here")
             else:
                 yield (
-                    pool,
+                    pool_name,
                     path,
                     _Superblock(block.store, block.volume, block.epoch, block.sequence),
                 )
@@ -172,6 +182,21 @@ class Media:
             device = volume.superblock.device
             told[volume.uuid] = entry._replace(pool=volume.pool, path=volume.path, device=device)
         self.retirements = sorted(told.values(), key=lambda entry: entry.csn)
+
+    def _look_for_holes(self) -> None:
+        """Sequential volumes are numbered in a row, and nothing but the numbers tells that one was there."""
+        given_up = sum(entry.path is None for entry in self.retirements)
+        for pool in self.config.pools.values():
+            directory = self.config.device_classes[pool.device_class].directory
+            numbers = file_numbers(pool.name, directory) if directory is not None else []
+            holes = max(numbers, default=0) - len(numbers) - given_up
+            if holes > 0:
+                first = next(number for number in count(1) if number not in numbers)
+                self.incomplete = True
+                self.notes.append(
+                    f"{directory}: numbers of {pool.name} are missing ({holes}), the first is {sequential_name(pool.name, first)}: "
+                    "what was not given up took no part"
+                )
 
     def _skip(self, pool: str, path: str, reason: str) -> None:
         self.skipped.append(SkippedVolume(pool, path, reason.removeprefix(f"{path}: ")))

@@ -45,6 +45,7 @@ class Pieces:
         ordinal: of the aggregate in its transaction.
         original: whether what its transaction wrote is still there; else there are only later copies.
         faults: what could not be read.
+        written: volumes that spans of it were meant for, by the headers that were read.
     """
 
     evidence: list[Evidence]
@@ -56,6 +57,7 @@ class Pieces:
     ordinal: int = 0
     original: bool = False
     faults: list[str] = field(default_factory=list)
+    written: set[bytes] = field(default_factory=set)
 
     @property
     def deleted(self) -> MemberSet:
@@ -169,6 +171,7 @@ class MemberReader:
         header = spans[0][0]
         if not pieces.required:
             pieces.required, pieces.ordinal = header.required, header.ordinal
+        pieces.written.update(place.volume for one, _ in spans for place in one.places)
         pieces.original |= header.primary in {place.pool for place in header.places}
         footers = [footer for _, footer in spans]
         objects = Objects(footers)

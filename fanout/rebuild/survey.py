@@ -80,6 +80,7 @@ class Survey:
         self.count = self.objects = self.bytes = self.deduced = 0
         self.lost: list[Lost] = []
         self.notes: list[str] = list(media.notes)
+        self._strangers = set[bytes]()  # volumes that headers name
         self._deleted: dict[bytes, Holders] = {}
         self._aggregates: dict[bytes, Holders] = {}
         self._read_directories()
@@ -150,6 +151,12 @@ class Survey:
             yield self._transaction(transaction, [aggregates[one] for one in mine], made)
         yield from self._deleted_ones(self._by_transaction)
         self.csn += changed
+        self._strangers -= {volume.uuid for volume in self._media.volumes}
+        self._strangers -= {entry.volume for entry in self._media.retirements}
+        if len(self._strangers) > len(self._media.skipped):  # those have been named
+            self._note(
+                f"spans were written to {len(self._strangers)} volumes that took no part, and of which nobody says that they were given up"
+            )
 
     def _transaction(
         self, transaction: bytes, pieces: Sequence[Pieces], made: Sequence[RestoredAggregate]
@@ -239,7 +246,8 @@ class Survey:
 
         Else what is stored from now on would be older than what was stored before. Known when all transactions were taken.
         """
-        return UNHEARD if self._media.skipped or self.lost else 0
+        incomplete = self._media.incomplete or self.lost or self._strangers
+        return UNHEARD if incomplete else 0
 
     # ---- one aggregate -----------------------------------------------------------------------------
 
@@ -255,6 +263,7 @@ class Survey:
             self.notes.append(what)
 
     def _aggregate(self, aggregate: bytes, pieces: Pieces, changed_csn: int) -> RestoredAggregate:
+        self._strangers |= pieces.written
         evidence = by_pool(pieces.evidence)
         copies = [_copy_of(pool, mine, pieces, changed_csn) for pool, mine in evidence.items()]
         copies = list(_with_orphans(aggregate, copies, evidence, pieces, changed_csn))
