@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fanout.types import Member
     from fanout.volume import Volume
 
+    Ids = set[bytes]
+
 
 class Evidence(NamedTuple):
     """What one directory says of one aggregate."""
@@ -57,7 +59,7 @@ class Pieces:
     ordinal: int = 0
     original: bool = False
     faults: list[str] = field(default_factory=list)
-    written: set[bytes] = field(default_factory=set)
+    written: Ids = field(default_factory=set)
 
     @property
     def deleted(self) -> MemberSet:
