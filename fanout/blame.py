@@ -7,7 +7,6 @@ the caller will see. What a failure means is not its business.
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from fanout.aggregate import SETTLE_SLICE, Signal, Starved, Unwritten
@@ -109,7 +108,7 @@ def _of_signal(signal: Signal, primary: str) -> list[Blamed]:
 
 
 def _blame(pool: str, target: Target, outcome: Outcome) -> Blamed:
-    file = os.path.basename(target.path) or target.path
+    file = target.path  # all of it: the volumes of a pool may have one name on several disks
     if outcome.code is OutcomeCode.SLOW:
         reason = f"slow: {outcome.length} bytes behind its peers on {file}"
     elif outcome.code is OutcomeCode.MISMATCH:

@@ -32,6 +32,9 @@ UNKNOWN = (
     "bring it back, and 'fanout rebuild catalog --force' takes it in"
 )
 
+# Who takes a line out of the file expects that nothing is written there any more.
+UNNAMED = "%s of pool %s is used, and %s does not name it: write it there again, or give up what it holds: 'fanout retire volume'"
+
 _log = logging.getLogger("fanout.store")
 
 
@@ -67,9 +70,11 @@ def look_at_paths(
     known = {entry.volume: entry for entry in volumes}
     retired = catalog.retired()
     given_up = {one.path for one in retired} | {one.volume for one in retired}
+    elsewhere = set()
     for pool, path, listed in _paths_unknown(config, volumes):
         found = None if path in given_up else volume_of_store(engine, path, catalog.store_id)
         there = known.get(found.volume) if found else None
+        elsewhere.add(there)
         if there and os.path.exists(there.path):
             if os.path.samefile(path, there.path):
                 continue
@@ -93,11 +98,22 @@ def look_at_paths(
             unused.append(unused_volume(pool, path, UNKNOWN))
     for one in unused:
         _tell(one.pool, one.path, one.reason)
+    for entry in volumes:
+        if entry not in elsewhere and _is_unnamed(config, entry):
+            _log.warning(UNNAMED, entry.path, entry.pool, config.path)
     return unused
 
 
 def _tell(pool: str, path: str, why: str) -> None:
     _log.warning("%s of pool %s is not used: %s", path, pool, why)
+
+
+def _is_unnamed(config: Config, entry: VolumeEntry) -> bool:
+    """Whether the configuration lists its pool's volumes, and not this one."""
+    pool = config.pools.get(entry.pool)
+    if pool is None or config.device_classes[pool.device_class].directory:
+        return False
+    return all(str(spec.path) != entry.path for spec in pool.volumes)
 
 
 def _paths_unknown(

@@ -210,6 +210,23 @@ def test_a_volume_that_was_given_up_and_is_there_again(shell: Shell, stored: Pat
     assert shell("query", "gap").err == ""
 
 
+def test_a_volume_that_was_taken_out_of_its_list_is_told(shell: Shell, stored: Path) -> None:
+    """It was written to, without a word, though the file is what says which paths are."""
+    more = shell.config.with_name("more.vol")
+    one = '{ path = "copypool1.vol", size = "32 MiB" }'
+    edit(shell, (one, f'{one}, {{ path = "more.vol", size = "8 MiB" }}'))
+    shell("init", "--add")
+    edit(shell, (f"{one}, ", ""))
+    told = shell("put", "N1", stored, "--as", "three").err
+    path = shell.config.with_name("copypool1.vol")
+    assert f"{path} of pool COPYPOOL1 is used, and {shell.config} does not name it" in told
+    assert "fanout retire volume" in told
+    assert str(more) not in told
+    shell("retire", "volume", path, "--force", code=Exit.GAPS)
+    shell("backup", "stgpool", "DISKPOOL", "COPYPOOL1")
+    assert shell("query", "gap").err == ""
+
+
 def test_a_new_volume_is_not_in_use_before_it_is_made(
     shell: Shell, stored: Path, tree: Callable[..., Path]
 ) -> None:

@@ -59,6 +59,17 @@ def away() -> None:
     Path("copy.away").rename("copy.vol")
 
 
+def without_pool() -> None:
+    """Somebody has edited the file, and puts it back."""
+    before = Path("fanout.toml").read_text(encoding="utf-8")
+    text = re.sub(r"(?s)\[pools\.COPYPOOL1\].*?(?=\n\[)", "", before)
+    Path("fanout.toml").write_text(text.replace('"COPYPOOL1"', "").replace("copy_pools = []", ""))
+    fanout("put", "N1", "big", "--as", "more")
+    fanout("query", "gap", code=12)
+    Path("fanout.toml").write_text(before, encoding="utf-8")
+    fanout("get", "N1", "more", "--to", "meanwhile")
+
+
 def too_old() -> None:
     fanout("backup", "catalog", "old")
     fanout("put", "N1", "big", "--as", "more")
@@ -107,6 +118,7 @@ def killed() -> None:
 BREAK: dict[str, Callable[[], None]] = {
     "First look": lambda: None,
     "A volume is away": away,
+    "A pool is not in `fanout.toml` any more": without_pool,
     "A copy pool's disk is lost": lambda: lose("copy.vol"),
     "A primary pool's disk is lost": lose_the_primary,
     "The catalog is lost, damaged or too old": too_old,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -247,7 +248,9 @@ def test_a_timeout_for_the_flush_blames_the_late_ones(world: World) -> None:
     world.engine.set_faults([Fault.delay(60.0, kind=Phase.FLUSH, target=world.target("AD"))])
     retry = caught_once(session, "A")
     assert retry.removed == ("AD",)
-    assert session.removed["AD"] == "flush: ETIMEDOUT at 0 on ad.vol"
+    path = world.target("AD").path
+    assert os.path.isabs(path)
+    assert session.removed["AD"] == f"flush: ETIMEDOUT at 0 on {path}"
 
 
 # ---- this host -------------------------------------------------------------------------------------------
