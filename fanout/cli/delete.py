@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from fanout.deletion import DeleteReport
 
-LISTED = 20  # of a long list, on a screen; --json has all
-
 
 @click.command(short_help="Delete versions of objects from every pool")
 @click.argument("node")
@@ -121,7 +119,7 @@ def _show(report: DeleteReport, node: str, *, preview: bool) -> None:
         screen.say(
             f"{format_size(report.waiting_bytes)} are free when volumes that are away have come back."
         )
-    for name, reason in report.postponed[:LISTED]:
+    for name, reason in report.postponed[: screen.LISTED]:
         screen.warn(f"not deleted: {os.fsdecode(name)}: {typed(reason)}")
-    if len(report.postponed) > LISTED:
-        screen.warn(f"{len(report.postponed) - LISTED} more; --json lists them.")
+    if len(report.postponed) > screen.LISTED:
+        screen.warn(f"{len(report.postponed) - screen.LISTED} more; --json lists them.")

@@ -15,6 +15,7 @@ from fanout.cli.exits import Exit, Refused, judge
 from fanout.cli.screen import OUTPUT
 from fanout.errors import FanoutError, ObjectNotFound
 from fanout.sources import naming
+from fanout.units import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,9 +81,8 @@ def find(
             if entry.name.startswith(prefix)
         ]
         if not tree or version is not None:
-            what = os.fsdecode(name)
             number = "" if version is None else f", version {version}"
-            raise ObjectNotFound(f"{node} has no object and no tree {what!r}{number}")
+            raise ObjectNotFound(f"{node} has no object and no tree {quoted(name)}{number}")
         found += tree
     return found
 
@@ -166,7 +166,9 @@ def run(
                 # It is of a neighbour with another name, or without any.
                 error.filename, error.filename2 = str(path), None
             verdict = judge(error)
-            done.failed.append(Failed(name, verdict.line, verdict.code))
+            long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+            mend = "; --output FILE gives it another name" if long else ""
+            done.failed.append(Failed(name, verdict.line + mend, verdict.code))
         else:
             done.written.append((name, str(path), entry.length, entry.digest.hex()))
             done.bytes += entry.length

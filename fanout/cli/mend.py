@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fanout.audit import AuditReport
     from fanout.retire import RetireReport
 
-LISTED = 20  # of a long list, on a screen; --json has all
 CLOSE = "'fanout query gap' names the commands that close the gaps"
 
 
@@ -93,10 +92,10 @@ def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
     )
     told = {"damaged": report.damaged, "left as it is": report.kept, "not asked": report.unasked}
     for label, found in told.items():
-        for name, reason in found[:LISTED]:
+        for name, reason in found[: screen.LISTED]:
             screen.warn(f"{label}: {os.fsdecode(name)}: {reason}")
-        if len(found) > LISTED:
-            screen.warn(f"{len(found) - LISTED} more; --json lists them.")
+        if len(found) > screen.LISTED:
+            screen.warn(f"{len(found) - screen.LISTED} more; --json lists them.")
     if first := room(reason for _, reason in report.kept):
         screen.warn(first)
     if report.mended:
@@ -163,10 +162,10 @@ def _retire_values(report: RetireReport, path: str) -> dict[str, Any]:
 def _show_retired(report: RetireReport, path: str) -> None:
     held = f"{screen.count(report.objects, 'object')}, {format_size(report.object_bytes)}"
     screen.say(f"{screen.plain(path)} of {report.pool} is given up; it held {held}.")
-    for name in report.lost[:LISTED]:
+    for name in report.lost[: screen.LISTED]:
         screen.warn(f"in no pool any more: {os.fsdecode(name)}")
-    if len(report.lost) > LISTED:
-        screen.warn(f"{len(report.lost) - LISTED} more; --json lists them.")
+    if len(report.lost) > screen.LISTED:
+        screen.warn(f"{len(report.lost) - screen.LISTED} more; --json lists them.")
     if report.objects:
         advice = f"'fanout init --add' makes a new volume; {CLOSE}."
         screen.say(screen.plain(typed(advice)), whole=True)

@@ -20,7 +20,7 @@ from fanout.errors import ObjectNotFound
 from fanout.pool import UNUSED
 from fanout.store import Store
 from fanout.types import PoolKind
-from fanout.units import format_size
+from fanout.units import format_size, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -317,7 +317,7 @@ def _matching(entries: list[ObjectEntry], names: tuple[str, ...], node: str) -> 
         prefix = exact.rstrip(b"/") + b"/"
         fits = [one for one in entries if one.name == exact or one.name.startswith(prefix)]
         if not fits:
-            raise ObjectNotFound(f"{node} has no object and no tree {name!r}")
+            raise ObjectNotFound(f"{node} has no object and no tree {quoted(exact)}")
         chosen.update({one.version: one for one in fits})
     return sorted(chosen.values(), key=lambda one: one.version)
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 COLUMNS, LEAST_COLUMNS, MOST_COLUMNS = 80, 60, 100
 OUTPUT = "standard output"  # its name in errors
+LISTED = 20  # of a long list, on a screen; --json has all
 NOBODY = {errno.EPIPE, errno.EBADF}  # reads it any more, or ever did
 _TRAILING = re.compile(r" +$", re.MULTILINE)
 

@@ -456,5 +456,7 @@ def _show_get(done: fetch.Done) -> None:
         f"{screen.count(len(done.written), 'object')}, {format_size(done.bytes)} in "
         f"{format_seconds(done.seconds)} ({rate}/s), every digest verified"
     )
-    for one in done.failed:
+    for one in done.failed[: screen.LISTED]:
         screen.warn(f"not read: {one.name}: {one.reason}")
+    if len(done.failed) > screen.LISTED:
+        screen.warn(f"{len(done.failed) - screen.LISTED:,} more are not read; --json lists them.")

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from fanout.check import CheckReport, Problem
     from fanout.rebuild import RebuildReport
 
-LISTED = 20  # of a long list, on a screen; --json has all
-
 
 # ---- check -------------------------------------------------------------------------------------------
 
@@ -89,12 +87,12 @@ def _show_check(report: CheckReport, *, data: bool) -> None:
     )
     read = f"{format_size(report.bytes)} read and compared" if data else "headers and footers only"
     screen.say(f"{looked}; {read} in {format_seconds(report.seconds)}.")
-    for problem in report.problems[:LISTED]:
+    for problem in report.problems[: screen.LISTED]:
         screen.say(f"[bold red]wrong:[/] {screen.plain(_line(problem))}")
         screen.say(f"  [dim]mend:[/] {screen.plain(typed(problem.mend))}", whole=True)
     found = len(report.problems) + report.more
-    if found > LISTED:
-        screen.say(f"{screen.count(found - LISTED, 'problem')} more; --json lists them.")
+    if found > screen.LISTED:
+        screen.say(f"{screen.count(found - screen.LISTED, 'problem')} more; --json lists them.")
     if report.ok:
         screen.say("Nothing is wrong.")
 
@@ -250,7 +248,7 @@ def _doubt(names: Sequence[bytes], path: str, offset: int) -> str:
 
 
 def _list(what: str, lines: Sequence[str]) -> None:
-    for line in lines[:LISTED]:
+    for line in lines[: screen.LISTED]:
         screen.warn(f"{what}: {line}")
-    if len(lines) > LISTED:
-        screen.warn(f"{what}: {len(lines) - LISTED:,} more; --json lists them.")
+    if len(lines) > screen.LISTED:
+        screen.warn(f"{what}: {len(lines) - screen.LISTED:,} more; --json lists them.")

@@ -620,3 +620,29 @@ def test_a_gap_of_a_pool_that_is_not_configured_any_more(shell: Shell, stored: P
     assert gap["mend"].startswith(f"write [pools.COPYPOOL2] into {shell.config} again")
     shell("rebuild", "catalog", "--force")
     shell("query", "gap")
+
+
+def test_a_name_that_no_file_can_have(shell: Shell, stored: Path, tmp_path: Path) -> None:
+    """It is stored, and "File name too long" was all that who wanted it back was told."""
+    name = "n" * 1024
+    shell("put", "N1", stored, "--as", name)
+    said = shell("get", "N1", name, "--to", tmp_path / "back", code=Exit.TARGET).err
+    assert "File name too long; --output FILE gives it another name" in said
+    shell("get", "N1", name, "--output", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == stored.read_bytes()
+    said = shell("get", "N1", "no\udcffne", code=Exit.NOT_FOUND).err
+    assert r"no object and no tree 'no\xffne'" in said  # as it stands in a list
+
+
+def test_a_restore_that_fails_is_not_a_page_for_each_file(
+    shell: Shell, tmp_path: Path, tree: Callable[..., Path]
+) -> None:
+    """Of a million files that cannot be written each had a line, and the last warning was out of sight."""
+    shell("put", "N1", tree("many", [3] * 30), "--as", "many")
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back/many").write_bytes(b"in the way")
+    said = shell("get", "N1", "many", "--to", tmp_path / "back", code=Exit.REFUSED)
+    assert said.err.count("not read: ") == 20
+    assert "10 more are not read; --json lists them." in said.err
+    said = shell("get", "N1", "many", "--to", tmp_path / "back", "--json", code=Exit.REFUSED)
+    assert len(said.json["failed"]) == 30
