@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -374,9 +375,10 @@ def _show_put(
 
 def mend(primary: str, pool: str, *, active: bool) -> str:
     """The command that closes a gap; `active`: the pool is an active-data pool."""
+    first, second = shlex.quote(primary), shlex.quote(pool)  # a name may hold &
     if primary == pool:
-        return typed(f"fanout restore stgpool {primary}")
-    return typed(f"fanout {'copy activedata' if active else 'backup stgpool'} {primary} {pool}")
+        return typed(f"fanout restore stgpool {first}")
+    return typed(f"fanout {'copy activedata' if active else 'backup stgpool'} {first} {second}")
 
 
 # ---- get --------------------------------------------------------------------------------------

@@ -14,12 +14,11 @@ import pytest
 
 from fanout import Store, errors
 from fanout.cli.exits import Exit
+from tests.cli.conftest import Shell, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from tests.cli.conftest import Shell
 
 
 @pytest.fixture
@@ -159,6 +158,26 @@ def test_the_gaps_of_an_active_data_pool_that_was_taken_out(shell: Shell, stored
     rows = shell("query", "gap", "--names", "--json", code=Exit.GAPS).json["gaps"]
     assert all("fanout copy activedata DISKPOOL ACTIVEDATAPOOL" in row["mend"] for row in rows)
     assert [row["names"] for row in rows] == [["one"]]
+
+
+def test_a_mend_can_be_typed_whatever_the_pool_is_called(tmp_path: Path) -> None:
+    """To a shell an & in a name, which the modelled system allows too, was two commands: the first ran in the background, on another pool."""
+    config = describe(tmp_path)
+    text = config.read_text(encoding="utf-8")
+    text = text.replace("[pools.COPYPOOL1]", '[pools."COPY&1"]').replace('"COPYPOOL1"', '"COPY&1"')
+    config.write_text(text, encoding="utf-8")
+    shell = Shell(config)
+    shell("init")
+    path = tmp_path / "copypool1.vol"
+    path.rename(tmp_path / "away")
+    said = shell("put", "N1", config, code=Exit.DEGRADED).err
+    (tmp_path / "away").rename(path)
+    (row,) = shell("query", "gap", "--json", code=Exit.GAPS).json["gaps"]
+    assert row["mend"] in said
+    words = list(shlex.shlex(row["mend"], posix=True, punctuation_chars=True))
+    assert words == ["fanout", "backup", "stgpool", "DISKPOOL", "COPY&1"]
+    shell(*words[1:])
+    shell("query", "gap")
 
 
 # ---- volumes that the catalog does not know ----------------------------------------------------------------
