@@ -145,6 +145,17 @@ def test_the_gaps_of_a_pool_that_was_taken_out(shell: Shell, stored: Path) -> No
     shell("query", "gap")
 
 
+def test_a_pool_is_done_without_for_good(shell: Shell, stored: Path) -> None:
+    """As docs/operations.md says: else its gaps would stay as long as any object that it held."""
+    without_pool(shell, "COPYPOOL1")
+    path = shell.config.with_name("copypool1.vol")
+    shell("retire", "volume", path, "--force", code=Exit.GAPS)
+    shell("query", "gap", code=Exit.GAPS)
+    assert "COPYPOOL1 was required" in shell("rebuild", "catalog", "--force").err
+    assert shell("query", "gap").err == ""
+    assert "Nothing is wrong" in shell("check").out
+
+
 def test_the_gaps_of_an_active_data_pool_that_was_taken_out(shell: Shell, stored: Path) -> None:
     """What is missing there are active versions alone, and it is no copy pool: the catalog still knows."""
     path = shell.config.with_name("activedatapool.vol")
