@@ -122,7 +122,8 @@ typedef struct fo_event {
 } fo_event;
 _Static_assert(sizeof(fo_event) == 96, "fo_event is read by numpy as 96 bytes");
 
-/* What happened to one request, or to one leg of a stream (its first fault; `more` counts the others). */
+/* What happened to one request, or to one leg of a stream (its first fault, before what an abort left unsubmitted; `more` counts the
+ * others). */
 typedef struct fo_outcome {
     uint64_t offset;
     uint64_t length;

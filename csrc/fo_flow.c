@@ -26,8 +26,14 @@ static bool flow_idle(const fo_flow *f) {
 
 static void note(fo_lane_leg *l, const fo_outcome *outcome) {
     fo_outcome *first = &l->first;
+    const bool stopped = first->code == FO_OUTCOME_NOT_SUBMITTED && first->err == ECANCELED;
     if (first->code == FO_OUTCOME_OK) {
         *first = *outcome;
+    } else if (stopped && outcome->code != FO_OUTCOME_NOT_SUBMITTED) {
+        /* What was in flight when the stream was aborted has failed: who looks for the guilty must find it here. */
+        const uint32_t more = first->more + 1;
+        *first = *outcome;
+        first->more = more;
     } else if (first->code == FO_OUTCOME_NOT_SUBMITTED && outcome->code == FO_OUTCOME_NOT_SUBMITTED &&
                first->offset + first->length == outcome->offset) {
         first->length += outcome->length;

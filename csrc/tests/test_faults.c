@@ -471,6 +471,26 @@ static void open_hangs(void) {
 
 /* ---- abort and eject ---- */
 
+/* What is in flight at an abort may fail yet: who looks for the guilty then must not be told of the abort alone. */
+static void fails_after_abort(void) {
+    rig r = make_rig(12, 16);
+    fo_leg legs[2];
+    set_fault(&r, (fo_fault){.nth = 2, .count = 1, .kind = FO_OP_WRITE, .action = FO_FAULT_ERRNO, .value = EIO});
+    for (size_t at = 0; at < 8 * SLOT; at += SLOT) {
+        CHECK_EQ(fo_stream_write(r.s, r.data + at, SLOT, 0, SECOND, NULL, NULL), 0);
+    }
+    CHECK_EQ(fo_stream_abort(r.s), 0);
+    CHECK_EQ(fo_stream_drained(r.s, SECOND), 0);
+    CHECK_EQ(fo_stream_legs(r.s, legs, 2), 2);
+    CHECK_EQ(legs[0].first.code, FO_OUTCOME_ERROR);
+    CHECK_EQ(legs[0].first.err, EIO);
+    CHECK_EQ(legs[0].first.offset, SLOT);
+    CHECK_EQ(legs[0].first.more, 1); /* what the abort left unsubmitted */
+    CHECK_EQ(legs[1].first.code, FO_OUTCOME_NOT_SUBMITTED);
+    CHECK_EQ(legs[1].first.err, ECANCELED);
+    drop_rig(&r, 0);
+}
+
 static void abort_drains(void) {
     rig r = make_rig(11, 16);
     fo_event ev = {0};
@@ -592,6 +612,7 @@ int main(void) {
     RUN(slow_but_alive);
     RUN(lifecycle_faults);
     RUN(open_hangs);
+    RUN(fails_after_abort);
     RUN(abort_drains);
     RUN(eject_one);
     RUN(deterministic);
