@@ -391,15 +391,21 @@ class Transaction:
         raise self._failed("space", f"{message}; {error.mend}") from group
 
     def _outgrown(self, name: bytes, given: int) -> NoReturn:
-        """An object of unknown length does not fit its primary: begin again lower in the chain (rule R6)."""
-        self._stop(State.FAILED)
+        """An object of unknown length does not fit its primary: begin again lower in the chain (rule R6).
+
+        A target that has failed meanwhile is judged all the same (rules R2 to R5): it is not for the resend to find that out, or not.
+        """
         placing = self._placing
         chain = placing.destination.chain
         outgrew = f"{quoted(name)} outgrew {chain[placing.index].pool} at {given} bytes"
         lower = policy.next_primary(placing.destination, given, {}, start=placing.index + 1)
         if lower is None:
+            self._stop(State.FAILED)
             raise self._failed("space", f"{outgrew}, and no pool below takes it")
         self._progress.floor = lower
+        if blamed := beside(placing.stretches):
+            self._fail(blamed)
+        self._stop(State.FAILED)
         message = f"{outgrew}; sent again it goes to {chain[lower].pool}"
         if self._final:
             message += ", but its source cannot be read again: say its length, or spool it"
