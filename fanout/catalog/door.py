@@ -104,7 +104,7 @@ class Catalog(CatalogReader):
         self, path: str | os.PathLike[str], *, lock_wait: float, clock: Callable[[], int]
     ) -> None:
         # One that stands before 1970 would make rows that are refused when they are read: a store that cannot be opened any more.
-        self._clock = lambda: max(0, clock())
+        self._clock: Callable[[], int] = lambda: max(0, clock())
         self._write_lock, self._folding = threading.Lock(), threading.Lock()
         self.last_commit_at = 0
         self.last_versions: dict[bytes, int] = {}
