@@ -387,14 +387,13 @@ class Medium:
             self.dark = True
             return
         self.operations += 1
+        self.struck = self.struck or carried.action != 0
         file = self._by_ino.get(carried.ino)
         if file is None:
             return  # an open that did not get that far
         self.watch(file.name, carried, written)
-        if carried.action:
-            self.struck = True
-            if carried.injected:
-                self.faults.append((file.name, carried))
+        if carried.injected:
+            self.faults.append((file.name, carried))
         if carried.kind == WRITE and written:
             flying = carried.medium == IN_FLIGHT
             file.change(Change(carried.done, carried.offset, written, flying=flying))
