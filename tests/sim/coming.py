@@ -126,9 +126,9 @@ def grow(world: World, step: Grow) -> None:
     world.look_away()
     world.spares.append((step.pool, path))
     due = before | {str(path)} | world.operators.away.keys()
-    world.script = [[fault, 0] for fault in step.catalog_faults]
+    world.ail(step)
     done = _extend(world, due - before)
-    world.script = []
+    world.disarm()
     if step.cut:
         world.lose_all(step.id)
     there = {volume["path"] for volume in world.books().volumes}
@@ -151,7 +151,7 @@ def _extend(world: World, due: Collection[str]) -> bool:
         made = Store.extend(world.config, force=True, lock_wait=0)
     except FanoutError as error:
         world.note(f"not extended: {error!r}")
-        demand(world.script, "extend", f"{error!r}")
+        demand(world.ailing, "extend", f"{error!r}")
         return False
     demand({entry.path for entry in made} == set(due), "extend", f"{made}")
     return True

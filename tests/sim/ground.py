@@ -200,12 +200,18 @@ class Grounds:
         self._base = (
             tempfile.TemporaryDirectory(prefix="fanout-sim-", dir=within) if within else scratch()
         )
-        self._made: dict[int, Ground] = {}
+        self._made: dict[tuple[int, str], Ground] = {}
 
     def of(self, site: Site) -> Ground:
-        if site.number not in self._made:
-            self._made[site.number] = Ground(site, Path(self._base.name))
-        return self._made[site.number]
+        return self.of_its_own(site, "")
+
+    def of_its_own(self, site: Site, name: str) -> Ground:
+        """The same for the same name, and nobody else's."""
+        if (site.number, name) not in self._made:
+            base = Path(self._base.name, name)
+            base.mkdir(exist_ok=True)
+            self._made[site.number, name] = Ground(site, base)
+        return self._made[site.number, name]
 
     def __enter__(self) -> Grounds:
         return self

@@ -10,6 +10,8 @@ case the spans of every volume without a fault must be given what they are given
 that fails or has to do without a volume: from then on things may go elsewhere. After each case everything heals, and the store must come right by the whole oracle of
 tests/sim/world.py.
 
+Some workloads begin with a store that has been used. What comes before is done once, and its files are what every case starts from.
+
 Cases that leave the same store are healed once: the same bytes on the volumes, durable and not, the same rows but for the errno and
 the words of a gap, and clients who know the same. The audit before that is made in every case.
 """
@@ -26,7 +28,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,17 +37,20 @@ import xxhash
 from tests.sim.ground import DIRECTORY_BYTES, Grounds
 from tests.sim.medium import WRITE
 from tests.sim.oracle import connect, demand
-from tests.sim.plan import HEAD, CatalogFault, Fault, Plan
+from tests.sim.plan import HEAD, CatalogFault, Fault
+from tests.sim.recovery import FRAME, LOG_HEAD
 from tests.sim.vfs import CODES, lighten_sqlite
-from tests.sim.workloads import WORKLOADS, with_fault
-from tests.sim.world import World
+from tests.sim.workloads import LOOPED
+from tests.sim.world import World, _Read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tests.sim.ground import Ground
     from tests.sim.medium import Carried
-    from tests.sim.plan import Episode
+    from tests.sim.oracle import Books
+    from tests.sim.plan import Episode, Plan
+    from tests.sim.workloads import Workload
 
 # One of each class of csrc/fo_errno.c.
 ERRNOS = (
@@ -65,6 +70,7 @@ TABLES = (
 )  # fmt: skip
 # Where spans begin. The records before them lie as they came together, and V16 reads them.
 SPANS = HEAD + 2 * DIRECTORY_BYTES
+UNASKED = -1  # a version that no catalog has
 BOUND = 2000  # operations of a workload: far more than any has
 
 
@@ -90,16 +96,16 @@ def catalog_faults() -> Iterator[tuple[str, str, bool, bool]]:
                     yield operation, code, forever, after
 
 
-def cases(plan: Plan, *, opening: bool) -> Iterator[Iterator[Plan]]:
+def cases(workload: Workload, *, opening: bool) -> Iterator[Iterator[Plan]]:
     """For each kind of fault the plans in which it strikes one operation later each."""
-    for action, value, forever in engine_faults():
+    for action, value, forever in engine_faults() if workload.where != "catalog" else ():
         yield (
-            with_fault(plan, Fault(0, "*", action, 0, value, n, forever), opening=opening)
+            workload.struck_by(Fault(0, "*", action, 0, value, n, forever), opening=opening)
             for n in range(1, BOUND)
         )
     for operation, code, forever, after in catalog_faults():
         yield (
-            with_fault(plan, CatalogFault(0, operation, code, n, forever, after), opening=opening)
+            workload.struck_by(CatalogFault(0, operation, code, n, forever, after), opening=opening)
             for n in range(1, BOUND)
         )
 
@@ -120,11 +126,15 @@ class Known:
         untroubled: what each volume is given when nothing fails; None: not known yet.
         healed: stores that came right.
         rows: a digest of what the catalog says, by one of its files: of hundreds of cases the bytes are the same.
+        books: what it says while it is open, likewise.
+        before: the world of the episodes that come before it.
     """
 
     untroubled: Writes | None = None
     healed: set[int] = field(default_factory=set)
     rows: dict[int, bytes] = field(default_factory=dict)
+    books: dict[int, Books] = field(default_factory=dict)
+    before: World | None = None
 
 
 class LoopWorld(World):
@@ -174,8 +184,8 @@ class LoopWorld(World):
         """V12."""
         if self._known.untroubled is None:
             self._known.untroubled = dict(self.written)
-        if any(episode.together for episode in self.plan.episodes):
-            return  # whose turn it is depends on what fails, and so do ids and places
+        if any(episode.together or not episode.sessions for episode in self.plan.episodes):
+            return  # whose turn it is depends on what fails, and so do ids and places; and what of a pool is mended elsewhere
         guilty = {path for path, _ in self.medium.faults}
         for path, written in self.written.items():
             foreign = written - self._known.untroubled.get(path, set())
@@ -196,7 +206,29 @@ class LoopWorld(World):
                 digest.update(change.data or b"")
         digest.update(self._rows())
         for transaction, sent in self.history.items():
-            digest.update(f"{transaction} {sent.fate} {len(sent.objects)}".encode())
+            digest.update(f"{transaction} {sent.fate} {len(sent.objects)} {sent.gone}".encode())
+        digest.update(f"{self.known.rot} {sorted(self.known.hurt)} {self.known.doubts}".encode())
+        return digest.intdigest()
+
+    def books(self) -> Books:
+        key = self._in_force()
+        if key not in self._known.books:
+            self._known.books[key] = super().books()
+        self._read = _Read(UNASKED, self.medium.logged, self._known.books[key])
+        return self._read.books
+
+    def _in_force(self) -> int:
+        """A digest of all that counts of the catalog's files: the index of the log says how much of that does."""
+        digest = xxhash.xxh3_128()
+        database, log = map(Path, self.medium.logs)
+        index = database.with_name(f"{database.name}-shm")
+        told = index.read_bytes()[16:40] if index.exists() else b"none"
+        digest.update(told)
+        for path in (database, log):
+            data = path.read_bytes() if path.exists() else b"none"
+            if path is log and index.exists():
+                data = data[: LOG_HEAD + int.from_bytes(told[:4], sys.byteorder) * FRAME]
+            digest.update(data)
         return digest.intdigest()
 
     def _rows(self) -> bytes:
@@ -207,6 +239,7 @@ class LoopWorld(World):
         key = files.intdigest()
         if key not in self._known.rows:
             digest = xxhash.xxh3_128()
+            self.disarm()  # a store that did not open has left what keeps it from it
             with closing(connect(str(self.ground.catalog))) as db:
                 for table in TABLES:
                     digest.update(repr(db.execute(f"SELECT {table}").fetchall()).encode())
@@ -231,12 +264,13 @@ def run_loops(
     done: Counter[str] = Counter()
     for name in names:
         known = Known()
-        strikes(name, WORKLOADS[name], grounds, known)
-        for loop in cases(WORKLOADS[name], opening=opening):
+        ground = prepared(name, grounds, known)
+        strikes(name, LOOPED[name].plan, ground, known)
+        for loop in cases(LOOPED[name], opening=opening):
             for n, plan in enumerate(loop, 1):
                 if n > 3 and n % every:
                     continue
-                if not strikes(name, plan, grounds, known):
+                if not strikes(name, plan, ground, known):
                     break  # the workload completed untouched
                 done[name] += 1
             else:
@@ -245,9 +279,22 @@ def run_loops(
     return done
 
 
-def strikes(name: str, plan: Plan, grounds: Grounds, known: Known) -> bool:
+def prepared(name: str, grounds: Grounds, known: Known) -> Ground:
+    """The ground of a workload, on which has happened what comes before it."""
+    workload = LOOPED[name]
+    if not workload.before:
+        return grounds.of(workload.site)
+    ground = grounds.of_its_own(workload.site, f"loop-{workload.number}")
+    known.before = World(replace(workload.plan, episodes=workload.before), ground)
+    known.before.prepare()
+    return ground
+
+
+def strikes(name: str, plan: Plan, ground: Ground, known: Known) -> bool:
     """Run one case; False: nothing was struck."""
-    world = LoopWorld(plan, grounds.of(plan.site), known)
+    world = LoopWorld(plan, ground, known)
+    if known.before is not None:
+        world.go_on_from(known.before)
     try:
         world.run()
     except Exception as error:
@@ -269,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()  # what is there now stays: nobody need look at it between runs
     share, shares = map(int, options.core.split("/"))
     began = time.process_time()
-    names = list(WORKLOADS)[share::shares]
+    names = list(LOOPED)[share::shares]
     with Grounds() as grounds:
         try:
             done = run_loops(names, grounds, every=options.every, opening=options.opening)

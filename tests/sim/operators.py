@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fanout.audit import audit_stgpool
 from fanout.config import Access
-from fanout.errors import CatalogError, CommitUnknown, FanoutError
+from fanout.errors import CommitUnknown, FanoutError
 from fanout.rebuild import rebuild_catalog
 from fanout.reconcile import backup_stgpool, copy_activedata, restore_stgpool
 from fanout.retire import retire_volume
@@ -283,6 +283,7 @@ class Operators:
 
     def end_closed(self) -> None:
         self.world.take()
+        self.world.struck = self.world.struck or self.world.medium.struck
         self.world.live = self.world.books().live()
         self.world.look_away()
 
@@ -300,9 +301,9 @@ class Operators:
         back = step.back and not world.known.rot.pop(path, None)
         self.away[path] = Away(kept if back else None, named)
         world.known.hurt.add(step.pool)
-        world.script = [[fault, 0] for fault in step.catalog_faults]
+        world.ail(step)
         report = self._give_up_volume(path)
-        world.script = []
+        world.disarm()
         self._perhaps_lose_power(step)
         after = world.books()
         if report is None and path in {volume["path"] for volume in after.volumes}:
@@ -325,9 +326,9 @@ class Operators:
         world.look_away()
         try:
             report = retire_volume(world.config, path, lock_wait=0)
-        except CatalogError as error:
+        except FanoutError as error:
             world.note(f"{path} is not given up: {error!r}")
-            demand(world.script, "retire", f"{error!r}")
+            demand(world.ailing, "retire", f"{error!r}")
             return None
         world.note(f"{path} is given up: {report.objects} objects")
         return report

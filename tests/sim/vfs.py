@@ -28,6 +28,7 @@ CODES = {
 }
 _OPEN_DELETE_ON_CLOSE = 0x8
 _CONFIG_SINGLETHREAD, _CONFIG_MEMSTATUS = 1, 9
+_PRNG_SEED = 28  # SQLITE_TESTCTRL_PRNG_SEED
 _FILE = c.c_void_p
 _WRITE = c.CFUNCTYPE(c.c_int, _FILE, c.c_void_p, c.c_int, c.c_int64)
 _TRUNCATE = c.CFUNCTYPE(c.c_int, _FILE, c.c_int64)
@@ -228,6 +229,7 @@ def lighten_sqlite() -> None:
         assert code == 0, f"SQLite says {code}"
 
 
+@functools.cache
 def _library() -> c.CDLL:
     """The very library that the `sqlite3` module uses: it is loaded already, so its name is in the map of the process."""
     import sqlite3
@@ -244,6 +246,8 @@ def _library() -> c.CDLL:
 def below_sqlite(below: Below) -> Iterator[Below]:
     """Stand below all files that SQLite opens meanwhile and that the medium knows."""
     hook = _the_hook()
+    # The salts of logs come from it: so the bytes of a catalog are those that its history demands, too.
+    _library().sqlite3_test_control(_PRNG_SEED, c.c_int(1), None)
     hook.below = below
     try:
         yield below

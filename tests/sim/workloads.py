@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fanout.types import ObjectKind
+from tests.sim.beside import Mend
+from tests.sim.coming import Grow
 from tests.sim.plan import (
     HEAD,
     KIB,
@@ -22,7 +24,7 @@ from tests.sim.plan import (
     Site,
     Transaction,
 )  # fmt: skip
-from tests.sim.steps import Delete
+from tests.sim.steps import Audit, Delete, Retire, Spot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,19 +61,19 @@ BARE = next(s for s in SITES if not s.secondaries and len(s.chain) == 1)
 class _Maker:
     """Numbers the parts."""
 
-    def __init__(self) -> None:
-        self._ids = itertools.count(1)
+    def __init__(self, first: int = 1) -> None:
+        self.ids = itertools.count(first)
 
     def put(self, size: int, *, name: bytes = b"A", source: str = "bytes") -> Put:
-        return Put(next(self._ids), name, size, 1000 * next(self._ids) % 4096, source)
+        return Put(next(self.ids), name, size, 1000 * next(self.ids) % 4096, source)
 
     def txn(self, *puts: Put, end: str = "commit") -> Transaction:
-        return Transaction(next(self._ids), puts, end)
+        return Transaction(next(self.ids), puts, end)
 
     def session(
         self, *txns: Transaction, node: str = "N1", kind: ObjectKind = ObjectKind.BACKUP
     ) -> Session:
-        return Session(next(self._ids), node, kind, txns, (), ())
+        return Session(next(self.ids), node, kind, txns, (), ())
 
     def episode(
         self,
@@ -82,12 +84,12 @@ class _Maker:
         steps: tuple[Step, ...] = (),
     ) -> Episode:
         return Episode(
-            next(self._ids), sessions, together, flush_first, reconcile, None, steps=steps
+            next(self.ids), sessions, together, flush_first, reconcile, None, steps=steps
         )
 
     def delete(self, how: str, *, keep: int = 0) -> Delete:
         """After the first session."""
-        return Delete(next(self._ids), (), (), 1, how, keep, preview=False)
+        return Delete(next(self.ids), (), (), 1, how, keep, preview=False)
 
 
 def _make() -> dict[str, Plan]:
@@ -126,6 +128,113 @@ def _make() -> dict[str, Plan]:
 
 
 WORKLOADS = _make()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One that loops go through.
+
+    Attributes:
+        site: that it runs on.
+        before: episodes in which nothing fails; what they leave is made once.
+        episode: in which something does.
+        where: from when on: ``opening`` of the store, first ``session``, or last ``step``; ``catalog``: from there on, but nothing of the engine's.
+    """
+
+    number: int
+    site: Site
+    before: tuple[Episode, ...]
+    episode: Episode
+    where: str
+
+    @property
+    def plan(self) -> Plan:
+        """Without a fault."""
+        return Plan(self.number, self.site, (self.episode,))
+
+    def struck_by(self, fault: Fault | CatalogFault, *, opening: bool) -> Plan:
+        """With one; `opening`: from the opening on, wherever it is counted from else."""
+        if self.where not in ("step", "catalog"):
+            return with_fault(self.plan, fault, opening=opening or self.where == "opening")
+        engine = (fault,) if isinstance(fault, Fault) else ()
+        catalog = (fault,) if isinstance(fault, CatalogFault) else ()
+        episode = self.episode
+        many = episode.steps or episode.before
+        ill = (*many[:-1], replace(many[-1], faults=engine, catalog_faults=catalog))
+        struck = replace(episode, steps=ill) if episode.steps else replace(episode, before=ill)
+        return replace(self.plan, episodes=(struck,))
+
+
+def _longer() -> dict[str, Workload]:
+    """Those that begin with a store that has been used."""
+    m = _Maker(1000)
+    put, txn, session, episode = m.put, m.txn, m.session, m.episode
+
+    def two() -> Session:
+        return session(txn(put(700), put(9000, name=b"B")), txn(put(900)))
+
+    def mend(how: str, *ways: tuple[str, str]) -> Mend:
+        return Mend(next(m.ids), (), (), 0, how, ways)
+
+    def lacking(pool: str) -> Episode:
+        """What is sent lacks there."""
+        gone = Fault(next(m.ids), pool, "errno", 1, 5, 1, forever=True)
+        return episode(replace(two(), faults=(gone,)))
+
+    def audit(*parts: str) -> Audit:
+        spots = tuple(Spot(n / len(parts), part, 0.3, 600) for n, part in enumerate(parts))
+        return Audit(next(m.ids), (), (), "C1", spots, mend=False)
+
+    def lost(pool: str, *, anew: bool) -> Retire:
+        return Retire(next(m.ids), (), (), pool, 0, anew, back=False, cut=False)
+
+    cut = Cut(next(m.ids), "sync", 2, "all", opening=False)
+    everywhere = (("P1", "C1"), ("P1", "C2"), ("P1", "A1"))
+    nothing = episode()
+    found: dict[str, tuple[Site, tuple[Episode, ...], Episode, str]] = {
+        "the opening, wide": (WIDE, (), episode(session(txn(put(700)))), "opening"),
+        "the opening, two primaries": (LOW, (), episode(session(txn(put(100)))), "opening"),
+        "the opening, strict": (STRICT, (), episode(session(txn(put(700)))), "opening"),
+        "the opening, bare": (BARE, (), episode(session(txn(put(700)))), "opening"),
+        "opened again": (WIDE, (episode(two()),), nothing, "opening"),
+        "opened after a power loss": (WIDE, (replace(episode(two(), two()), cut=cut),), nothing, "opening"),
+        "opened after a power loss, two primaries": (
+            LOW, (replace(episode(two(), session(txn(put(100), put(LARGE, name=b"B")))), cut=cut),), nothing, "opening",
+        ),
+        "gaps closed": (WIDE, (lacking("C1"),), episode(steps=(mend("repair", *everywhere),)), "opening"),
+        "a pool filled again": (
+            WIDE,
+            (episode(two()), replace(nothing, before=(lost("P1", anew=True),))),
+            episode(steps=(mend("repair", ("P1", "P1")),)),
+            "opening",
+        ),
+        "a session beside a repair": (
+            WIDE, (lacking("C1"),), episode(session(txn(put(800))), together=True, steps=(mend("repair", *everywhere),)), "session",
+        ),
+        "deletions beside a repair": (
+            WIDE, (lacking("C1"),),
+            episode(together=True, steps=(mend("repair", *everywhere), replace(m.delete("version"), after=0))), "opening",
+        ),
+        "space that is used again": (
+            BARE, (episode(two(), steps=(m.delete("expire"),)),), episode(session(txn(put(9000)), txn(put(700)))), "session",
+        ),
+        "an audit": (WIDE, (episode(two()),), episode(steps=(audit("data", "foot"),)), "catalog"),
+        "a disk given up": (WIDE, (episode(two()),), replace(nothing, before=(lost("C1", anew=True),)), "step"),
+        "a volume more": (
+            WIDE, (episode(two()),), replace(nothing, before=(Grow(next(m.ids), (), (), "C1", cut=True),)), "step",
+        ),
+    }  # fmt: skip
+    return {
+        name: Workload(100 + number, *workload)
+        for number, (name, workload) in enumerate(found.items())
+    }
+
+
+# All that the loops go through; the crash states go through those above.
+LOOPED = {
+    name: Workload(plan.seed, plan.site, (), plan.episodes[0], "session")
+    for name, plan in WORKLOADS.items()
+} | _longer()
 
 
 def with_fault(plan: Plan, fault: Fault | CatalogFault, *, opening: bool = False) -> Plan:

@@ -6,6 +6,7 @@ is next, and what the disks keep. Whatever a client is told is written down, and
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import random
@@ -46,6 +47,7 @@ from tests.sim.vfs import Below, below_sqlite
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
     from pathlib import Path
 
     from fanout.config import Config
@@ -131,20 +133,40 @@ class World:
 
     def run(self) -> str:
         """Run all of it. Returns the digest of the trace: equal for equal plans."""
+        try:
+            self._run((*self.plan.episodes, None))
+        finally:
+            self.medium.reset()
+        return self._hash.hexdigest()
+
+    def prepare(self) -> None:
+        """Run the episodes; what they leave is what every run on this ground begins with: see `go_on_from`."""
+        self._run(self.plan.episodes)
+        self.medium.adopt()
+        self.medium.reset()
+
+    def go_on_from(self, other: World) -> None:
+        """Know what was known at the end of one that has prepared this ground. It may be asked any number of times."""
+        self.known, self.cut_off = copy.deepcopy((other.known, other.cut_off))
+        self.history = self.known.history
+        self.operators.away = dict(other.operators.away)
+        self.spares, self.live = list(other.spares), dict(other.live)
+        self.seconds, self.stamps = other.seconds, copy.copy(other.stamps)
+        self.ids.setstate(other.ids.getstate())
+
+    def _run(self, episodes: Sequence[plans.Episode | None]) -> None:
         self.medium.watch = self._watch
         gc_was_on = gc.isenabled()
         gc.disable()  # a collection settles reservations that nobody remembers: not at moments of its own
         try:
             with patched(self), below_sqlite(self._below):
-                for episode in (*self.plan.episodes, None):
+                for episode in episodes:
                     self._live_through(episode)
         finally:
             self.look_away()
             self.counts["operations"] = self.medium.operations
-            self.medium.reset()
             if gc_was_on:
                 gc.enable()
-        return self._hash.hexdigest()
 
     def note(self, line: str) -> None:
         """Into the trace."""
@@ -202,10 +224,23 @@ class World:
 
     def side_engine(self) -> Engine:
         """Of a command that opens volumes beside no store."""
+        self.take()
+        self.struck = self.struck or self.medium.struck
         self.medium.begin()
         engine = new_engine(self.plan.seed)
         engine.record_to(self.medium.journal)
+        engine.set_faults(self._lines)
         return engine
+
+    def ail(self, step: Step) -> None:
+        """What a step says fails from now on in commands that work on the closed store, until `disarm`."""
+        self._lines = [fault_of(fault, None) for fault in step.faults]
+        self._fail_catalog(step.catalog_faults)
+
+    @property
+    def ailing(self) -> bool:
+        """Whether such a command may fail."""
+        return bool(self.script or self._lines)
 
     def _lose_power(self, cut: plans.Cut | None, salt: object) -> None:
         rng = self.rng("loss", salt)
@@ -311,7 +346,7 @@ class World:
     def disarm(self) -> None:
         """Nothing fails on a closed store, unless a step says so."""
         self.script, self._cut_catalog, self._below.reads = [], 0, False
-        self.unknown = False
+        self._lines, self.unknown = [], False
 
     def _arm(self, cut: plans.Cut) -> None:
         if cut.place == "engine":
@@ -467,8 +502,11 @@ class World:
                         self.hanging.add(fault.pool)
         self._lines = lines
         self.fail()
-        self.script = [[fault, 0] for fault in part.catalog_faults]
-        self._below.reads = any(fault.operation == "read" for fault in part.catalog_faults)
+        self._fail_catalog(part.catalog_faults)
+
+    def _fail_catalog(self, faults: Sequence[plans.CatalogFault]) -> None:
+        self.script = [[fault, 0] for fault in faults]
+        self._below.reads = any(fault.operation == "read" for fault in faults)
 
     def fail(self) -> None:
         """What is to fail fails from now on, and what has vanished is gone."""
