@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -49,7 +50,8 @@ CLUMSY = (
     "ImportError",
     "IndentationError",
 )  # the patch's fault, not the bug's
-PATIENCE = 600  # seconds; they take ten on an idle machine
+PROCESSOR = 300  # seconds of a processor for a chunk, which takes twenty: whoever else is busy, a bug is not found by it
+PATIENCE = 3600  # seconds, for what waits for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +318,7 @@ def _run(where: Path, seeds: Sequence[int], sites: str) -> tuple[int, str] | Non
     """Some seeds in a process of their own: an assertion of the core ends it, and some bugs never come to an end."""
     command = [sys.executable, "-m", "tests.sim.run", "--first-finding"]
     command += ["--seeds", ",".join(map(str, seeds)), "--within", sites]
+    command += ["--processor", str(PROCESSOR)]
     # The tests are no copies: nothing is written beside them.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
     environment.pop("PYTHONPYCACHEPREFIX", None)
@@ -334,7 +337,9 @@ def _run(where: Path, seeds: Sequence[int], sites: str) -> tuple[int, str] | Non
                 return None
             err.seek(0)
             words = [line.strip() for line in err if line.strip()] or ["?"]
-            if done.returncode > 0:
+            if done.returncode == -signal.SIGXCPU:
+                what = f"no end after {PROCESSOR} s of a processor"
+            elif done.returncode > 0:
                 what = words[-1].replace("tests.sim.oracle.", "")[:100]
             else:
                 what = f"ended by signal {-done.returncode}: {words[0][:80]}"

@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import logging
+import resource
 import sys
 import time
 from collections import Counter
@@ -146,12 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--twice", action="store_true", help="each, and both runs must be the same")
     parser.add_argument("--rebuild", action="store_true", help="each catalog from its volumes")
     parser.add_argument("--first-finding", action="store_true", help="name each, stop at once")
+    parser.add_argument("--processor", type=int, default=0, help="seconds that it may take of one")
     parser.add_argument("--seed", type=int, help="one, with its trace")
     parser.add_argument("--drop", default="", help="parts of it that are left out")
     parser.add_argument("--within", default="", help="the directory for the sites")
     options = parser.parse_args(arguments)
     if options.seed is None:
         logging.disable()  # what fails here fails on purpose
+    if options.processor:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (options.processor, resource.RLIM_INFINITY))
     gc.freeze()  # what is there now stays: nobody need look at it between runs
     with Grounds(options.within) as grounds:
         if options.seed is not None:

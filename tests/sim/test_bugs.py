@@ -77,6 +77,18 @@ def test_an_object_is_compiled_once(tmp_path: Path) -> None:
     assert len(list(objects.iterdir())) == 3
 
 
+def test_a_bug_without_an_end_is_told_by_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside others the time of a clock was over before the seeds were: a bug counted as found that nobody had found."""
+    monkeypatch.setattr(bugs, "PROCESSOR", 3)
+    endless = bugs._bug(
+        "it never ends", "fanout/policy.py",
+        "    if lists.destination.copy_continue:\n", "    while True:\n        pass\n    if lists.destination.copy_continue:\n",
+    )  # fmt: skip
+    found = hunt(endless, limit=100)
+    assert found is not None
+    assert found.what == "no end after 3 s of a processor"
+
+
 def test_a_child_that_dies_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites of a child that was killed stay on the memory file system: what it leaves must lie where its parent clears it away."""
     monkeypatch.setattr(bugs, "scratch", lambda: nullcontext(str(tmp_path)))
