@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 SIDES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database, as ends of its name
 APPLICATION_ID = 0x464E4F54  # "FNOT", in the database header: what `file` shows
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What a schema of an older version must be, as `_digest` says it: a trigger or a view of somebody else's is refused there, too.
 OLDER = {
     1: "1ff90abd620b5efbe7c2a4e41c287c0ddbd4a89fc9ed90d6d14327d39aa57af4",
     2: "503a92ea7df59fdbf14e9642e7c25a3430819f5a20e84568dde30eed60c77ef0",
+    3: "771e1f7b3b682f10d6817ea5b617d193cf5ed9c38845c807c547311a7499cc77",
 }
 MINIMUM_SQLITE = (3, 37, 0)  # STRICT tables
 # The writer's page cache: the inner pages of an index over some ten million objects.
@@ -163,8 +164,8 @@ def upgrade(path: str) -> None:
             return
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
+        db.execute("DROP VIEW intake")  # and its trigger with it
         if version == 1:
-            db.execute("DROP VIEW intake")  # and its trigger with it
             db.execute("ALTER TABLE placement RENAME TO placement_1")  # its key knew no volume
             db.execute("DROP INDEX placement_place")
         known = {name for _, name, _, _ in _schema_of(db)}

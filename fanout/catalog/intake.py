@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fanout.types import Member
 
 KINDS = (ObjectKind.BACKUP, ObjectKind.ARCHIVE, ObjectKind.SPACE_MANAGED)
+NAME_BITS = 11  # of the length of a name, beside its place
+_MEMBER = '"%16d%19d%19d"'
 KIND_CODES = {kind: code for code, kind in enumerate(KINDS)}
 
 
@@ -36,7 +38,7 @@ class Counters:
         return Counters(
             self.csn + len(intake.attempts),
             self.aggregate + len(intake.aggregates),
-            self.object + len(intake.members),
+            self.object + intake.objects,
         )
 
 
@@ -51,7 +53,8 @@ class Intake:
     gaps: list[list[Any]] = field(default_factory=list)
     closed: list[list[Any]] = field(default_factory=list)
     deletions: list[list[Any]] = field(default_factory=list)
-    members: list[str] = field(default_factory=list)
+    members: list[str] = field(default_factory=list)  # of each aggregate
+    objects: int = 0
     names: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     name_bytes: int = 0
@@ -119,32 +122,33 @@ def _add_attempt(intake: Intake, commit: Commit) -> None:
 
 def _add_aggregate(intake: Intake, aggregate: NewAggregate, ordinal: int) -> None:
     uuid = aggregate.aggregate.hex()
-    total = sum(member.length for member in aggregate.members)
-    number = len(intake.aggregates)
-    first = len(intake.members)
+    first, total = intake.objects, _add_members(intake, aggregate.members)
     intake.aggregates.append(
         [uuid, ordinal, aggregate.primary, first, len(aggregate.members), total]
     )
-    _add_members(intake, aggregate.members, number)
     for copy in aggregate.copies:
         _add_copy(intake, uuid, copy, ordinal)
     for gap in aggregate.gaps:
         _add_gap(intake, uuid, gap)
 
 
-def _add_members(intake: Intake, members: Sequence[Member], number: int) -> None:
-    """The one loop that runs once per object: kept short on purpose."""
+def _add_members(intake: Intake, members: Sequence[Member]) -> int:
+    """The one loop that runs once per object: kept short on purpose. Returns the bytes of all."""
     position = intake.name_bytes + 1  # SQL counts bytes from 1
-    lines, names, digests = intake.members, intake.names, intake.digests
+    lines, names, digests, total = list[str](), intake.names, intake.digests, 0
     for name, start, length, digest in members:
         size = len(name)
         if not 0 < size <= 1024 or len(digest) != 16:
             raise ValueError(f"name of {size} bytes with a digest of {len(digest)}: {name[:64]!r}")
-        lines.append(f"[{number},{position},{size},{start},{length}]")
+        lines.append(_MEMBER % (position << NAME_BITS | size, start, length))
         names.append(name)
         digests.append(digest)
         position += size
+        total += length
+    intake.members.append(f"[{','.join(lines)}]")
     intake.name_bytes = position - 1
+    intake.objects += len(lines)
+    return total
 
 
 def _add_copy(intake: Intake, uuid: str, copy: NewCopy, ordinal: int) -> None:

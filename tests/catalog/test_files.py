@@ -105,9 +105,9 @@ def test_strange_files_are_refused_by_name(sample: Sample) -> None:
     path.unlink()
     sample.create()
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 5")
     db.close()
-    with pytest.raises(CatalogVersion, match="schema 4"):
+    with pytest.raises(CatalogVersion, match="schema 5"):
         CatalogReader(path)
 
 

@@ -21,7 +21,7 @@ import xxhash
 
 from fanout import check_store, rebuild_catalog, retire_volume
 from fanout import format as fmt
-from fanout.catalog import CatalogReader
+from fanout.catalog import CatalogReader, connection
 from fanout.engine import Engine
 from fanout.errors import CatalogVersion
 from fanout.store import Store
@@ -135,7 +135,7 @@ def test_a_catalog_of_version_1_learns_to_delete(tmp_path: Path) -> None:
         assert (catalog.schema, catalog.waiting_bytes()) == (1, 0)
         assert told(catalog) == said
     with Store.open(tmp_path / "fanout.toml") as store:
-        assert store.catalog.schema == 3
+        assert store.catalog.schema == 4
         assert told(store.catalog)["objects"] == said["objects"]
         store.delete("N2", None, keep=1)
         store.delete("N1", [b"a", b"empty"])
@@ -167,7 +167,7 @@ def test_a_catalog_of_version_2_learns_what_was_given_up(tmp_path: Path) -> None
     retire_volume(tmp_path / "fanout.toml", active, force=True)
     Store.open(tmp_path / "fanout.toml").close()
     with CatalogReader(path) as catalog:
-        assert catalog.schema == 3
+        assert catalog.schema == 4
         (entry,) = catalog.retired()
     left = [volume for volume in volumes(tmp_path) if volume != active]
     for volume in left:
@@ -209,6 +209,31 @@ def test_records_say_how_many_members_there_were(fixture: tuple[Path, Any]) -> N
     assert rebuilt.complete
     with CatalogReader(rebuilt.catalog) as catalog:
         assert told(catalog)["objects"] == said["objects"]
+
+
+def test_a_catalog_of_version_3_takes_commits_in_steps(tmp_path: Path) -> None:
+    """Version 3 is version 2 with a table more. Opened for writing it gets the intake of today, and loses nothing."""
+    said = unpack("v2", tmp_path)
+    settle(tmp_path)
+    path = tmp_path / "catalog.db"
+    (retired,) = (sql for name, sql in connection._statements() if name == "retired")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(retired)
+        db.execute("PRAGMA user_version = 3")
+    with CatalogReader(path) as catalog:
+        assert catalog.schema == 3
+        assert told(catalog) == said
+    with Store.open(tmp_path / "fanout.toml") as store:
+        assert store.catalog.schema == 4
+        assert told(store.catalog)["objects"] == said["objects"]
+        with store.session("N1") as session, session.begin() as transaction:
+            transaction.put("new", b"bytes")
+        store.delete("N1", [b"new"])
+    with CatalogReader(path) as catalog:
+        assert catalog.verify() == []
+        assert told(catalog)["objects"] == said["objects"]
+    for volume in volumes(tmp_path):
+        volume.unlink()
 
 
 def test_a_schema_that_only_calls_itself_version_1(tmp_path: Path) -> None:
