@@ -85,21 +85,23 @@ def encode_header(header: SpanHeader) -> bytes:
     Raises:
         InterfaceError: too many places or pools, or their names do not fit.
     """
-    pools = list(dict.fromkeys([*header.required, *(place.pool for place in header.places)]))
+    pools = list(dict.fromkeys([*header.required, *[place.pool for place in header.places]]))
     names = [pool.encode() for pool in pools]
-    table = b"".join(bytes((len(name),)) + name for name in names if len(name) <= MAX_POOL_NAME)
+    lengths = [len(name) for name in names]
+    fit = 1 <= min(lengths, default=0) <= max(lengths, default=0) <= MAX_POOL_NAME
+    table = b"".join([bytes((len(name),)) + name for name in names]) if fit else b""
     size = PREFIX + _HEAD.size + _PLACE.size * len(header.places) + len(table)
     if not (
         1 <= len(header.places) <= MAX_PLACES
         and 1 <= len(set(header.required)) == len(header.required)
         and len(pools) <= MAX_POOLS
-        and all(1 <= len(name) <= MAX_POOL_NAME for name in names)
+        and fit
         and size <= HEAD_SIZE - SUM
     ):
         raise InterfaceError(
             f"span header: {len(header.places)} places and {len(pools)} pools do not fit"
         )
-    starts = (header.data_start, *(place.offset for place in header.places))
+    starts = [header.data_start, *[place.offset for place in header.places]]
     if max(starts) + header.length > MAX_NUMBER or not header.attempt:
         raise InterfaceError("span header: a place or the attempt is out of range")
     body = prefix(b"HEAD", HEAD_SIZE, 0, header.store) + _HEAD.pack(
