@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KINDS = (ObjectKind.BACKUP, ObjectKind.ARCHIVE, ObjectKind.SPACE_MANAGED)
 NAME_BITS = 11  # of the length of a name, beside its place
+_as_json = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` makes an encoder each time
 _MEMBER = '"%16d%19d%19d"'
 KIND_CODES = {kind: code for code, kind in enumerate(KINDS)}
 
@@ -79,7 +80,7 @@ class Intake:
             counters.aggregate,
             counters.object,
             at,
-            *(json.dumps(rows, separators=(",", ":")) for rows in lists),
+            *map(_as_json, lists),
             f"[{','.join(self.members)}]",
             b"".join(self.names),
             b"".join(self.digests),
