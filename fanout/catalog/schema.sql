@@ -201,7 +201,7 @@ CREATE VIEW intake (
     gaps,       -- [aggregate uuid, pool, missing, reason, errno]
     closed,     -- [aggregate uuid, pool]: gaps that are gone
     deletions,  -- [aggregate uuid, n of its attempt, all members deleted so far, how many, bytes]; members NULL: nothing is left
-    members,    -- for each aggregate a list of texts: 16 characters (first byte of the name + 1) * 2048 + its length, 19 start, 19 length
+    members,    -- for each aggregate a list of texts: 16 characters (first byte of the name + 1) * 2048 + its length, 20 start, 20 length
     names,
     digests
 ) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
@@ -285,15 +285,15 @@ END;
 
 CREATE TRIGGER intake_objects_commit INSTEAD OF INSERT ON intake_objects
 BEGIN
-    -- The numbers are characters, as wide as they can be: reading them out of an array each took twice as long.
+    -- The numbers are characters, wider than they can be, so that spaces part them: reading them out of an array each took twice as long.
     INSERT INTO object (id, node, kind, name, aggregate, start, length, digest)
     SELECT g.first_object + m.key,
            g.node,
            g.kind,
            substr(NEW.names, m.value >> 11, m.value & 2047),
            g.id,
-           CAST(substr(m.value, 17, 19) AS INTEGER),
-           CAST(substr(m.value, 36) AS INTEGER),
+           CAST(substr(m.value, 17, 20) AS INTEGER),
+           CAST(substr(m.value, 37) AS INTEGER),
            substr(NEW.digests, (g.first_object - NEW.object + m.key) * 16 + 1, 16)
     FROM json_each(NEW.members) AS a
     JOIN aggregate AS g ON g.id = NEW.aggregate + a.key
