@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import io
 import json
 import os
 import re
@@ -308,19 +309,25 @@ def complain(line: str, mend: str = "") -> None:
         deafen(sys.stderr)
 
 
+class _Unheard(io.TextIOWrapper):
+    """Text goes nowhere; bytes, which somebody wants to have, are refused."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def stand_in() -> None:
-    """Standard streams that are closed (``>&-``) refuse whatever is read or written, and keep their numbers.
+    """Standard streams that are closed (``>&-``) refuse bytes, let text go nowhere, and keep their numbers.
 
     Otherwise the next file that is opened gets the number, and what is meant for a terminal lands on a volume.
     """
-    for name, mode, refusing in (
-        ("stdin", "r", os.O_WRONLY),
-        ("stdout", "w", os.O_RDONLY),
-        ("stderr", "w", os.O_RDONLY),
-    ):
+    if sys.stdin is None:
+        lowest = os.open(os.devnull, os.O_WRONLY)
+        sys.stdin = open(lowest, encoding="utf-8", closefd=False)  # noqa: SIM115
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            lowest = os.open(os.devnull, refusing)
-            setattr(sys, name, open(lowest, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            lowest = os.open(os.devnull, os.O_RDONLY)
+            setattr(sys, name, _Unheard(open(lowest, "wb", closefd=False), encoding="utf-8"))  # noqa: SIM115
 
 
 def deafen(stream: IO[str]) -> None:

@@ -503,6 +503,8 @@ def test_closed_standard_streams(shell: Shell, stored: Path) -> None:
     for words, code in (
         (f"put N1 {shlex.quote(str(stored))} --as closed <&- >&- 2>&-", Exit.COMPLETE),
         ("query object N1 >&-", Exit.COMPLETE),
+        ("--help >&-", Exit.COMPLETE),
+        ("query gap --help >&-", Exit.COMPLETE),
         ("query object N1 --json 2>&-", Exit.COMPLETE),
         ("query stgpool NONE 2>&-", Exit.CONFIG),
         ("doctor >&- 2>&-", Exit.COMPLETE),
