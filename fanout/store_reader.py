@@ -270,8 +270,10 @@ class StoreReader:
         """A pool's own name, found in any case; also of one that only the catalog knows.
 
         Raises:
+            InterfaceError: the store is closed.
             UnknownPool: nobody knows it: it has no answer, rather than an empty one.
         """
+        self._must_be_open()
         try:
             return self.config.pool(name).name
         except UnknownPool:
@@ -283,8 +285,10 @@ class StoreReader:
         """A node's own name, found in any case; also of one that is not configured any more and has stored something.
 
         Raises:
+            InterfaceError: the store is closed.
             UnknownPool: nobody knows it.
         """
+        self._must_be_open()
         try:
             return self.config.node(name).name
         except UnknownPool:
