@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Self
 
 from fanout import config as configuration
 from fanout import deletion
+from fanout.agreement import look_at_paths, must_be_spelt_alike, pool_uuids, warn_of_absent
 from fanout.catalog import (
     Catalog,
     CatalogReader,
@@ -45,7 +46,6 @@ from fanout.config import Config
 from fanout.engine import Engine
 from fanout.errors import (
     CatalogError,
-    ConfigError,
     FanoutError,
     InterfaceError,
     VolumeError,
@@ -53,7 +53,6 @@ from fanout.errors import (
 from fanout.format import SpanFraming
 from fanout.ledger import Ledger, receipt_of
 from fanout.making import create_volumes, private_directory
-from fanout.paths import look_at_paths, warn_of_absent
 from fanout.pools import PoolSet
 from fanout.scribe import Scribe
 from fanout.session import Session
@@ -62,7 +61,7 @@ from fanout.types import ObjectKind, Receipt, checked_kind
 from fanout.units import name_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from fanout.deletion import DeleteReport
@@ -234,14 +233,14 @@ class Store(StoreReader):
         """
         config = _loaded(config)
         with Catalog.open(config.store.catalog, lock_wait=lock_wait) as catalog:
-            _must_be_spelt_alike(config, catalog)
+            must_be_spelt_alike(config, catalog)
             there = {entry.name for entry in catalog.pools()}
             new = [
                 PoolEntry(secrets.token_bytes(16), pool.name, pool.kind)
                 for pool in config.pools.values()
                 if pool.name not in there
             ]
-            uuids = dict(_pool_uuids(config, catalog, new))
+            uuids = dict(pool_uuids(config, catalog, new))
             known = catalog.volumes()
             with open_engine(config) as engine:
                 made = create_volumes(
@@ -299,8 +298,8 @@ class Store(StoreReader):
                 CatalogReader(path) if read_only else Catalog.open(path, lock_wait=lock_wait)
             )
             closing.callback(catalog.close)
-            _must_be_spelt_alike(config, catalog)
-            uuids = _pool_uuids(config, catalog)
+            must_be_spelt_alike(config, catalog)
+            uuids = pool_uuids(config, catalog)
             if engine is None:
                 engine = closing.enter_context(open_engine(config))
             unused = look_at_paths(config, catalog, engine, read_only=read_only)
@@ -578,49 +577,3 @@ def _remove_files(volumes: Sequence[VolumeEntry]) -> None:
         if not entry.is_block:
             with suppress(OSError):
                 Path(entry.path).unlink()
-
-
-def _must_be_spelt_alike(config: Config, catalog: CatalogReader) -> None:
-    """Names are found in any case, so no two differ by that alone; else what a node has stored would be out of its sight.
-
-    Raises:
-        ConfigError: the catalog has a pool or a node by this name in another case.
-    """
-    for section, configured, known in (
-        ("pools", config.pools.keys(), {entry.name for entry in catalog.pools()}),
-        ("nodes", config.nodes.keys(), set(catalog.nodes())),
-    ):
-        spelt = {name.lower(): name for name in known}
-        for name in sorted(configured - known):
-            if name.lower() in spelt:
-                raise ConfigError(
-                    f'{catalog.path} knows it as "{spelt[name.lower()]}": write it so',
-                    path=str(config.path),
-                    key=f"{section}.{name}",
-                )
-
-
-def _pool_uuids(
-    config: Config, catalog: CatalogReader, new: Sequence[PoolEntry] = ()
-) -> Mapping[str, bytes]:
-    """UUID of every configured pool: of those that the catalog knows, and of those that are being added.
-
-    Raises:
-        ConfigError: the catalog does not know one of them, or knows it as something else.
-    """
-    known = {entry.name: entry for entry in (*catalog.pools(), *new)}
-    for pool in config.pools.values():
-        entry = known.get(pool.name)
-        if entry is None:
-            raise ConfigError(
-                f"{catalog.path} knows no such pool; it has {', '.join(known)} ('fanout init --add' adds it)",
-                path=str(config.path),
-                key=f"pools.{pool.name}",
-            )
-        if entry.kind is not pool.kind:
-            raise ConfigError(
-                f"is a {entry.kind.value} pool in {catalog.path}, and a pool cannot change its type",
-                path=str(config.path),
-                key=f"pools.{pool.name}.type",
-            )
-    return {name: entry.pool for name, entry in known.items()}

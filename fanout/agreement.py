@@ -1,4 +1,7 @@
-"""Whether the volumes are where the configuration and the catalog say. What is not used is named; a copy of a store does not write into the original."""
+"""Where configuration and catalog have to agree: on pools and nodes, and on where the volumes are.
+
+What only one of them knows is named, or refused; a copy of a store does not write into the original.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fanout.config import Access
-from fanout.errors import CatalogError
+from fanout.errors import CatalogError, ConfigError
 from fanout.making import volume_of_store
 from fanout.pool import unused_volume
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from fanout.catalog import CatalogReader, VolumeEntry
+    from fanout.catalog import CatalogReader, PoolEntry, VolumeEntry
     from fanout.config import Config
     from fanout.engine import Engine
     from fanout.pool import VolumeStatus
@@ -36,6 +39,52 @@ UNKNOWN = (
 UNNAMED = "%s of pool %s is used, and %s does not name it: write it there again, or give up what it holds: 'fanout retire volume'"
 
 _log = logging.getLogger("fanout.store")
+
+
+def must_be_spelt_alike(config: Config, catalog: CatalogReader) -> None:
+    """Names are found in any case, so no two differ by that alone; else what a node has stored would be out of its sight.
+
+    Raises:
+        ConfigError: the catalog has a pool or a node by this name in another case.
+    """
+    for section, configured, known in (
+        ("pools", config.pools.keys(), {entry.name for entry in catalog.pools()}),
+        ("nodes", config.nodes.keys(), set(catalog.nodes())),
+    ):
+        spelt = {name.lower(): name for name in known}
+        for name in sorted(configured - known):
+            if name.lower() in spelt:
+                raise ConfigError(
+                    f'{catalog.path} knows it as "{spelt[name.lower()]}": write it so',
+                    path=str(config.path),
+                    key=f"{section}.{name}",
+                )
+
+
+def pool_uuids(
+    config: Config, catalog: CatalogReader, new: Sequence[PoolEntry] = ()
+) -> Mapping[str, bytes]:
+    """UUID of every configured pool: of those that the catalog knows, and of those that are being added.
+
+    Raises:
+        ConfigError: the catalog does not know one of them, or knows it as something else.
+    """
+    known = {entry.name: entry for entry in (*catalog.pools(), *new)}
+    for pool in config.pools.values():
+        entry = known.get(pool.name)
+        if entry is None:
+            raise ConfigError(
+                f"{catalog.path} knows no such pool; it has {', '.join(known)} ('fanout init --add' adds it)",
+                path=str(config.path),
+                key=f"pools.{pool.name}",
+            )
+        if entry.kind is not pool.kind:
+            raise ConfigError(
+                f"is a {entry.kind.value} pool in {catalog.path}, and a pool cannot change its type",
+                path=str(config.path),
+                key=f"pools.{pool.name}.type",
+            )
+    return {name: entry.pool for name, entry in known.items()}
 
 
 def warn_of_absent(pools: PoolSet) -> None:
