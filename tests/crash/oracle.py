@@ -342,7 +342,9 @@ def look(config: Path, journal: Journal, *, opened: bool, below: Path | None = N
 # ---- V16: made again from the volumes ----------------------------------------------------------------
 
 
-def rebuild(config: Path, journal: Journal, *, exact: bool, flushed: bool) -> list[str]:
+def rebuild(
+    config: Path, journal: Journal, *, exact: bool, flushed: bool, ill: bool = False
+) -> list[str]:
     """Rebuild the catalog beside the real one, and compare.
 
     Args:
@@ -350,6 +352,7 @@ def rebuild(config: Path, journal: Journal, *, exact: bool, flushed: bool) -> li
         journal: what was acknowledged.
         exact: the directories have caught up: nothing may differ.
         flushed: the store flushed its directories before it acknowledged: nothing acknowledged may be in doubt.
+        ill: volumes had faults: of what was deleted perhaps none could be told yet.
     """
     from fanout.rebuild import rebuild_catalog
 
@@ -358,7 +361,9 @@ def rebuild(config: Path, journal: Journal, *, exact: bool, flushed: bool) -> li
         path = directory / "rebuilt.db"
         report = rebuild_catalog(config, into=path, lock_wait=30.0)
         made = CatalogCopy(path)
-    return list(_compare(rules, CatalogCopy(rules.catalog), made, report, journal, exact, flushed))
+    gone = frozenset() if ill and not exact else journal.erased
+    kept = CatalogCopy(rules.catalog)
+    return list(_compare(rules, kept, made, report, journal, exact, flushed, gone))
 
 
 def _compare(
@@ -369,6 +374,7 @@ def _compare(
     journal: Journal,
     exact: bool,
     flushed: bool,
+    gone: frozenset[tuple[bytes, bytes]],
 ) -> Iterator[str]:
     known = {row["path"] for row in kept.volumes.values()}
     for skipped in report.skipped:
@@ -382,7 +388,7 @@ def _compare(
     for uuid in made.aggregates.keys() - kept.aggregates.keys():
         one = made.aggregates[uuid]
         objects = {(one.transaction, member.name) for member in one.members.values()}
-        if exact or uuid not in kept.dead or objects & journal.erased:
+        if exact or uuid not in kept.dead or objects & gone:
             yield f"V2 {uuid.hex()}: is in the rebuilt catalog, and was never committed, or was deleted"
     for uuid, aggregate in kept.aggregates.items():
         again = made.aggregates.get(uuid)
@@ -394,7 +400,7 @@ def _compare(
                 yield f"V16 {uuid.hex()}: its evidence was not durable before its receipt"
             continue
         back = again.everything - aggregate.everything
-        if any((aggregate.transaction, again.members[n].name) in journal.erased for n in back):
+        if any((aggregate.transaction, again.members[n].name) in gone for n in back):
             yield f"V2 {uuid.hex()}: members {sorted(back)} were deleted, and are in the rebuilt catalog"
         if not exact:  # no directory has heard of a deletion that nobody was told of
             _forget(again, back)
@@ -517,6 +523,7 @@ def examine(
     quick: bool = False,
     below: Path | None = None,
     goes_on: bool = True,
+    ill: bool = False,
 ) -> list[str]:
     """Everything, in this process; what is wrong, in words.
 
@@ -528,13 +535,14 @@ def examine(
         quick: without rebuilding (V16).
         below: see `StoreOnMedia.look`.
         goes_on: somebody uses the store after this. If not, see `move`.
+        ill: see `rebuild`.
     """
     stages = ["look", *([] if quick else ["rebuild"]), "open", "look again"]
     stages += [] if quick else ["rebuild again"]
     stages += ["repair", "look after"] if repair else []
     stages += ["rebuild after"] if repair and not quick else []
     for stage in stages:
-        findings = _stage(stage, config, journal, flushed=flushed, below=below)
+        findings = _stage(stage, config, journal, flushed=flushed, below=below, ill=ill)
         if findings:  # what follows would only repeat it
             return [f"[{stage}] {finding}" for finding in findings]
         if below is not None and not goes_on:
@@ -559,13 +567,13 @@ def move(config: Path, below: Path) -> None:
 
 
 def _stage(
-    stage: str, config: Path, journal: Journal, *, flushed: bool, below: Path | None
+    stage: str, config: Path, journal: Journal, *, flushed: bool, below: Path | None, ill: bool
 ) -> list[str]:
     step, _, later = stage.partition(" ")
     if step == "look":
         return look(config, journal, opened=bool(later), below=below)
     if step == "rebuild":
-        return rebuild(config, journal, exact=bool(later), flushed=flushed)
+        return rebuild(config, journal, exact=bool(later), flushed=flushed, ill=ill)
     if step == "repair":
         for sent in journal.sent.values():
             sent.repaired = True

@@ -124,8 +124,8 @@ def reach(child: Child, word: str, what: str) -> None:
         raise AssertionError("\n".join([what, *child.journal.words, child.errors])) from None
 
 
-def opening(harness: Harness, rng: random.Random, counts: Counter[str]) -> str:
-    """One opening, to its end or to a kill. What happened, in words."""
+def opening(harness: Harness, rng: random.Random, counts: Counter[str]) -> tuple[str, bool]:
+    """One opening, to its end or to a kill. What happened, in words, and whether volumes had faults."""
     faults, killed, threads = rng.random() < 0.6, rng.random() < 0.3, rng.choice((2, 8, 32))
     rests = rng.random() < 0.2
     settings = some_options(rng, rests=rests)
@@ -156,7 +156,7 @@ def opening(harness: Harness, rng: random.Random, counts: Counter[str]) -> str:
     if killed and rng.random() < 0.5:
         what += f", {harness.power_loss(rng)}"
     configure(harness, harness.site, {})
-    return what
+    return what, faults or rests
 
 
 def end(harness: Harness, child: Child, what: str, counts: Counter[str]) -> None:
@@ -181,9 +181,10 @@ def live(harness: Harness, rng: random.Random, openings: int) -> Counter[str]:
     for number in range(openings):
         if number % GENERATION == 0:
             harness.begin_at("new")
-        what = opening(harness, rng, counts)
+        what, ill = opening(harness, rng, counts)
         last = number == openings - 1 or number % GENERATION == GENERATION - 1
-        harness.judge(f"opening {number}: {what}", quick=not last, repair=last, goes_on=not last)
+        what = f"opening {number}: {what}"
+        harness.judge(what, quick=not last, repair=last, goes_on=not last, ill=ill)
         if last:
             counts["acknowledged"] += len(harness.journal.of(Fate.ACKNOWLEDGED))
     return counts
