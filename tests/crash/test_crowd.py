@@ -3,7 +3,7 @@
 What could break: all that only happens when a repair, an audit, a deletion and eight sessions meet a fault, a fork or an interrupt; and
 what is left of it when the store is opened again.
 
-The choices follow from the seed, the moments do not. FANOUT_CROWD_OPENINGS is how many `-m long` makes of each backend.
+The choices follow from the seed, the moments do not. FANOUT_CROWD_OPENINGS is how many are made of each backend.
 """
 
 from __future__ import annotations
@@ -193,14 +193,9 @@ def live(harness: Harness, rng: random.Random, openings: int) -> Counter[str]:
 # ---- tests -------------------------------------------------------------------------------------------
 
 
-def test_a_crowd(harness: Harness, rng: random.Random) -> None:
-    """A few openings."""
-    live(harness, rng, 2)
-
-
 @pytest.mark.long
-def test_a_large_crowd(harness: Harness, rng: random.Random, record_property: Record) -> None:
-    """Many."""
+def test_a_crowd(harness: Harness, rng: random.Random, record_property: Record) -> None:
+    """Opening after opening."""
     openings = int(os.environ.get("FANOUT_CROWD_OPENINGS", str(MANY)))
     counts = live(harness, rng, openings)
     record_property("openings", openings)
@@ -209,6 +204,7 @@ def test_a_large_crowd(harness: Harness, rng: random.Random, record_property: Re
     assert counts["acknowledged"] > openings
 
 
+@pytest.mark.long
 @pytest.mark.loop
 def test_a_device_is_taken_away(harness: Harness, rng: random.Random) -> None:
     """For good, under eight threads: everybody goes on, the store closes, and once it was given up everything is in all pools again."""
