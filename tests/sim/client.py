@@ -73,7 +73,12 @@ class Sending:
         world = self.world
         before = world.history[transaction.hex()]
         stored = before.fate is Fate.STORED
-        receipt = world.store.receipt(transaction)
+        try:
+            receipt = world.store.receipt(transaction)
+        except CatalogError as error:
+            world.note(f"no answer: {error!r}")
+            demand(world.script, "V6", f"an error that nothing explains: {error!r}")
+            return
         demand(
             (receipt is not None) == stored, "V3", "the receipt says something else than the rows"
         )

@@ -272,13 +272,17 @@ class World:
         try:
             self._work(episode, cut)
         finally:
-            volumes = self._told_of_all(store)
+            volumes = self._writable(store)
             read = self._read
             self.look_away()
             try:
                 store.close()
             except FanoutError as error:
                 demand(not self.powered() or self.script, "close", f"{error}")
+            if BEHIND in (
+                store.refusal or ""
+            ):  # perhaps since the close, which waits for the records
+                volumes = []
         if self.powered():
             # Also one that failed while the store was closed keeps its reason.
             paths = [volume.path for volume in volumes if not volume.reason]
@@ -309,10 +313,9 @@ class World:
         if cut:
             self._cut_at_the_latest()
 
-    def _told_of_all(self, store: Store) -> list[Volume]:
-        """Volumes whose directories know all that is committed: none that is only read, and none at all where the records could not be made."""
-        if BEHIND in (store.refusal or ""):
-            return []
+    @staticmethod
+    def _writable(store: Store) -> list[Volume]:
+        """Volumes whose directories have to know all that is committed: none that is only read."""
         pools = store.config.pools
         return [v for v in store.pools.volumes() if pools[v.pool].access is Access.READWRITE]
 
