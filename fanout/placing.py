@@ -75,7 +75,7 @@ class NoRoom(Exception):
 
 
 class Refused(Exception):
-    """Secondaries refused a reservation; it counts as their write error (rules R2 to R4). Or this host had what it takes for nobody."""
+    """Secondaries refused a reservation; it counts as their write error (rules R2 to R4). Or this host was short of something."""
 
     def __init__(self, blamed: Sequence[Blamed]) -> None:
         self.blamed = tuple(blamed)
@@ -259,9 +259,9 @@ class Placing:
             try:
                 spans = self._host.reserve(request)
             except (PoolFull, PoolUnavailable) as error:
-                if error.pool == writer.primary and error.of_host and not ahead:
-                    self._over(writer, Refused([of_refusal(error)]))  # the next one is no answer
                 if error.pool == writer.primary:
+                    if error.of_host and not ahead:  # the next one is no answer
+                        self._over(writer, Refused([of_refusal(error)]))
                     self._refusals[error.pool] = error
                     return False
                 if error.pool not in request.secondaries:

@@ -256,10 +256,12 @@ class Store(StoreReader):
             try:
                 catalog.add(pools=new, volumes=made)
             except BaseException:
-                # A commit that failed may be there after a crash, unless another one takes its place. If none can, the files stay.
+                # A commit that failed may be there after a crash, unless another one takes its place; and an interrupt may have struck
+                # behind one that did not fail. Where nobody can say, the files stay.
                 with suppress(CatalogError):
                     catalog.fence(())
-                    _remove_files(made)
+                    named = {entry.volume for entry in catalog.volumes()}
+                    _remove_files([entry for entry in made if entry.volume not in named])
                 raise
         return tuple(made)
 

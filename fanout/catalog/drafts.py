@@ -57,9 +57,8 @@ def draft_of(path: str) -> Iterator[str]:
 def _made(path: str) -> FileIO:
     """A new file, as an object: an interrupt that strikes before anybody knows of it leaves no descriptor, and no lock, behind."""
     file = FileIO(path, "x+", opener=partial(os.open, mode=0o600))  # private from the start
-    os.fchmod(
-        file.fileno(), 0o600
-    )  # whatever the umask takes away; SQLite's other files get the same
+    # Whatever the umask takes away; SQLite's other files get the same.
+    os.fchmod(file.fileno(), 0o600)
     return file
 
 

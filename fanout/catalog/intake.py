@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from fanout.types import Member
 
 KINDS = (ObjectKind.BACKUP, ObjectKind.ARCHIVE, ObjectKind.SPACE_MANAGED)
-NAME_BITS = 11  # of the length of a name, beside its place
-_as_json = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` makes an encoder each time
-_MEMBER = '"%16d%20d%20d"'  # no number has twenty digits: there is always a space between two
 KIND_CODES = {kind: code for code, kind in enumerate(KINDS)}
+NAME_BITS = 11  # of the length of a name, beside its place
+_MEMBER = '"%16d%20d%20d"'  # no number has twenty digits: there is always a space between two
+_as_json = json.JSONEncoder(separators=(",", ":")).encode  # `dumps` makes an encoder each time
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ CREATE INDEX dead_region_aggregate ON dead_region (aggregate);
 -- Numbers and texts come as JSON arrays; names and digests, which are bytes, as two long blobs that members point into.
 --
 -- What most groups have nothing of, and the objects, go on to views of their own: a trigger is a program of its own.  Each DELETE with a
--- query makes a table to look things up in, also of nothing: 13 of them took a third of a commit of one object.  And rows go through
+-- query makes a table to look things up in, also of nothing, which a commit of one object felt.  And rows go through
 -- another such table where an earlier statement of the same program, or one of its foreign keys, has looked at what they go into.
 CREATE VIEW intake (
     csn,        -- the counters before this group: a second writer would be noticed

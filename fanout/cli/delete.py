@@ -119,7 +119,5 @@ def _show(report: DeleteReport, node: str, *, preview: bool) -> None:
         screen.say(
             f"{format_size(report.waiting_bytes)} are free when volumes that are away have come back."
         )
-    for name, reason in report.postponed[: screen.LISTED]:
-        screen.warn(f"not deleted: {os.fsdecode(name)}: {typed(reason)}")
-    if len(report.postponed) > screen.LISTED:
-        screen.warn(f"{len(report.postponed) - screen.LISTED} more; --json lists them.")
+    waiting = [f"{os.fsdecode(name)}: {typed(reason)}" for name, reason in report.postponed]
+    screen.warn_each("not deleted", waiting)

@@ -92,10 +92,7 @@ def _show_audit(report: AuditReport, pool: str, *, fix: bool) -> None:
     )
     told = {"damaged": report.damaged, "left as it is": report.kept, "not asked": report.unasked}
     for label, found in told.items():
-        for name, reason in found[: screen.LISTED]:
-            screen.warn(f"{label}: {os.fsdecode(name)}: {reason}")
-        if len(found) > screen.LISTED:
-            screen.warn(f"{len(found) - screen.LISTED} more; --json lists them.")
+        screen.warn_each(label, [f"{os.fsdecode(name)}: {reason}" for name, reason in found])
     if first := room(reason for _, reason in report.kept):
         screen.warn(first)
     if report.mended:
@@ -162,10 +159,7 @@ def _retire_values(report: RetireReport, path: str) -> dict[str, Any]:
 def _show_retired(report: RetireReport, path: str) -> None:
     held = f"{screen.count(report.objects, 'object')}, {format_size(report.object_bytes)}"
     screen.say(f"{screen.plain(path)} of {report.pool} is given up; it held {held}.")
-    for name in report.lost[: screen.LISTED]:
-        screen.warn(f"in no pool any more: {os.fsdecode(name)}")
-    if len(report.lost) > screen.LISTED:
-        screen.warn(f"{len(report.lost) - screen.LISTED} more; --json lists them.")
+    screen.warn_each("in no pool any more", [os.fsdecode(name) for name in report.lost])
     if report.objects:
         advice = f"'fanout init --add' makes a new volume; {CLOSE}."
         screen.say(screen.plain(typed(advice)), whole=True)

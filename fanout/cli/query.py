@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fanout.catalog import GapEntry, ObjectEntry
     from fanout.pool import VolumeStatus
 
-
 REASONS = 8  # of gaps, on one screen
+NOT_USED = "is not used"  # configuration and catalog do not both know it
 
 
 @click.group(short_help="Pools, volumes, catalog, objects, occupancy, gaps")
@@ -192,13 +192,13 @@ def _out_of_reach(store: Store, pool: str | None) -> list[dict[str, str]]:
 
 def _trouble(one: VolumeStatus) -> str:
     if one.state == UNUSED:
-        return "is not used"
+        return NOT_USED
     return "is not current" if _readable(one) else "cannot be read"
 
 
 def _warn_of(away: list[dict[str, str]]) -> None:
     for one in away:
-        if one["what"] == "is not used":
+        if one["what"] == NOT_USED:
             continue  # the opening has said so
         lost = typed(f"fanout retire volume {shlex.quote(one['path'])}")
         screen.warn(
@@ -356,10 +356,7 @@ def _object_values(one: ObjectEntry, holders: dict[int, list[str]]) -> dict[str,
 def occupancy(*, node: str | None, pool: str | None, config: Path, as_json: bool) -> None:
     """Show objects and bytes by node, kind and pool."""
     with Store.open(config, read_only=True) as store:
-        rows = store.query_occupancy(
-            node=node or None,
-            pool=pool or None,
-        )
+        rows = store.query_occupancy(node=node or None, pool=pool or None)
     if as_json:
         values = [{**row._asdict(), "kind": row.kind.value} for row in rows]
         screen.emit({"occupancy": values})
@@ -459,14 +456,12 @@ def _mend(store: Store, entry: GapEntry, *, active: bool) -> str:
 
 def _show_gaps(rows: list[dict[str, Any]]) -> None:
     """Added up: a pool that was away for a day lacks thousands of transactions, each with a gap of its own."""
-    sums: dict[tuple[str, str, str], list[int]] = {}
+    sums: dict[tuple[str, str, str], tuple[int, int]] = {}
     since: dict[tuple[str, str, str], str] = {}
     for row in rows:  # the oldest first
         key = row["pool"], row["primary"], row["node"]
-        sums[key] = [
-            a + b
-            for a, b in zip(sums.get(key, (0, 0)), (row["objects"], row["bytes"]), strict=True)
-        ]
+        objects, size = sums.get(key, (0, 0))
+        sums[key] = objects + row["objects"], size + row["bytes"]
         since.setdefault(key, row["since"][:16].replace("T", " "))
     shown = [
         (*map(screen.plain, key), f"{objects:,}", format_size(size), since[key])

@@ -120,6 +120,14 @@ def warn(line: str) -> None:
     err().print(f"[bold black on yellow] WARNING [/] {plain(line)}", soft_wrap=True)
 
 
+def warn_each(what: str, lines: Sequence[str]) -> None:
+    """A warning for each of a long list, but for its end."""
+    for line in lines[:LISTED]:
+        warn(f"{what}: {line}")
+    if len(lines) > LISTED:
+        warn(f"{what}: {len(lines) - LISTED:,} more; --json lists them.")
+
+
 class Told(logging.Handler):
     """What the library warns of while a command runs, as the command's own warning; for ``with``."""
 

@@ -458,7 +458,4 @@ def _show_get(done: fetch.Done) -> None:
         f"{screen.count(len(done.written), 'object')}, {format_size(done.bytes)} in "
         f"{format_seconds(done.seconds)} ({rate}/s), every digest verified"
     )
-    for one in done.failed[: screen.LISTED]:
-        screen.warn(f"not read: {one.name}: {one.reason}")
-    if len(done.failed) > screen.LISTED:
-        screen.warn(f"{len(done.failed) - screen.LISTED:,} more are not read; --json lists them.")
+    screen.warn_each("not read", [f"{one.name}: {one.reason}" for one in done.failed])

@@ -218,16 +218,24 @@ def _show_rebuild(report: RebuildReport) -> None:
     screen.say(f"The catalog is {screen.plain(report.catalog)}", whole=True)
     if report.kept:
         screen.say(f"The one before is kept as {screen.plain(report.kept)}", whole=True)
-    _list("took no part", [f"{one.pool}: {one.path}: {one.reason}" for one in report.skipped])
+    screen.warn_each(
+        "took no part", [f"{one.pool}: {one.path}: {one.reason}" for one in report.skipped]
+    )
     if report.skipped:
         screen.say(
             "Is one of these only away? Bring it back and say 'fanout rebuild catalog --force' again, "
             "before 'fanout init --add' makes a new one in its place."
         )
-    _list("left aside", [f"{one.pool}: {one.path}: {one.reason}" for one in report.retired])
-    _list("lost", [f"{one.node}, {one.aggregate.hex()}: {one.reason}" for one in report.lost])
-    _list("in doubt", [_doubt(one.names, one.path, one.offset) for one in report.in_doubt])
-    _list("note", report.notes)
+    screen.warn_each(
+        "left aside", [f"{one.pool}: {one.path}: {one.reason}" for one in report.retired]
+    )
+    screen.warn_each(
+        "lost", [f"{one.node}, {one.aggregate.hex()}: {one.reason}" for one in report.lost]
+    )
+    screen.warn_each(
+        "in doubt", [_doubt(one.names, one.path, one.offset) for one in report.in_doubt]
+    )
+    screen.warn_each("note", report.notes)
     if report.deduced:
         screen.warn(
             f"The place of {screen.count(report.deduced, 'transaction')} in the order was deduced "
@@ -245,10 +253,3 @@ def _doubt(names: Sequence[bytes], path: str, offset: int) -> str:
     more = f" and {screen.count(len(names) - 1, 'object')} more" if len(names) > 1 else ""
     first = os.fsdecode(names[0]) if names else "no object"
     return f"{path} at {offset}: {first}{more}"
-
-
-def _list(what: str, lines: Sequence[str]) -> None:
-    for line in lines[: screen.LISTED]:
-        screen.warn(f"{what}: {line}")
-    if len(lines) > screen.LISTED:
-        screen.warn(f"{what}: {len(lines) - screen.LISTED:,} more; --json lists them.")

@@ -185,6 +185,7 @@ class Media:
 
     def _look_for_holes(self) -> None:
         """Sequential volumes are numbered in a row, and nothing but the numbers tells that one was there."""
+        # Nobody says of which pool one was whose file is gone, so it may be the hole of any.
         given_up = sum(entry.path is None for entry in self.retirements)
         for pool in self.config.pools.values():
             directory = self.config.device_classes[pool.device_class].directory

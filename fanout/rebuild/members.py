@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fanout.types import Member
     from fanout.volume import Volume
 
-    Ids = set[bytes]
+    Ids = set[bytes]  # `Pieces` has a field of that name
 
 
 class Evidence(NamedTuple):

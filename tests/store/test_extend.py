@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import fanout.store
 from fanout import Store, backup_stgpool
-from fanout.catalog import CatalogReader
+from fanout.catalog import Catalog, CatalogReader
 from fanout.errors import CatalogBusy, CatalogError, ConfigError, VolumeError
 from tests.sim.medium import Medium
 from tests.sim.vfs import Below, below_sqlite
@@ -97,6 +97,25 @@ def test_what_is_in_the_way_is_not_overwritten(config: Path) -> None:
     config.write_text(BEFORE)
     with Store.open(config) as store:
         assert [pool.name for pool in store.query_stgpools()] == ["PRIMARY"]
+
+
+def test_an_interrupt_behind_the_commit_costs_no_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalog had the volumes already, and their files were removed."""
+    config.write_text(AFTER)
+    add = Catalog.add
+
+    def added_and_struck(catalog: Catalog, **what: Any) -> None:
+        add(catalog, **what)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Catalog, "add", added_and_struck)
+    with pytest.raises(KeyboardInterrupt):
+        Store.extend(config)
+    monkeypatch.undo()
+    with Store.open(config) as store:
+        assert [one.state for one in store.query_volumes()] == ["available"] * 3
 
 
 @pytest.mark.parametrize("forever", [False, True])
