@@ -111,13 +111,13 @@ class Questions:
     @contextmanager
     def _moment(self) -> Iterator[None]:
         """Several questions that one snapshot answers."""
-        with self._lock, translated(self.path):
-            try:
-                self._reads.execute("BEGIN")
-                yield
-            finally:
-                if self._reads.in_transaction:
-                    self._reads.execute("ROLLBACK")
+        with (
+            self._lock,
+            translated(self.path),
+            self._reads,
+        ):  # whose end no interrupt can keep from coming
+            self._reads.execute("BEGIN")
+            yield
 
     def _packed(self, columns: str, sql: str, parameters: Sequence[Any] = ()) -> list[list[Any]]:
         """Like `_rows` for long answers: one row comes back, in no particular order."""

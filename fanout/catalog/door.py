@@ -284,21 +284,21 @@ class Catalog(CatalogReader):
         except sqlite3.Error as error:
             if not self._ballast.give_up(error):
                 raise
-        if self._writes.in_transaction:
-            self._writes.execute("ROLLBACK")
         return self._with_memory(write)
 
     def _with_memory(self, write: Callable[[], T]) -> T:
-        """Write, with a new connection when the old one is not to be trusted.
+        """Write, in a transaction of its own: one that was left open would take in all that is acknowledged from now on, and nobody would see it.
 
-        Where SQLite was out of memory it may have had none to roll back with either, and does not say so: half a transaction would go
-        along with the next one.
+        A failure leaves one, and an interrupt in a caller's own call. Where SQLite was out of memory it may have had none to roll back with
+        either, and does not say so: then the connection is not to be trusted, and another one takes its place.
         """
         if self._suspect:
             self._writes.close()
             self._writes = connect_writer(self.path)
             self._suspect = False
         try:
+            if self._writes.in_transaction:
+                self._writes.execute("ROLLBACK")
             return write()
         except MemoryError:
             self._suspect = True
@@ -325,8 +325,6 @@ class Catalog(CatalogReader):
     def _fence(
         self, keys: Sequence[tuple[bytes, int]]
     ) -> tuple[dict[tuple[bytes, int], int | None], Counters]:
-        if self._writes.in_transaction:
-            self._writes.execute("ROLLBACK")
         with self._transaction():
             states = self._take_keys(keys)
             counters = self._writes.execute("SELECT csn, next_aggregate, next_object FROM store")
@@ -334,7 +332,7 @@ class Catalog(CatalogReader):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """One transaction: committed at the end, rolled back when anything of it fails."""
+        """One transaction: committed at the end, rolled back when anything of it fails; by the next write where an interrupt strikes it."""
         self._writes.execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE_SECONDS = 120.0
-COMMIT = 1  # op of a directory record
+COMMIT, DELETE = 1, 2  # op of a directory record
 
 
 # ---- as it lies there ------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def rebuild(
         journal: what was acknowledged.
         exact: the directories have caught up: nothing may differ.
         flushed: the store flushed its directories before it acknowledged: nothing acknowledged may be in doubt.
-        ill: volumes had faults: of what was deleted perhaps none could be told yet.
+        ill: volumes had faults: perhaps none could be told yet of what was deleted, and what none was told of may come back.
     """
     from fanout.rebuild import rebuild_catalog
 
@@ -361,9 +361,22 @@ def rebuild(
         path = directory / "rebuilt.db"
         report = rebuild_catalog(config, into=path, lock_wait=30.0)
         made = CatalogCopy(path)
-    gone = frozenset() if ill and not exact else journal.erased
+    heard = _heard(config) if ill and not exact else None
     kept = CatalogCopy(rules.catalog)
-    return list(_compare(rules, kept, made, report, journal, exact, flushed, gone))
+    return list(_compare(rules, kept, made, report, journal, exact, flushed, heard))
+
+
+def _heard(config: Path) -> set[tuple[bytes, int | None]]:
+    """Of which deletions a directory has heard: aggregate and member; None: all of it."""
+    found: set[tuple[bytes, int | None]] = set()
+    with StoreOnMedia.look(config) as store:
+        for volume in store.volumes.values():
+            for aggregate, record in volume.records.items():
+                if record["op"] == DELETE:
+                    found.add((aggregate, None))
+                for first, size in record.get("deleted", ()):
+                    found.update((aggregate, n) for n in range(first, first + size))
+    return found
 
 
 def _compare(
@@ -374,8 +387,9 @@ def _compare(
     journal: Journal,
     exact: bool,
     flushed: bool,
-    gone: frozenset[tuple[bytes, bytes]],
+    heard: set[tuple[bytes, int | None]] | None,
 ) -> Iterator[str]:
+    """`heard`: of which deletions the volumes must know; None: of all that were acknowledged."""
     known = {row["path"] for row in kept.volumes.values()}
     for skipped in report.skipped:
         if skipped.path in known:  # else its creation was cut short, and it holds nothing
@@ -387,8 +401,9 @@ def _compare(
     acknowledged = {sent.transaction for sent in journal.of(Fate.ACKNOWLEDGED)}
     for uuid in made.aggregates.keys() - kept.aggregates.keys():
         one = made.aggregates[uuid]
+        known_of = heard is None or any((uuid, n) in heard for n in (None, *one.members))
         objects = {(one.transaction, member.name) for member in one.members.values()}
-        if exact or uuid not in kept.dead or objects & gone:
+        if exact or uuid not in kept.dead or (known_of and objects & journal.erased):
             yield f"V2 {uuid.hex()}: is in the rebuilt catalog, and was never committed, or was deleted"
     for uuid, aggregate in kept.aggregates.items():
         again = made.aggregates.get(uuid)
@@ -400,7 +415,10 @@ def _compare(
                 yield f"V16 {uuid.hex()}: its evidence was not durable before its receipt"
             continue
         back = again.everything - aggregate.everything
-        if any((aggregate.transaction, again.members[n].name) in gone for n in back):
+        erased = {
+            n for n in back if (aggregate.transaction, again.members[n].name) in journal.erased
+        }
+        if erased and (heard is None or any((uuid, n) in heard for n in (None, *erased))):
             yield f"V2 {uuid.hex()}: members {sorted(back)} were deleted, and are in the rebuilt catalog"
         if not exact:  # no directory has heard of a deletion that nobody was told of
             _forget(again, back)
