@@ -66,6 +66,7 @@ MAX_ATTEMPTS = 20
 NAMES = 6  # of each thread: they are stored again and again
 KINDS = 10  # of works
 SETTLE_SECONDS = 20.0
+STARTING = vars(threading)["_limbo"]  # threads that have been asked for and do not run yet
 INTERRUPT_SECONDS = 0.02  # between two of them, at most
 
 
@@ -102,12 +103,19 @@ class Interruptible:
         return False
 
     def interrupt(self) -> None:
-        """As Ctrl-C does it in the main thread: at the next point at which Python lets it through."""
+        """As Ctrl-C does it in the main thread: at the next point at which Python lets it through.
+
+        Not while a thread is being started. Until the new one runs it has the number of who starts it, and would be struck in its stead: it
+        would end before it had begun, and the other wait for it for ever.
+        """
         with self._lock:
-            if self._thread:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(self._thread), ctypes.py_object(KeyboardInterrupt)
-                )
+            strike = partial(
+                ctypes.pythonapi.PyThreadState_SetAsyncExc,
+                ctypes.c_ulong(self._thread),
+                ctypes.py_object(KeyboardInterrupt),
+            )
+            if self._thread and not STARTING:
+                strike()
 
 
 # ---- the crowd ---------------------------------------------------------------------------------------
