@@ -53,9 +53,6 @@ class RetireReport:
     lost: tuple[bytes, ...]
 
 
-# ---- audit -------------------------------------------------------------------------------------------
-
-
 def retire_volume(
     config: Config | str | os.PathLike[str],
     path: str | os.PathLike[str],

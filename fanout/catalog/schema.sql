@@ -70,7 +70,7 @@ CREATE TABLE attempt (
     node            INTEGER REFERENCES node (id),
     kind            INTEGER CHECK (kind IN (0, 1, 2)),         -- 0 backup, 1 archive, 2 space-managed
     destination     TEXT,                                      -- name of the destination primary
-    required        TEXT CHECK (required IS NULL OR json_valid(required)), -- names of all pools that the rules demanded, the primary first
+    required        TEXT CHECK (required IS NULL OR json_valid(required)), -- names of the secondary pools that the rules demanded, in list order
     first_aggregate INTEGER,                                   -- its aggregates are numbered in a row
     aggregates      INTEGER,
     at              INTEGER NOT NULL,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fanout import config as configuration
 from fanout.audit import audit_stgpool
 from fanout.cli import screen
 from fanout.cli.exits import Exit, room, typed
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fanout.audit import AuditReport
+    from fanout.config import Config
     from fanout.retire import RetireReport
 
 CLOSE = "'fanout query gap' names the commands that close the gaps"
@@ -134,11 +136,12 @@ def retire_volume_command(
     Exit codes: 0 it held nothing; 7 what it held is a gap now; 9 some objects
     were nowhere else.
     """
-    report = retire_volume(config, path, force=force)
+    loaded = configuration.load(config)
+    report = retire_volume(loaded, path, force=force)
     if as_json:
         screen.emit(_retire_values(report, path))
     else:
-        _show_retired(report, path)
+        _show_retired(report, path, loaded)
     if report.lost:
         ctx.exit(Exit.INTEGRITY)
     if report.objects:
@@ -156,10 +159,22 @@ def _retire_values(report: RetireReport, path: str) -> dict[str, Any]:
     }
 
 
-def _show_retired(report: RetireReport, path: str) -> None:
+def _show_retired(report: RetireReport, path: str, config: Config) -> None:
     held = f"{screen.count(report.objects, 'object')}, {format_size(report.object_bytes)}"
     screen.say(f"{screen.plain(path)} of {report.pool} is given up; it held {held}.")
     screen.warn_each("in no pool any more", [os.fsdecode(name) for name in report.lost])
-    if report.objects:
-        advice = f"'fanout init --add' makes a new volume; {CLOSE}."
-        screen.say(screen.plain(typed(advice)), whole=True)
+    close = f"; {CLOSE}" if report.objects else ""
+    advice = f"{_successor(config, report.pool, path)}{close}."
+    screen.say(screen.plain(typed(advice)), whole=True)
+
+
+def _successor(config: Config, pool: str, path: str) -> str:
+    """Where the pool's next volume comes from."""
+    if pool not in config.pools:
+        return f"{pool} is not in fanout.toml any more, and gets no new volume"
+    spec = config.pools[pool]
+    if os.path.abspath(path) in {str(volume.path) for volume in spec.volumes}:
+        return "'fanout init --add' makes a new volume there"
+    if config.device_classes[spec.device_class].max_volumes:
+        return f"{pool} makes its next volume itself"
+    return f"Name another volume of {pool} in fanout.toml, and 'fanout init --add' makes it"

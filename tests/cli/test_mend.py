@@ -73,6 +73,19 @@ def test_a_lost_volume(shell: Shell, stored: bytes) -> None:
     shell("check")
 
 
+def test_where_the_next_volume_comes_from(shell: Shell, stored: bytes) -> None:
+    """Breaks if somebody is told to type what makes no volume."""
+    path = volume(shell, "COPYPOOL1")
+    shell.config.write_text(shell.config.read_text().replace(path.name, "another.vol"))
+    said = shell("retire", "volume", path, "--force", code=Exit.GAPS).out
+    assert "Name another volume of COPYPOOL1 in fanout.toml" in said
+    path = volume(shell, "TAPEPOOL")
+    assert "TAPEPOOL makes its next volume itself" in shell("retire", "volume", path, "--force").out
+    path = volume(shell, "COPYPOOL2")
+    said = shell("retire", "volume", path, "--force", code=Exit.GAPS).out
+    assert "'fanout init --add' makes a new volume there" in " ".join(said.split())
+
+
 def test_the_last_copy(shell: Shell, stored: bytes) -> None:
     """9, and the object by name, when the last pool that held it is given up."""
     codes = {"COPYPOOL1": Exit.GAPS, "COPYPOOL2": Exit.GAPS, "ACTIVEDATAPOOL": Exit.GAPS}
