@@ -77,6 +77,13 @@ def test_silent_about_a_healthy_store(site: CrashSite, journal: Journal) -> None
     oracle.judge(site.path, journal, repair=True)
 
 
+def test_silent_about_a_volume_that_was_not_made(site: CrashSite, journal: Journal) -> None:
+    """A kill in the middle of a pool's growth: a rebuild leaves numbers out, for the file might have been a volume."""
+    made = max((site.base / "sequential").glob("TAPEPOOL.*"))
+    (made.parent / "TAPEPOOL.00009.fanout").touch()
+    oracle.judge(site.path, journal)
+
+
 def test_understands_deletions(site: CrashSite, journal: Journal) -> None:
     """A member, then a whole aggregate; and it is loud about what is deleted without a word, or not deleted though it was said."""
     with telling(journal) as teller, site.open() as store:
