@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fanout.check import check_store
 from fanout.cli.exits import Exit
 from tests.cli.conftest import describe
 from tests.cli.test_verify import volume
@@ -157,9 +158,12 @@ def test_a_volume_of_the_past_is_told_by_queries_too(shell: Shell, stored: bytes
     assert copy.read_bytes() == stored
 
 
-def test_two_paths_that_lead_to_one_file(shell: Shell, stored: bytes) -> None:
+def test_two_paths_that_lead_to_one_file(
+    shell: Shell, stored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Breaks if the second one is called locked by another process, which nobody could ever end: it is ourselves."""
     assert stored
+    monkeypatch.setitem(check_store.__kwdefaults__, "lock_wait", 0.1)  # it would not come
     one, other = (shell.config.parent / f"copypool{n}.vol" for n in (1, 2))
     other.unlink()
     other.hardlink_to(one)

@@ -427,9 +427,10 @@ def _compare(
     last = max(
         (copy.csn for one in kept.aggregates.values() for copy in one.copies.values()), default=0
     )
-    # One that deleted is in the directories, and not in the catalog once that has been told.
-    sure = exact and not report.skipped  # who took no part may have given numbers, which are left out
-    if sure and not last <= made.csn <= (kept.csn if journal.erasures else last):
+    # One that deleted is in the directories, and not in the catalog once that has been told. Numbers that somebody who took no part may
+    # have given are left out.
+    certain = exact and not report.skipped
+    if certain and not last <= made.csn <= (kept.csn if journal.erasures else last):
         yield f"V16 last commit {made.csn}, not {last}"
 
 

@@ -339,7 +339,6 @@ def test_a_catalog_that_hangs_is_not_asked_either(
     assert {type(problem).__name__ for problem in problems} == {"CatalogError", "CommitUnknown"}
     end.set()
     hanging.heal()
-    store.ledger._committer._thread.join(30)
     store.close()
 
 

@@ -35,6 +35,7 @@ from fanout.pool import directory_full
 from fanout.pools import PoolSet
 from fanout.types import ObjectKind
 from fanout.volume import Volume, VolumeState
+from tests.conftest import SEED
 from tests.independent_reader import Volume as IndependentVolume
 from tests.strike import Striker
 
@@ -368,8 +369,11 @@ def test_quarantine_lasts_until_the_volume_was_reopened(house: House) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a generator
 def test_an_interrupt_anywhere_in_the_books(house: House) -> None:
-    """Of a reservation, and of its release: the books stay whole, and nothing is handed out twice. Space may wait for an opening."""
-    point, struck = 1, True
+    """Of a reservation, and of its release: the books stay whole, and nothing is handed out twice. Space may wait for an opening.
+
+    At every third point; the seed says from which on.
+    """
+    point, struck = 1 + SEED % 3, True
     while struck:
         striker = Striker(point)
         try:
@@ -387,9 +391,9 @@ def test_an_interrupt_anywhere_in_the_books(house: House) -> None:
         for one in spans:
             house.pools.release(one, ["DISK", "COPY"])
         del spans, one
-        if point % 100 == 0:
+        if point % 100 < 3:
             house.again()
-        struck, point = striker.struck, point + 1
+        struck, point = striker.struck, point + 3
     assert point > 50
 
 
