@@ -163,7 +163,8 @@ def test_two_paths_that_lead_to_one_file(
 ) -> None:
     """Breaks if the second one is called locked by another process, which nobody could ever end: it is ourselves."""
     assert stored
-    monkeypatch.setitem(check_store.__kwdefaults__, "lock_wait", 0.1)  # it would not come
+    defaults = check_store.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "lock_wait", 0.1)  # it would not come
     one, other = (shell.config.parent / f"copypool{n}.vol" for n in (1, 2))
     other.unlink()
     other.hardlink_to(one)
