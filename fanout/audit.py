@@ -8,10 +8,10 @@ Then `backup_stgpool`, `copy_activedata` or `restore_stgpool` fill the pool agai
 
 What it promises:
 
-1. A copy shrinks only for what was read and is wrong, or what its medium refuses to give. A volume that is busy, not mounted or
-   gone for the moment costs nothing: what could not be asked is named, and stays. Good bytes, in a span whose header or footer is
-   damaged or around a damaged block, are given up only if the other pools can give the object without them, which is read. Audits with `fix`
-   wait for each other: two at once would each rely on what the other gives up.
+1. A copy shrinks only for what was read and is wrong, or what its medium refuses to give. A volume that is busy, not mounted,
+   gone for the moment, or that gives nothing at all costs nothing: what could not be asked is named, and stays. Good bytes, in a span whose
+   header or footer is damaged or around a damaged block, and bytes that are refused are given up only if the other pools can give the object
+   without them, which is read. Audits with `fix` wait for each other: two at once would each rely on what the other gives up.
 2. The copy shrinks and its gap appears in one commit.
 3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
@@ -182,8 +182,8 @@ class _Audit:
     ) -> tuple[list[BadMember], dict[tuple[str, ...], list[BadMember]]]:
         """Those that the pool gives up, and, by the pools that hold them, those that only all together can give.
 
-        Given up is what the other pools can give without this one, which is read; of the damaged also what all together cannot, if all could
-        be asked.
+        Given up is what the other pools can give without this one, which is read; of the damaged also what all together cannot, if all of its
+        bytes were read in each of them: a medium that refuses may give them another day.
         """
         others = [c for c in self.store.catalog.copies(entry.aggregate) if c.pool != self.pool]
         by_holders: dict[tuple[str, ...], dict[int, BadMember]] = {}
@@ -201,13 +201,10 @@ class _Audit:
             for number, found in sorted(some.items()):
                 if number in lost and number not in gone:
                     between.setdefault(holders, []).append(found)
-                elif number not in lost or (number in hopeless and gone[number].damage):
+                elif number not in lost or (number in hopeless and gone[number].proven):
                     given_up.append(found)
                 else:
-                    why = (
-                        f"kept, for others may lack just what is good of it: {gone[number].reason}"
-                    )
-                    self.kept.append((found.member.name, why))
+                    self.kept.append((found.member.name, _why_kept(gone[number])))
         return given_up, between
 
     def _lost(
@@ -351,6 +348,12 @@ def _frail(
         reason = next((reason for place, reason in broken if place in serving), None)
         if reason is not None:
             yield BadMember(member, reason)
+
+
+def _why_kept(found: BadMember) -> str:
+    if found.refused:
+        return f"kept, for no other pool can give it, and a medium that refuses it now may give it another day: {found.reason}"
+    return f"kept, for others may lack just what is good of it: {found.reason}"
 
 
 def _there(contents: Contents) -> set[int]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fanout.catalog import AggregateEntry, MemberEntry
     from fanout.engine import Stream, Target
     from fanout.host import Framing, Span
-    from fanout.read import CopyReader, Rest
+    from fanout.read import CopyReader, Fault, Rest
     from fanout.store import Store
     from fanout.types import Outcome
 
@@ -68,12 +68,19 @@ class BadMember(NamedTuple):
     Attributes:
         member: what the catalog says of it.
         reason: for people.
-        damage: none of them ever will; False: one could not be asked.
+        damage: each is wrong, or its medium refuses; False: one could not be asked.
+        refused: the medium of one refuses some of the bytes, and may give them another day.
     """
 
     member: MemberEntry
     reason: str
     damage: bool = True
+    refused: bool = False
+
+    @property
+    def proven(self) -> bool:
+        """Whether all of its bytes were read, and are wrong, in each of them."""
+        return self.damage and not self.refused
 
 
 class Run(NamedTuple):
@@ -456,9 +463,12 @@ def bad_members(
                         on_bytes(len(part))
                         wanted -= len(part)
                 except Unreadable as error:
-                    if _by_itself(member, reader) is None:
-                        damage = all(fault.damage for fault in error.faults)
-                        yield BadMember(member, str(error), damage)
+                    # Of which frame or block sums are wrong may have bytes that cannot be asked for now.
+                    faults = list(error.faults)
+                    if _by_itself(member, reader, faults) is None:
+                        damage = all(fault.damage for fault in faults)
+                        refused = any(fault.refused for fault in faults)
+                        yield BadMember(member, str(error), damage, refused)
                     else:
                         on_bytes(wanted)
                     break  # the stream has ended: go on behind this member with a new one
@@ -466,8 +476,10 @@ def bad_members(
                     yield BadMember(member, _wrong(hasher.digest(), member))
 
 
-def _by_itself(member: MemberEntry, reader: CopyReader) -> Rest | None:
-    return reader.by_itself(member.start, member.length, member.digest)
+def _by_itself(
+    member: MemberEntry, reader: CopyReader, faults: list[Fault] | None = None
+) -> Rest | None:
+    return reader.by_itself(member.start, member.length, member.digest, faults=faults)
 
 
 def runs_of(members: Sequence[MemberEntry]) -> Iterator[Run]:

@@ -40,8 +40,9 @@ from fanout.errors import (
 )
 from fanout.format import StoredSpan
 from fanout.joining import PIECE, join
-from fanout.types import FaultClass, OutcomeCode
+from fanout.types import OutcomeCode
 from fanout.units import quoted
+from fanout.volume import REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 4 << 20  # objects up to here are read at once and checked by their digest alone
 BATCH_BLOCKS = 8  # of a large object, read side by side
-_DAMAGED = (FaultClass.MEDIUM, FaultClass.DEVICE)
 
 
 class Fault(NamedTuple):
@@ -65,21 +65,25 @@ class Fault(NamedTuple):
     Attributes:
         pool: name.
         reason: for people.
-        damage: its bytes are wrong, or its medium cannot give them; False: it could not be asked (not open, gone, too slow).
+        damage: its bytes are wrong, or its medium cannot give them; False: it could not be asked (not open, gone, too slow, or it gives nothing).
+        refused: it is damage that no bytes prove: the medium may give them another day.
     """
 
     pool: str
     reason: str
     damage: bool = False
+    refused: bool = False
 
     @classmethod
     def of(cls, pool: str, error: Exception) -> Fault:
         """What an error while reading a copy says of it."""
         damage = isinstance(error, IntegrityError | VolumeTorn | VolumeForeign)
+        refused = False
         if isinstance(error, TargetError):
             outcome = error.outcome
-            damage = outcome.code is OutcomeCode.SHORT or outcome.cls in _DAMAGED
-        return cls(pool, str(error).removeprefix(f"{pool}: "), damage)
+            refused = outcome.cls in REFUSALS
+            damage = refused or outcome.code is OutcomeCode.SHORT
+        return cls(pool, str(error).removeprefix(f"{pool}: "), damage, refused)
 
 
 class Unreadable(FanoutError):
@@ -158,18 +162,24 @@ class CopyReader:
                 raise Unreadable(at, [Fault.of(copy.pool, error)]) from error
             yield memoryview(piece)
 
-    def by_itself(self, start: int, length: int, digest: bytes) -> Rest | None:
+    def by_itself(
+        self, start: int, length: int, digest: bytes, *, faults: list[Fault] | None = None
+    ) -> Rest | None:
         """An object's own bytes, where the blocks that it shares with others, or the frame, are good in no copy; None: its digest does not come out.
 
-        From one copy, or, if it is small, put together from all.
+        From one copy, or, if it is small, put together from all. Copies that cannot give all of its bytes are added to `faults`.
         """
         for copy in self.copies:
             hasher = xxhash.xxh3_128()
-            with suppress(Unreadable):
+            try:
                 for piece in self.raw(copy, start, length):
                     hasher.update(piece)
-                if hasher.digest() == digest:
-                    return partial(self._rest_of, copy, start + length)
+            except Unreadable as error:
+                if faults is not None:
+                    faults += error.faults
+                continue
+            if hasher.digest() == digest:
+                return partial(self._rest_of, copy, start + length)
         if length > WHOLE_BYTES or len(self.copies) < 2:
             return None
         pieces = [_pieces(partial(self.fetch, copy), start, length) for copy in self.copies]

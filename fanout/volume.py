@@ -26,6 +26,7 @@ from __future__ import annotations
 import enum
 import os
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ from fanout.errors import (
 )
 from fanout.format import Superblock, SuperblockState
 from fanout.medium import CLOSE_TIMEOUT, OPEN_TIMEOUT, find_superblock, open_target, translated
-from fanout.types import Outcome, OutcomeCode, Phase
+from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 OPENING_STEPS = 2  # how far one opening takes the superblock's counters
 WINDOW = 2 << 20  # of a directory that is being read
+REFUSALS = (FaultClass.MEDIUM, FaultClass.DEVICE)  # of which a medium may be the cause
 
 
 class VolumeState(enum.Enum):
@@ -547,9 +549,9 @@ class Volume:
             ahead: reads them, and what follows; None: the volume's own.
 
         Raises:
-            TargetError: they cannot be read.
+            TargetError: they cannot be read. Of an error of the medium: others can.
             VolumeTorn: they are not on the volume. Nothing is allocated for a length that somebody made up.
-            VolumeError: the volume is closed, or is being reopened.
+            VolumeError: the volume is closed, is being reopened, or gives nothing at all.
         """
         if not 0 <= offset <= offset + length <= self.superblock.size:
             raise VolumeTorn(self.path, f"{length} bytes at {offset} are not on the volume")
@@ -564,6 +566,19 @@ class Volume:
             return self.engine.read(self.target, offset, length)
         except InterfaceError as error:
             raise VolumeError(self.path, f"cannot be read: {error}") from error
+        except TargetError as error:
+            if error.outcome.cls in REFUSALS and not self._answers():
+                what = f"gives nothing, not even its superblocks: {error.outcome}"
+                raise VolumeError(self.path, what) from error
+            raise
+
+    def _answers(self) -> bool:
+        """Whether it gives bytes that it must have. A device that fails everywhere says nothing of one place."""
+        for copy in (0, 1):
+            with suppress(TargetError, InterfaceError, TimeoutError):
+                self.engine.read(self.target, self.superblock.copy_offset(copy), fmt.BLOCK)
+                return True
+        return False
 
     def read_header(self, offset: int, *, ahead: ReadAhead | None = None) -> SpanHeader:
         """The header of the span at `offset`.

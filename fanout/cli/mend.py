@@ -45,8 +45,9 @@ def audit_stgpool_command(
 
     With --fix what is damaged becomes a gap, which a repair closes from another
     copy. What no pool has whole is put together from what all have of it, and
-    written anew; where that cannot be, it is kept, and named. What cannot be asked for now (a volume that is busy or not mounted) is
-    named, and nothing is said of it.
+    written anew; where that cannot be, or where the medium of a last copy refuses
+    to read it, it is kept, and named. What cannot be asked for now (a volume that
+    is busy, not mounted, or gives nothing at all) is named, and nothing is said of it.
 
     Exit codes: 0 all is good, or is again; 7 damage is a gap now; 9 damage was
     found and left.
