@@ -74,10 +74,11 @@ class Directory:
 
     Attributes:
         torn: blocks that were written are damaged or missing: a crash tore them before they were durable, or they have rotten since.
+        holed: such blocks lie among those that count. A checkpoint ends that.
     """
 
     def __init__(self, superblock: Superblock, *, path: str) -> None:
-        self.path, self.torn = path, False
+        self.path, self.torn, self.holed = path, False, False
         self._superblock = superblock
         self._room = fmt.record_room(superblock.granule)
         self._blocks = superblock.directory_bytes // superblock.granule
@@ -116,7 +117,8 @@ class Directory:
         everything = [place for places in found for place in places.values()]
         made._top_generation = max(place.generation for place in everything)
         mine = sorted(n for n, place in found[live].items() if place.generation == generation)
-        made.torn |= mine[-1] >= len(mine) or made._top_generation > generation
+        made.holed = mine[-1] >= len(mine) or made._top_generation > generation
+        made.torn |= made.holed
         sequence = 1 + max(place.sequence for place in everything)
         if max(made._top_generation, sequence) > fmt.MAX_COUNTER - superblock.directory_bytes:
             raise VolumeTorn(path, "the counters of its directory are at their end: damaged")
@@ -229,6 +231,11 @@ class Directory:
         return [self._records[head.aggregate] for head in self._records.deletes() if head.retires]
 
     @property
+    def live_half(self) -> int:
+        """Which half counts."""
+        return self._live.half
+
+    @property
     def extent(self) -> tuple[int, int]:
         """Where the live half's blocks begin and end on the volume, in bytes."""
         begin = self._superblock.half_offset(self._live.half)
@@ -299,12 +306,15 @@ class Directory:
 
     # ---- writing -------------------------------------------------------------------------------
 
-    def prepare(self, records: Sequence[DirectoryRecord], *, epoch: int) -> list[Write]:
+    def prepare(
+        self, records: Sequence[DirectoryRecord], *, epoch: int, anew: bool = False
+    ) -> list[Write]:
         """Blocks that hold these records, to be written in any order; a checkpoint if the half is full.
 
         Args:
             records: in the order of their commits.
             epoch: of the present opening.
+            anew: a checkpoint in any case.
 
         Raises:
             CheckpointUnsafe: a checkpoint is due; flush first. Nothing has changed.
@@ -313,12 +323,12 @@ class Directory:
         """
         if self._phase is not _Phase.READY:
             raise InterfaceError(f"directory of {self.path}: prepare in state {self._phase.name}")
-        if not records:
+        if not (records or anew):
             return []
         encoded = [fmt.encode_record(record, self._room) for record in records]
         blocks = fmt.pack_blocks(chain.from_iterable(encoded), self._room)
         added = list(zip(records, map(b"".join, encoded), strict=True))
-        if len(blocks) <= self.blocks_left:
+        if len(blocks) <= self.blocks_left and not anew:
             writes = self._append(blocks, epoch)
         else:
             writes = self._checkpoint([data for _, data in added], epoch)
@@ -345,7 +355,7 @@ class Directory:
         after = self._records.copy()
         for data in added:
             after.put(fmt.head_of(data), data)
-        newest = max(head.csn for head in after.heads())
+        newest = max((head.csn for head in after.heads()), default=0)
         parts = [
             part
             for head, data in after.encoded()
@@ -399,7 +409,7 @@ class Directory:
                 self._keep(record.spans)
         if plan.checkpoint:
             self._drop_what_does_not_count()
-            self._base_durable = False
+            self._base_durable = self.holed = False
         self._top_generation = max(self._top_generation, plan.generation)
         self._live = plan
         self._plan, self._added, self._phase = None, [], _Phase.READY

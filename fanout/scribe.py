@@ -123,7 +123,7 @@ class Scribe:
             self._write(self._take(MAX_WAITING))
 
     def catch_up(self, volume: Volume, catalog: CatalogReader) -> int:
-        """Append to a volume that has just been opened what a crash, or a failure, had lost; then flush it.
+        """Append to a volume that has just been opened what a crash, a failure, or rot had lost; then flush it.
 
         Returns:
             How many records were missing.
@@ -142,7 +142,8 @@ class Scribe:
         assert directory is not None
         held = catalog.held_csns(volume.uuid)
         known = directory.held_csns()
-        dead = {entry.aggregate: entry for entry in catalog.dead(volume.uuid)}
+        # Also those that have no region here any more: what said so may be lost.
+        dead = {entry.aggregate: entry for entry in catalog.dead()}
         strange = [
             aggregate for aggregate in known if aggregate not in held and aggregate not in dead
         ]
@@ -158,25 +159,34 @@ class Scribe:
             )
         missing = [a for a, csn in held.items() if known.get(a, 0) < csn]
         missing.sort(key=lambda aggregate: held[aggregate])
-        gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
         retired = catalog.retired()
         deletes = directory.deletes()
         if deletes:  # most directories hold none
-            wanted = {entry.aggregate for entry in catalog.dead()}
-            wanted |= {entry.volume for entry in retired}
+            wanted = dead.keys() | {entry.volume for entry in retired}
             directory.forget_deletes(a for a in deletes if a not in wanted)
+        gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
         for start in range(0, len(missing), CATCH_UP_BATCH):
             batch = missing[start : start + CATCH_UP_BATCH]
             records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
             requests = volume.prepare(records)
             volume.written(self._engine.run(requests))
         self._append(volume, gone)
-        untold = _untold(volume, retired)  # into the room that all else has left
+        untold = _untold(volume, dead.values(), retired)  # into the room that all else has left
         self._append(volume, untold)
         gone += untold
-        if (missing or gone) and volume.state is VolumeState.AVAILABLE:
+        anew = directory.holed and self._write_anew(volume)
+        if (missing or gone or anew) and volume.state is VolumeState.AVAILABLE:
             volume.flush()
         return len(missing) + len(gone)
+
+    def _write_anew(self, volume: Volume) -> bool:
+        """A checkpoint, where damaged blocks lie among those that count; False: there is no room for it, and they stay, without harm."""
+        try:
+            requests = volume.prepare((), anew=True)
+        except (VolumeFull, MemoryError) as error:
+            _log.warning("%s: its directory keeps damaged blocks: %s", volume.path, error)
+            return False
+        return volume.written(self._engine.run(requests))
 
     def _append(self, volume: Volume, records: Sequence[DirectoryRecord]) -> None:
         for start in range(0, len(records), CATCH_UP_BATCH):
@@ -404,18 +414,23 @@ def retirement_of(entry: RetiredVolume) -> DirectoryRecord:
     )
 
 
-def _untold(volume: Volume, retired: Iterable[RetiredVolume]) -> list[DirectoryRecord]:
-    """The retirements that a directory does not name, as many as it has room for: the others name them, too."""
+def _untold(
+    volume: Volume, dead: Iterable[DeadAggregate], retired: Iterable[RetiredVolume]
+) -> list[DirectoryRecord]:
+    """The retirements that a directory does not name, and deletes that it may have lost, as many as it has room for: others name them, too."""
     directory = volume.directory
     assert directory is not None
     told = {record.aggregate: record.csn for record in directory.retirements()}
     untold = [retirement_of(v) for v in retired if told.get(v.volume, 0) < v.csn]
+    if directory.holed:  # nobody knows which ones it had
+        named = set(directory.deletes())
+        untold += [delete_of(entry) for entry in dead if entry.aggregate not in named]
     room = directory.spare_bytes
     for count, record in enumerate(untold):
         room -= directory.growth(record)
         if room < 0:
             _log.warning(
-                "%s: its directory has no room to name %d volumes that were given up",
+                "%s: its directory has no room to name %d volumes that were given up, or aggregates that were deleted",
                 volume.path,
                 len(untold) - count,
             )

@@ -399,10 +399,11 @@ class Volume:
                 if directory is not None:
                     directory.unpromise(offset)
 
-    def prepare(self, records: Sequence[DirectoryRecord]) -> list[Request]:
+    def prepare(self, records: Sequence[DirectoryRecord], *, anew: bool = False) -> list[Request]:
         """The writes that append these records, to be run (with those of other volumes) in one `Engine.run`.
 
-        Hand their outcomes to `written`. When the half is full this is a checkpoint, which may have to flush first.
+        Hand their outcomes to `written`. When the half is full, or the directory is to be written `anew`, this is a checkpoint, which may have
+        to flush first.
 
         Raises:
             VolumeFull: not even a checkpoint has room.
@@ -417,10 +418,10 @@ class Volume:
             self.fail("nobody said what became of the last writes to its directory")
             raise VolumeError(self.path, self.reason)
         try:
-            writes = directory.prepare(records, epoch=self.superblock.epoch)
+            writes = directory.prepare(records, epoch=self.superblock.epoch, anew=anew)
         except CheckpointUnsafe:
             self.flush()
-            writes = directory.prepare(records, epoch=self.superblock.epoch)
+            writes = directory.prepare(records, epoch=self.superblock.epoch, anew=anew)
         self._prepared = directory if writes else None
         return [
             Request(Phase.WRITE, self.target, write.offset, data=write.data) for write in writes

@@ -156,9 +156,14 @@ class VolumeCheck:
                 self._findings.of_volume(volume, offset, what, self._mend(volume, REWRITE))
 
     def _check_directory_blocks(self, volume: Volume) -> None:
-        """A damaged block between good ones of its generation: what a crash tears is behind them."""
-        block = volume.superblock
-        for half in (0, 1):
+        """A damaged block between good ones of its generation: what a crash tears is behind them.
+
+        Of the half that does not count only one that is newer is looked at: its checkpoint has rotted. The next one overwrites the rest.
+        """
+        assert volume.directory is not None
+        block, live = volume.superblock, volume.directory.live_half
+        newest = 0  # generation of the live half
+        for half in (live, 1 - live):
             bad: dict[int, str] = {}
             tops: dict[int, int] = {}
             for number, data in self._directory_blocks(volume, half):
@@ -172,12 +177,16 @@ class VolumeCheck:
                     bad[number] = without_path(error, volume)
                 else:
                     tops[found.place.generation] = number
-            last = tops[max(tops)] if tops else -1
+            top = max(tops, default=0)
+            if half != live and top < newest:
+                continue
+            newest = top
+            last = tops[top] if tops else -1
             for number, what in bad.items():
                 if number < last:
                     offset = block.half_offset(half) + number * block.granule
                     mend = "harmless if nothing else is reported of this volume; "
-                    mend += self._mend(volume, APPEND)
+                    mend += self._mend(volume, REWRITE)
                     self._findings.of_volume(volume, offset, what, mend)
 
     def _directory_blocks(self, volume: Volume, half: int) -> Iterator[tuple[int, bytes]]:
@@ -223,7 +232,7 @@ class VolumeCheck:
         assert volume.directory is not None
         said, records = volume.directory.held_csns(), volume.directory.records
         held = self._catalog.held_csns(volume.uuid)
-        dead = {entry.aggregate: entry.csn for entry in self._catalog.dead(volume.uuid)}
+        dead = {entry.aggregate: entry.csn for entry in self._catalog.dead()}
         for aggregate in said.keys() & dead.keys():
             what = f"its directory lacks the delete of aggregate {aggregate.hex()} by commit {dead[aggregate]}"
             self._findings.of_volume(

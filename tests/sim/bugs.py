@@ -230,7 +230,7 @@ BUGS = (
          "with store.auditing, store.reconciling(name):", "with store.reconciling(name):",
          wants=("Audits",)),
     _bug("an audit marks the neighbours of what is damaged", "fanout/copying.py",
-         "                    if _by_itself(member, reader) is None:", "                    if member.length:",
+         "                    if _by_itself(member, reader, faults) is None:", "                    if member.length:",
          wants=("Audit",)),
     _bug("repairs are read from the damaged place again", "fanout/catalog/rows.py",
          "for place in reversed(self.places):", "for place in self.places:",
