@@ -230,6 +230,7 @@ class Operators:
             mine = [volume for volume in world.store.pools.volumes() if volume.pool == pool]
             there = world.store.config.pools[pool].access is not Access.UNAVAILABLE
             good = there and all(volume.writable for volume in mine) and not self.away
+            good = good and world.powered()  # a disk without power gives nothing
             demand(not good or not report.unasked, "audit", f"not asked: {report.unasked}")
 
     def _check_audit(self, pool: str, before: Books, after: Books, *, complete: object) -> int:
