@@ -12,7 +12,7 @@ What it promises:
    gone for the moment, or that gives nothing at all costs nothing: what could not be asked is named, and stays. Good bytes, in a span whose
    header or footer is damaged or around a damaged block, and bytes that are refused are given up only if the other pools can give the object
    without them, which is read. Audits with `fix` wait for each other: two at once would each rely on what the other gives up.
-2. The copy shrinks and its gap appears in one commit.
+2. The copy shrinks and its gap appears in one commit, with those of other aggregates. What a kill keeps from it the next audit finds again.
 3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
 5. What no other pool has whole, but all of them have together, stays, and is written anew into the pool that is audited.
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
     # Bytes done, and bytes in all.
     Progress = Callable[[int, int], None]
+
+
+BATCH_MEMBERS = 4096  # of the aggregates of which something is given up in one commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,9 @@ class _Audit:
     damaged: list[tuple[bytes, str]] = field(default_factory=list)
     unasked: list[tuple[bytes, str]] = field(default_factory=list)
     kept: list[tuple[bytes, str]] = field(default_factory=list)
+    # Not committed yet, by aggregate; and how many members these aggregates have.
+    given_up: dict[bytes, tuple[AggregateEntry, Sequence[BadMember]]] = field(default_factory=dict)
+    given_up_of: int = 0
 
     def run(self) -> AuditReport:
         held = self.store.query_occupancy(pool=self.pool)
@@ -136,6 +142,7 @@ class _Audit:
             copy = contents.copy_in(self.pool)
             if copy is not None:
                 self._read(entry, contents, copy)
+        self._commit_marks()
         return AuditReport(
             objects=self.objects,
             object_bytes=self.object_bytes,
@@ -167,7 +174,9 @@ class _Audit:
         if damaged or frail:
             given_up, between = self._sorted(entry, copy, damaged, frail)
             if given_up:
-                self._mark(entry, copy, given_up)
+                self._mark(entry, given_up)
+            if between:  # what it goes on lacking must be known
+                self._commit_marks()
             for holders, some in between.items():
                 self._put_together(entry, copy, holders, some)
         elif broken and copy.present is None and entry.erased.runs:
@@ -215,20 +224,45 @@ class _Audit:
         members = [wanted[number].member for number in sorted(wanted)]
         return {bad.member.member: bad for bad in bad_members(members, reader)}
 
-    def _mark(self, entry: AggregateEntry, copy: CopyEntry, damaged: Sequence[BadMember]) -> None:
+    def _mark(self, entry: AggregateEntry, damaged: Sequence[BadMember]) -> None:
+        self.given_up[entry.aggregate] = entry, damaged
+        self.given_up_of += entry.objects
+        if self.given_up_of >= BATCH_MEMBERS:
+            self._commit_marks()
+
+    def _commit_marks(self) -> None:
         """Promise 2."""
+        if not self.given_up:
+            return
         with self.store.ledger.steady:
-            contents = self.store.catalog.contents([entry.aggregate])[entry.aggregate]
-            lost = {found.member.member for found in damaged} & _there(contents)
-            if not lost:
-                return  # deleted meanwhile
-            left = held_by(entry, copy) - MemberSet.of(lost)
-            why = f"audit: {damaged[0].reason}"
-            active = wants_only_active(self.store.catalog, self.pool)
-            gap = gap_of(entry, contents, self.pool, lost, why, active=active)
-            repair = Repair(entry.aggregate, self.pool, NewCopy(self.pool, (), left), gap)
-            self.store.ledger.commit_repairs(_commit(repair), (), self.pool)
-        self.marked += len(lost)
+            now = self.store.catalog.contents(self.given_up)
+            repairs, count = [], 0
+            for entry, damaged in self.given_up.values():
+                contents = now[entry.aggregate]
+                copy = contents.copy_in(self.pool)
+                lost = {found.member.member for found in damaged} & _there(contents)
+                if copy is None or not lost:
+                    continue  # deleted meanwhile
+                repairs.append(self._shrinking(entry, contents, copy, lost, damaged[0].reason))
+                count += len(lost)
+            if repairs:
+                self.store.ledger.commit_repairs(_commit(*repairs), (), self.pool)
+        self.marked += count
+        self.given_up.clear()
+        self.given_up_of = 0
+
+    def _shrinking(
+        self,
+        entry: AggregateEntry,
+        contents: Contents,
+        copy: CopyEntry,
+        lost: set[int],
+        reason: str,
+    ) -> Repair:
+        left = held_by(entry, copy) - MemberSet.of(lost)
+        active = wants_only_active(self.store.catalog, self.pool)
+        gap = gap_of(entry, contents, self.pool, lost, f"audit: {reason}", active=active)
+        return Repair(entry.aggregate, self.pool, NewCopy(self.pool, (), left), gap)
 
     def _list(self, entry: AggregateEntry) -> None:
         """Have the copy say what it holds. A damaged frame has only what was deleted, and of a copy that holds all nobody could tell."""
@@ -360,8 +394,8 @@ def _there(contents: Contents) -> set[int]:
     return {member.member for member in contents.members}
 
 
-def _commit(repair: Repair) -> Commit:
-    return Commit(secrets.token_bytes(16), 1, repairs=(repair,))
+def _commit(*repairs: Repair) -> Commit:
+    return Commit(secrets.token_bytes(16), 1, repairs=repairs)
 
 
 def held_by(entry: AggregateEntry, copy: CopyEntry) -> MemberSet:

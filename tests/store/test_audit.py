@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -743,6 +744,47 @@ def test_a_damaged_block_is_read_once_for_all_that_lie_in_it(
     assert [name for name, _ in report.damaged] == [b"250"]
     assert sum(size > 20 for size in sizes) < 20
     assert sizes.count(20) == len(tiny)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 4096])
+def test_what_is_damaged_is_given_up_in_few_commits(
+    site: Site, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Each was a commit of its own, with a record in the directory: on a disk that dies there are many. A killed one leaves the rest to the next."""
+    monkeypatch.setattr(fanout.audit, "BATCH_MEMBERS", batch)
+    site.create()
+    with site.open() as store:
+        for number in range(20):
+            put(store, {b"%d" % number: b"%02d" % number * 3000})
+    for number in range(20):
+        assert site.flip("COPYPOOL1", b"%02d" % number * 3000) == 1
+    with site.open() as store:
+        before = store.catalog.last_csn()
+        report = audit_stgpool(store, "COPYPOOL1", fix=True)
+        assert (report.marked, len(report.damaged)) == (20, 20)
+        assert store.catalog.last_csn() - before == -(-20 // batch)
+        assert sum(gap.objects for gap in store.query_gaps()) == 20
+        assert {gap.pool for gap in store.query_gaps()} == {"COPYPOOL1"}
+        assert repair(store, "COPYPOOL1") == 20
+    for number in range(20):
+        assert site.flip("DISKPOOL", b"%02d" % number * 3000) == 1
+    with site.open() as store:
+        committing, calls = store.ledger.commit_repairs, list[Any]()
+
+        def killed(*arguments: Any) -> int:
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(arguments)
+            return committing(*arguments)
+
+        monkeypatch.setattr(store.ledger, "commit_repairs", killed)
+        with suppress(KeyboardInterrupt):
+            audit_stgpool(store, "DISKPOOL", fix=True)
+        monkeypatch.undo()
+    with site.open() as store:
+        audit_stgpool(store, "DISKPOOL", fix=True)
+        assert repair(store, "DISKPOOL") == 20
+    assert check_store(site.path).problems == ()
 
 
 def test_what_a_newer_version_replaced_is_no_gap_of_an_active_data_pool(site: Site) -> None:
