@@ -17,13 +17,15 @@ from fanout.evidence import Objects
 from fanout.read import CopyReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from fanout.format import DirectoryRecord, SpanFooter, SpanHeader, StoredSpan
     from fanout.types import Member
     from fanout.volume import Volume
 
     Ids = set[bytes]  # `Pieces` has a field of that name
+
+MOST_MEMBERS = 1 << 32
 
 
 class Evidence(NamedTuple):
@@ -204,7 +206,33 @@ class MemberReader:
         known_all = known == MemberSet.all_of(len(members))
         counted = len(members) == pieces.objects
         everybody = solid == len(members) and (counted or (complete and (original or known_all)))
-        self._anchor(members, solid if all_here or everybody else 0, evidence)
+        known_solid = solid if all_here or everybody else 0
+        tail = self._last_ones(spans, members[known_solid:])
+        self._anchor(members[: len(members) - len(tail)], known_solid, evidence)
+        first = pieces.objects - len(tail)
+        for number, member in enumerate(tail, first):
+            pieces.members.setdefault(number, member)
+
+    def _last_ones(
+        self, spans: Sequence[tuple[SpanHeader, SpanFooter]], members: Sequence[Member]
+    ) -> Sequence[Member]:
+        """Those of some members that are the last of the aggregate, whatever is missing before them: how many it had tells their numbers.
+
+        What the transaction itself wrote has all in a row, up to the final span; of what a repair wrote that holds only in one span, and only while
+        nothing was deleted.
+        """
+        deleted = self._pieces.deleted
+        written = {footer.number: footer for header, footer in spans if _is_original(header)}
+        ends = [footer for footer in written.values() if footer.final]
+        if not ends and not deleted:
+            ends = [footer for _, footer in spans if footer.final]
+        if not ends or not self._pieces.objects:
+            return ()
+        first = ends[0]
+        while first.number in written and first.number - 1 in written:
+            first = written[first.number - 1]
+        tail = [member for member in members if member.offset >= first.data_start]
+        return tail if len(tail) <= self._pieces.objects - len(members) + len(tail) else ()
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:
         """Give numbers to members where the set says them: those before the first hole, or those that the records list, if these are as many."""
@@ -222,20 +250,26 @@ class MemberReader:
     def _number_the_loose(self) -> None:
         """Members whose number nobody knows take, in the order of their data, those that records list and nobody has, then others.
 
-        Never one of a deleted member: what has it is gone.
+        Never one of a deleted member: what has it is gone. And one between those of its neighbours, if there is any.
         """
-        known, listed = self._pieces.members, self._pieces.listed
+        known, pieces = self._pieces.members, self._pieces
         there = {(m.offset, m.name, m.digest) for m in known.values()}
-        free = (listed - MemberSet.of(known)).runs
-        behind = max([0, *(n + 1 for n in known), *map(sum, self._pieces.deleted.runs)])
-        numbers = chain(
-            chain.from_iterable(range(first, first + count) for first, count in free),
-            (number for number in count_from(behind) if number not in listed),
-        )
+        listed, deleted = list((pieces.listed - MemberSet.of(known)).runs), pieces.deleted
+        anchors = sorted((m.offset, m.length, n) for n, m in known.items())
         for member in sorted(self._loose, key=lambda m: (m.offset, m.length)):
-            if (member.offset, member.name, member.digest) not in there:
-                there.add((member.offset, member.name, member.digest))
-                known[next(numbers)] = member
+            if (member.offset, member.name, member.digest) in there:
+                continue
+            there.add((member.offset, member.name, member.digest))
+            at = bisect_left(anchors, (member.offset, member.length))
+            low = anchors[at - 1][2] + 1 if at else 0
+            high = anchors[at][2] if at < len(anchors) else MOST_MEMBERS
+            number = _free(low, high, known, listed, deleted)
+            if number is None:  # its neighbours are guesses, too, or records contradict each other
+                behind = max([*known, *(first + count - 1 for first, count in deleted.runs)]) + 1
+                number = _free(behind, MOST_MEMBERS, known, (), pieces.listed)
+                assert number is not None
+            known[number] = member
+            anchors.insert(at, (member.offset, member.length, number))
 
     def _read_across(self, evidence: Sequence[Evidence]) -> None:
         """Members that lie on volumes of one pool whose records are of different commits.
@@ -290,6 +324,31 @@ def is_proven(aggregate: bytes, member: Member, evidence: Sequence[Evidence]) ->
             if hasher.digest() == member.digest:
                 return True
     return False
+
+
+def _free(
+    low: int,
+    high: int,
+    known: Collection[int],
+    listed: Iterable[tuple[int, int]],
+    not_these: MemberSet,
+) -> int | None:
+    """A number from `low` to before `high` that nobody has: the first of those that are listed, else the first that is not one of those."""
+    for first, count in listed:
+        number = max(first, low)
+        while number in known:
+            number += 1
+        if number < min(first + count, high):
+            return number
+    number = low
+    for first, count in not_these.runs:  # not spelled out: a record may claim four billion
+        while number in known and number < first:
+            number += 1
+        if first <= number < first + count:
+            number = first + count
+    while number in known:
+        number += 1
+    return number if number < high else None
 
 
 def _is_original(header: SpanHeader) -> bool:

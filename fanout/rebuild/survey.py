@@ -145,7 +145,7 @@ class Survey:
         changed = False
         for transaction in sorted(self._by_transaction, key=lambda t: self._numbers[t]):
             aggregates = {one: self._read(one) for one in self._by_transaction[transaction]}
-            mine = sorted(aggregates, key=lambda one: (aggregates[one].ordinal, one))
+            mine = _in_their_order(aggregates)
             made = [self._aggregate(one, aggregates[one], changed_csn) for one in mine]
             changed |= any(copy.csn == changed_csn for one in made for copy in one.copies)
             yield self._transaction(transaction, [aggregates[one] for one in mine], made)
@@ -365,6 +365,17 @@ class Survey:
                 yield _in_doubt(found, committed=committed is not None)
         if on_progress is not None:
             on_progress(total, total)
+
+
+def _in_their_order(aggregates: Mapping[bytes, Pieces]) -> list[bytes]:
+    """Aggregates of one transaction as they were stored: by version, which records say; before they did, by what a header says, if one is good."""
+    known = all(pieces.version for pieces in aggregates.values())
+
+    def place(one: bytes) -> tuple[int, bytes]:
+        pieces = aggregates[one]
+        return pieces.version if known else pieces.ordinal, one
+
+    return sorted(aggregates, key=place)
 
 
 def _in_doubt(found: FoundSpan, *, committed: bool) -> InDoubt:
