@@ -183,7 +183,7 @@ typedef struct fo_config {
     uint32_t slot_count;       /* the whole budget in slots; default 64 */
     uint32_t max_streams;      /* admission limit; two slots are kept for each; default 8 */
     uint32_t control_slots;    /* kept for fo_run (reads, superblocks, directories), no target gets all; default 4 */
-    uint32_t quarantine_slots; /* kept to be lost to hung targets; default 16 */
+    uint32_t quarantine_slots; /* kept to be lost to hung targets, and lent to requests beside these; default 16 */
     uint32_t backend;          /* fo_backend_kind */
     uint64_t soft_ns;          /* default 30 s */
     uint64_t hard_ns;          /* default 120 s */

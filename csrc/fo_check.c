@@ -36,7 +36,7 @@ static void check_slots(const fo_machine *m) {
         total += in_state[i];
     }
     FO_ASSERT(total == m->cfg.slot_count && lagging == m->lagging); /* 1 */
-    FO_ASSERT(m->in_state[FO_SLOT_CONTROL] <= m->cfg.control_slots);
+    FO_ASSERT(m->in_state[FO_SLOT_CONTROL] <= m->cfg.control_slots + m->cfg.quarantine_slots);
 }
 
 static uint32_t list_length(const fo_machine *m, const fo_list *list, uint8_t state) {
@@ -101,6 +101,8 @@ static void check_leg(const fo_machine *m, uint32_t flow, uint32_t leg) {
 
 static void check_flows(const fo_machine *m) {
     uint32_t open = 0, admitted = 0, legs = 0, lag = 0;
+    uint32_t control = m->in_state[FO_SLOT_CONTROL];
+    uint32_t lent = control > m->cfg.control_slots ? control - m->cfg.control_slots : 0;
     for (uint32_t i = 0; i < m->flow_count; i++) {
         const fo_flow *f = &m->flows[i];
         uint32_t held = 0;
@@ -123,7 +125,7 @@ static void check_flows(const fo_machine *m) {
     FO_ASSERT(open == m->flows_open && admitted == m->admitted && legs == m->live_legs);
     FO_ASSERT(lag == m->lag_used && lag <= m->lag_limit); /* 8 */
     FO_ASSERT(admitted <= m->cfg.max_streams);
-    if (m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED] <=
+    if (m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED] + lent <=
         m->cfg.quarantine_slots) { /* 8: the promise of two can be kept */
         uint32_t owed = 0;
         for (uint32_t i = 0; i < m->flow_count; i++) {

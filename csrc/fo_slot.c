@@ -5,7 +5,8 @@
  *
  *     2 * max_streams    are promised to streams, two each, so that a stalled client can hold up nobody but itself;
  *     control_slots      are promised to requests, so that a read never waits for a writer; one target never has them all;
- *     quarantine_slots   are set aside to be lost to targets that hang (quarantined) or were ejected (stranded);
+ *     quarantine_slots   are set aside to be lost to targets that hang (quarantined) or were ejected (stranded), and lent, one each, to
+ *                        targets without a request when the others' requests have all control slots;
  *     the rest           is lag, shared evenly among the admitted streams: what lets one target run behind another.
  *
  * When more is lost than was set aside, the lag pays first.  Only when that is gone too can a promise become a wait.
@@ -49,10 +50,16 @@ static void unhold(fo_machine *m, uint32_t slot) {
     f->held--;
 }
 
+/* What the quarantine's reserve has to make good. */
+static uint32_t lost(const fo_machine *m) {
+    uint32_t control = m->in_state[FO_SLOT_CONTROL];
+    uint32_t lent = control > m->cfg.control_slots ? control - m->cfg.control_slots : 0;
+    return m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED] + lent;
+}
+
 bool fo_machine_may_take(const fo_machine *m, uint32_t flow) {
     const fo_flow *f = &m->flows[flow];
-    uint32_t lost = m->in_state[FO_SLOT_QUARANTINED] + m->in_state[FO_SLOT_STRANDED];
-    uint32_t beyond = lost > m->cfg.quarantine_slots ? lost - m->cfg.quarantine_slots : 0;
+    uint32_t beyond = lost(m) > m->cfg.quarantine_slots ? lost(m) - m->cfg.quarantine_slots : 0;
     uint32_t lag = m->lag_limit > beyond ? m->lag_limit - beyond : 0;
     FO_ASSERT(f->admitted);
     if (m->in_state[FO_SLOT_FREE] == 0) {
@@ -95,11 +102,22 @@ static bool has_control(const fo_machine *m, uint16_t target) {
     return false;
 }
 
-/* The last one is for a target that has none yet: requests that hang would keep all the others waiting until its hard deadline. */
+/* Requests that hang would keep all the others waiting until the hard deadline of their targets.  So the last one is for a target that
+ * has none yet, and so is what hung targets may cost anyway: these requests may be on their way there. */
+static bool may_take_control(const fo_machine *m, uint16_t target) {
+    uint32_t taken = m->in_state[FO_SLOT_CONTROL];
+    if (m->in_state[FO_SLOT_FREE] == 0) {
+        return false;
+    }
+    if (taken + 1 < m->cfg.control_slots) {
+        return true;
+    }
+    return !has_control(m, target) && (taken < m->cfg.control_slots || lost(m) < m->cfg.quarantine_slots);
+}
+
 uint32_t fo_machine_take_control(fo_machine *m, uint16_t target) {
-    uint32_t slot, taken = m->in_state[FO_SLOT_CONTROL];
-    bool last = taken != 0 && taken + 1 == m->cfg.control_slots;
-    if (taken >= m->cfg.control_slots || m->in_state[FO_SLOT_FREE] == 0 || (last && has_control(m, target))) {
+    uint32_t slot;
+    if (!may_take_control(m, target)) {
         return FO_NIL;
     }
     slot = pop_free(m, FO_SLOT_CONTROL);

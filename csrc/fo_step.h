@@ -39,7 +39,7 @@
  *   6. A lane has at most `depth` stream writes INFLIGHT or WAITING.
  *   7. Pending events plus the events that live things can still cause fit the ring, so no event is ever dropped.
  *   8. Streams hold max(2, quota) slots at most, the shared lag is never overdrawn by a new grant, and a stream that
- *      holds fewer than two is never refused while the quarantine fits its reserve.
+ *      holds fewer than two is never refused while the quarantine, and what is lent to requests, fit its reserve.
  *   9. A completion is matched by target, kind, generation and index.  One that matches nothing changes nothing.
  *  10. At most one flush per target is in flight, and none after one has failed.
  *  11. Slowness ejects only legs of targets that may be ejected, none that its stream keeps, and never the last leg.

@@ -95,10 +95,10 @@ static void no_control_slot(void) {
     rig r = make_rig();
     fo_request q = {.target = r.id, .kind = FO_OP_FLUSH};
     fo_outcome why;
-    uint32_t taken[2];
+    uint32_t taken[6]; /* two, and the four of the reserve */
     uint16_t second;
     REQUIRE(fo_target_open(r.e, test_path("second"), &(fo_open){.flags = FO_OPEN_REPLACE}, SECOND, &second, NULL) == 0);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 6; i++) {
         taken[i] = fo_machine_take_control(&r.e->machine, (uint16_t)(100 + i));
         REQUIRE(taken[i] != FO_NIL);
     }
@@ -107,7 +107,7 @@ static void no_control_slot(void) {
     CHECK_EQ(q.outcome.err, ETIMEDOUT);
     CHECK_EQ(fo_target_finish(r.e, second, -1, SECOND, &why), -ETIMEDOUT);
     CHECK_EQ(why.phase, FO_OP_FLUSH);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 6; i++) {
         fo_machine_collect(&r.e->machine, taken[i]);
     }
     CHECK_EQ(fo_run(r.e, &q, 1, SECOND), 0);
@@ -134,8 +134,9 @@ static void many_regions(void) {
                  i == 5 ? FO_OUTCOME_MISMATCH : i == 6 ? FO_OUTCOME_NOT_SUBMITTED : FO_OUTCOME_OK);
         CHECK(i == 5 || i == 6 || regions[i].outcome.done == regions[i].length);
     }
-    CHECK(fo_machine_take_control(&r.e->machine, 100) != FO_NIL);
-    CHECK(fo_machine_take_control(&r.e->machine, 101) != FO_NIL);
+    for (uint16_t i = 0; i < 6; i++) {
+        CHECK(fo_machine_take_control(&r.e->machine, (uint16_t)(100 + i)) != FO_NIL);
+    }
     CHECK_EQ(fo_read_back(r.e, regions, 70, SECOND), -ETIMEDOUT); /* in the middle of it */
     CHECK_EQ(fo_read_back(r.e, regions, 2, SECOND), -ETIMEDOUT);
     drop_rig(&r);

@@ -415,32 +415,41 @@ static void *many_writes(void *target) {
     return NULL;
 }
 
-/* Requests that hang on one target leave a control slot for the others, whose reads, flushes and ends go on. */
-static void requests_beside_a_hung_target(void) {
+/* Requests that hang on some targets leave a control slot for each other one, whose reads, flushes and ends go on. */
+static void requests_beside_hung_targets(void) {
+    static const char *const names[] = {"hung0", "hung1", "hung2"};
     fo_open o = {.flags = FO_OPEN_REPLACE, .hard_ns = 120 * SECOND, .size = 1 << 20};
     fo_request read = {.kind = FO_OP_READ, .length = SLOT, .data = test_bytes(SLOT, 6)};
     fo_info info = {0};
     fo_outcome why;
-    pthread_t thread;
-    uint16_t hung, good;
+    pthread_t threads[3];
+    uint16_t hung[3], good;
     crowded = open_engine(FO_BACKEND_THREADS);
-    REQUIRE(fo_target_open(crowded, test_path("hung"), &o, SECOND, &hung, NULL) == 0);
+    for (int i = 0; i < 3; i++) {
+        REQUIRE(fo_target_open(crowded, test_path(names[i]), &o, SECOND, &hung[i], NULL) == 0);
+    }
     REQUIRE(fo_target_open(crowded, test_path("good"), &o, SECOND, &good, NULL) == 0);
     (void)pthread_mutex_lock(&gate);
     before_write = wait_at_the_gate;
-    REQUIRE(pthread_create(&thread, NULL, many_writes, &hung) == 0);
-    for (int i = 0; i < 5000 && info.slots_control < 3; i++) {
-        (void)usleep(1000);
+    for (uint32_t i = 0; i < 3; i++) { /* three of four, the last one, and one beyond them */
+        REQUIRE(pthread_create(&threads[i], NULL, many_writes, &hung[i]) == 0);
+        for (int polls = 0; polls < 5000 && info.slots_control < 3 + i; polls++) {
+            (void)usleep(1000);
+            fo_engine_info(crowded, &info);
+        }
+        (void)usleep(10000); /* for one more, if it were given one */
         fo_engine_info(crowded, &info);
+        CHECK_EQ(info.slots_control, 3 + i);
     }
-    (void)usleep(10000); /* for one more, if it were given one */
     read.target = good;
     CHECK_EQ(fo_run(crowded, &read, 1, SECOND), 0);
     CHECK_EQ(read.outcome.code, FO_OUTCOME_OK);
     CHECK_EQ(fo_target_finish(crowded, good, -1, SECOND, &why), 0);
     before_write = NULL;
     (void)pthread_mutex_unlock(&gate);
-    REQUIRE(pthread_join(thread, NULL) == 0);
+    for (int i = 0; i < 3; i++) {
+        REQUIRE(pthread_join(threads[i], NULL) == 0);
+    }
     CHECK_EQ(fo_engine_close(crowded, SECOND), 0);
     free(read.data);
     check_nothing_left(nothing);
@@ -582,7 +591,7 @@ int main(void) {
     RUN(jobs_behind_a_hung_worker);
     RUN(a_worker_for_each_job);
     RUN(not_made_in_vain);
-    RUN(requests_beside_a_hung_target);
+    RUN(requests_beside_hung_targets);
     RUN(thread_that_stays);
     RUN(thread_that_comes_late);
     RUN(thread_that_was_kept);

@@ -12,7 +12,7 @@ typedef struct world {
     uint64_t now;
     fo_submission out[64];
     uint32_t made; /* in flight */
-    uint16_t ids[4];
+    uint16_t ids[5];
     uint32_t flow;
 } world;
 
@@ -210,6 +210,38 @@ static void control_slots_are_shared(void) {
     CHECK_EQ(fo_machine_take_control(&w->m, w->ids[0]), FO_NIL);
     fo_machine_collect(&w->m, slots[1]);
     CHECK_EQ(fo_machine_take_control(&w->m, w->ids[0]), slots[1]);
+    drop_world(w);
+}
+
+/* Requests that hang on several targets have every control slot.  Each other target gets one all the same, out of what hung targets may
+ * cost, as long as streams keep theirs; and what is lent counts as lost. */
+static void control_slots_beside_hung_targets(void) {
+    world *w = open_world(5, &plain);
+    uint32_t lent[2], lost;
+    for (int i = 0; i < 3; i++) {
+        CHECK(fo_machine_take_control(&w->m, w->ids[0]) != FO_NIL);
+    }
+    CHECK(fo_machine_take_control(&w->m, w->ids[1]) != FO_NIL);
+    lent[0] = fo_machine_take_control(&w->m, w->ids[2]);
+    REQUIRE(lent[0] != FO_NIL);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[2]), FO_NIL);
+    lent[1] = fo_machine_take_control(&w->m, w->ids[3]);
+    REQUIRE(lent[1] != FO_NIL);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[4]), FO_NIL); /* the reserve is two */
+    fo_machine_check(&w->m);
+    lost = w->m.free_head; /* one more is: the lag pays */
+    w->m.free_head = w->m.slots[lost].next;
+    w->m.in_state[FO_SLOT_FREE]--;
+    w->m.in_state[FO_SLOT_QUARANTINED]++;
+    for (uint32_t i = 0; i < 2 + w->m.lag_limit - 1; i++) {
+        CHECK(fo_machine_take(&w->m, w->flow) != FO_NIL);
+    }
+    CHECK_EQ(fo_machine_take(&w->m, w->flow), FO_NIL);
+    fo_machine_collect(&w->m, lent[0]);
+    CHECK_EQ(fo_machine_take_control(&w->m, w->ids[4]), FO_NIL);
+    CHECK(fo_machine_take(&w->m, w->flow) != FO_NIL);
+    fo_machine_collect(&w->m, lent[1]);
+    CHECK(fo_machine_take_control(&w->m, w->ids[4]) != FO_NIL);
     drop_world(w);
 }
 
@@ -785,6 +817,7 @@ int main(void) {
     RUN(retries_on_a_closed_target);
     RUN(seen_before_the_target_closed);
     RUN(control_slots_are_shared);
+    RUN(control_slots_beside_hung_targets);
     RUN(time_that_nobody_saw);
     RUN(tries_are_bounded);
     RUN(the_end_of_time);

@@ -657,35 +657,42 @@ def test_a_hung_flush_is_let_go_in_time(
         assert result.stream.legs()[0].synced == 0
 
 
+@pytest.mark.parametrize("count", [1, 6])
 def test_reads_that_hang_hold_up_no_other_target(
-    engine: Engine, place: Place, healthy: Path, rng: random.Random
+    engine: Engine, place: Place, healthy: Path, rng: random.Random, count: int
 ) -> None:
     """Breaks if they take all that requests have: a healthy file's end then says that it timed out, and was no flush."""
     data = rng.randbytes(LENGTH)
-    hung = engine.open(place.path, hard_deadline=30.0)
+    places = [place, *(file_place(place.fs) for _ in range(count - 1))]
+    hung = [engine.open(place.path, hard_deadline=60.0) for place in places]
     good = engine.open(healthy / "good", create=True, size=SIZE)
     engine.write(good, 0, data)
-    place.script(place.fault("read", delay=FOR_EVER, count=None))
+    place.script(*(place.fault("read", delay=FOR_EVER, count=None) for place in places))
     problems: list[TargetError] = []
 
-    def read() -> None:
+    def read(target: Target) -> None:
         try:
-            engine.read(hung, 0, LENGTH)
+            engine.read(target, 0, LENGTH)
         except TargetError as problem:  # pragma: no cover
             problems.append(problem)
 
-    thread = threading.Thread(target=read)
-    thread.start()
+    threads = [threading.Thread(target=read, args=(target,)) for target in hung]
     try:
-        place.fs.wait_for_calls(1, "read")
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            place.fs.wait_for_calls(number, "read")
         assert engine.read(good, 0, LENGTH) == data
         assert good.finish(LENGTH, timeout=5.0).ok
     finally:
-        place.fs.release()
         place.fs.set_rules()
-        thread.join(20)
+        place.fs.release()
+        for thread in threads:
+            if thread.ident is not None:  # else the one before it got no slot
+                thread.join(20)
+                assert not thread.is_alive()
     assert not problems
-    hung.close()
+    for target in hung:
+        target.close()
 
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
