@@ -16,8 +16,9 @@
  *
  * Threads.  Any thread may call anything.  One stream serves one caller at a time: a second caller gets -EBUSY.
  * Status.  0 or a negative errno; out-parameters come last.  Lengths and offsets are bytes, times are nanoseconds on the
- * monotonic clock (the simulated one under the faulty backend).  Every call that takes an engine or a stream can also say
- * -ESHUTDOWN (the engine is closing) and -EOWNERDEAD (this is a forked child).
+ * monotonic clock (the simulated one under the faulty backend).  A wait does not count the time for which its process was stopped.
+ * Every call that takes an engine or a stream can also say -ESHUTDOWN (the engine is closing) and -EOWNERDEAD (this is a forked
+ * child).
  */
 #ifndef FANOUT_H
 #define FANOUT_H

@@ -93,35 +93,47 @@ void fo_engine_kick(fo_engine *e) {
     fo_engine_notify(e);
 }
 
-static int wait_on(fo_engine *e, pthread_cond_t *cond, uint32_t *waiting, uint64_t deadline_ns) {
+/* In parts, so that it is known when this thread has not run: a part that ends too late was none. */
+static int wait_until(fo_engine *e, pthread_cond_t *cond, uint64_t *deadline_ns) {
+    uint64_t began = monotonic_ns(), until = began + ABSENCE_NS, now;
     struct timespec ts;
-    int rc;
+    until = until < *deadline_ns ? until : *deadline_ns;
+    if (began >= until) {
+        return -ETIMEDOUT;
+    }
+    ts.tv_sec = (time_t)(until / 1000000000ull);
+    ts.tv_nsec = (long)(until % 1000000000ull);
+    (void)pthread_cond_timedwait(cond, &e->mutex, &ts);
+    now = monotonic_ns();
+    if (now > until + ABSENCE_NS) {
+        *deadline_ns = now - began > FO_FOREVER - *deadline_ns ? FO_FOREVER : *deadline_ns + (now - began);
+    }
+    return 0;
+}
+
+static int wait_on(fo_engine *e, pthread_cond_t *cond, uint32_t *waiting, uint64_t *deadline_ns) {
+    int rc = 0;
     if (e->stopping) {
         return -ETIMEDOUT;
     }
     if (e->backend->kind == FO_BACKEND_FAULTY) {
-        return fo_faulty_advance(e, deadline_ns);
-    }
-    if (deadline_ns != FO_FOREVER && monotonic_ns() >= deadline_ns) {
-        return -ETIMEDOUT;
+        return fo_faulty_advance(e, deadline_ns != NULL ? *deadline_ns : FO_FOREVER);
     }
     ++*waiting;
-    if (deadline_ns == FO_FOREVER) {
-        rc = pthread_cond_wait(cond, &e->mutex);
+    if (deadline_ns == NULL || *deadline_ns == FO_FOREVER) {
+        (void)pthread_cond_wait(cond, &e->mutex);
     } else {
-        ts.tv_sec = (time_t)(deadline_ns / 1000000000ull);
-        ts.tv_nsec = (long)(deadline_ns % 1000000000ull);
-        rc = pthread_cond_timedwait(cond, &e->mutex, &ts);
+        rc = wait_until(e, cond, deadline_ns);
     }
     --*waiting;
-    return rc == ETIMEDOUT ? -ETIMEDOUT : 0;
+    return rc;
 }
 
-int fo_engine_wait_slots(fo_engine *e, uint64_t deadline_ns) {
+int fo_engine_wait_slots(fo_engine *e, uint64_t *deadline_ns) {
     return wait_on(e, &e->slots_cond, &e->slots_waiting, deadline_ns);
 }
 
-int fo_engine_wait_state(fo_engine *e, uint64_t deadline_ns) {
+int fo_engine_wait_state(fo_engine *e, uint64_t *deadline_ns) {
     return wait_on(e, &e->state_cond, &e->state_waiting, deadline_ns);
 }
 
@@ -360,7 +372,7 @@ int fo_events(fo_engine *e, fo_event *out, uint32_t max, uint64_t timeout_ns) {
         return rc;
     }
     deadline = timeout_ns != 0 ? fo_engine_after(e, timeout_ns) : 0;
-    while (e->machine.event_count == 0 && timeout_ns != 0 && !e->closing && fo_engine_wait_state(e, deadline) == 0) {
+    while (e->machine.event_count == 0 && timeout_ns != 0 && !e->closing && fo_engine_wait_state(e, &deadline) == 0) {
     }
     n = fo_machine_events(&e->machine, out, max);
     if (e->machine.event_count == 0 && e->event_set) {

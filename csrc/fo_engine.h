@@ -123,9 +123,10 @@ uint64_t fo_engine_clock(const fo_engine *e);
 uint64_t fo_engine_after(const fo_engine *e, uint64_t timeout_ns);
 /* After inputs: lets the engine thread know, and everybody who may go on. */
 void fo_engine_kick(fo_engine *e);
-/* Waits once; the caller looks again after 0.  -ETIMEDOUT: the deadline has passed. */
-int fo_engine_wait_slots(fo_engine *e, uint64_t deadline_ns);
-int fo_engine_wait_state(fo_engine *e, uint64_t deadline_ns);
+/* Waits once; the caller looks again after 0.  -ETIMEDOUT: the deadline has passed.  NULL: there is none.  It is moved on by the time in
+ * which this process was stopped: nothing that is waited for could happen then. */
+int fo_engine_wait_slots(fo_engine *e, uint64_t *deadline_ns);
+int fo_engine_wait_state(fo_engine *e, uint64_t *deadline_ns);
 void fo_engine_wake(fo_engine *e);
 /* A worker's result, or that of a job that was cancelled. */
 void fo_engine_post(fo_engine *e, uint64_t token, int64_t result);

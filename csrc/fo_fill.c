@@ -27,7 +27,7 @@ int fo_stream_state(const fo_stream *s) {
     return fo_machine_flow_alive(m, s->flow) ? 0 : -EPIPE;
 }
 
-int fo_stream_take(fo_stream *s, uint64_t deadline, uint32_t *slot) {
+int fo_stream_take(fo_stream *s, uint64_t *deadline, uint32_t *slot) {
     fo_engine *e = s->engine;
     while (*slot == FO_NIL) {
         int rc = fo_stream_state(s);
@@ -101,7 +101,7 @@ void fo_stream_publish(fo_stream *s) {
     fo_engine_kick(s->engine);
 }
 
-static int write_all(fo_stream *s, const unsigned char *data, size_t len, bool raw, uint64_t deadline, size_t *taken) {
+static int write_all(fo_stream *s, const unsigned char *data, size_t len, bool raw, uint64_t *deadline, size_t *taken) {
     fo_engine *e = s->engine;
     size_t slot_size = e->machine.cfg.slot_size;
     while (*taken < len) {
@@ -127,7 +127,7 @@ static int write_all(fo_stream *s, const unsigned char *data, size_t len, bool r
 
 int fo_stream_write(fo_stream *s, const void *data, size_t len, uint32_t flags, uint64_t timeout_ns, size_t *taken,
                     uint32_t *failed) {
-    uint64_t position;
+    uint64_t position, deadline;
     size_t n = 0;
     int rc = fo_stream_enter(s);
     if (taken != NULL) {
@@ -142,7 +142,8 @@ int fo_stream_write(fo_stream *s, const void *data, size_t len, uint32_t flags, 
         rc = -EFBIG;
     }
     if (rc == 0 && len != 0) {
-        rc = write_all(s, data, len, (flags & FO_WRITE_RAW) != 0, fo_engine_after(s->engine, timeout_ns), &n);
+        deadline = fo_engine_after(s->engine, timeout_ns);
+        rc = write_all(s, data, len, (flags & FO_WRITE_RAW) != 0, &deadline, &n);
     }
     if (taken != NULL) {
         *taken = n;

@@ -12,7 +12,7 @@
 
 /* Too little is left in the slot: its whole granules go on their way, and the bytes behind them begin a new slot.  They have
  * been hashed already.  The new slot is had first, so that a wait that ends by its deadline changes nothing. */
-static int roll_over(fo_stream *s, uint64_t deadline) {
+static int roll_over(fo_stream *s, uint64_t *deadline) {
     fo_engine *e = s->engine;
     size_t tail = s->fill % s->granule, whole = s->fill - tail;
     uint64_t from = fo_stream_position(s) - s->fill;
@@ -31,7 +31,7 @@ static int roll_over(fo_stream *s, uint64_t deadline) {
     return 0;
 }
 
-static int make_room(fo_stream *s, size_t min, uint64_t deadline) {
+static int make_room(fo_stream *s, size_t min, uint64_t *deadline) {
     size_t slot_size = s->engine->machine.cfg.slot_size;
     if (min > s->placed - fo_stream_position(s)) {
         return -EFBIG;
@@ -46,6 +46,7 @@ static int make_room(fo_stream *s, size_t min, uint64_t deadline) {
 }
 
 int fo_stream_lease(fo_stream *s, size_t min, uint64_t timeout_ns, void **data, size_t *room) {
+    uint64_t deadline;
     int rc = fo_stream_enter(s);
     *data = NULL;
     *room = 0;
@@ -54,7 +55,8 @@ int fo_stream_lease(fo_stream *s, size_t min, uint64_t timeout_ns, void **data, 
     }
     rc = fo_stream_state(s);
     if (rc == 0) {
-        rc = make_room(s, min != 0 ? min : 1, fo_engine_after(s->engine, timeout_ns));
+        deadline = fo_engine_after(s->engine, timeout_ns);
+        rc = make_room(s, min != 0 ? min : 1, &deadline);
     }
     if (rc == 0) {
         uint64_t left = s->placed - fo_stream_position(s);

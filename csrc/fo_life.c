@@ -243,17 +243,19 @@ static void keep_memory_if_unsafe(fo_engine *e, bool in_flight) {
 
 /* A thread that used a ring waits, as it leaves the kernel, for the kernel's own workers, and one of those can sit behind a hung
  * file for as long as that hangs.  Then it is left to itself: it holds a reference, and goes when the kernel lets it.
- * The join that waits by itself knows only the time of day, which somebody may set back by an hour: hence the small pauses. */
+ * The join that waits by itself knows only the time of day, which somebody may set back by an hour: hence the small pauses, of which
+ * none is longer for it that the process was stopped. */
 static bool end_thread(fo_engine *e, uint64_t deadline) {
     struct timespec pause = {0, LEAVE_PAUSE_MIN_NS};
-    uint64_t soon = fo_engine_after(e, LEAVE_NS);
-    deadline = deadline > soon ? deadline : soon;
+    uint64_t now = fo_engine_clock(e), paused = 0;
+    uint64_t patience = deadline > now + LEAVE_NS ? deadline - now : LEAVE_NS;
     while (pthread_tryjoin_np(e->thread, NULL) != 0) {
-        if (fo_engine_clock(e) >= deadline) {
+        if (paused >= patience) {
             (void)pthread_detach(e->thread);
             return false;
         }
         (void)nanosleep(&pause, NULL);
+        paused += (uint64_t)pause.tv_nsec;
         pause.tv_nsec += pause.tv_nsec < LEAVE_PAUSE_MAX_NS ? pause.tv_nsec : 0;
     }
     return true;
@@ -284,10 +286,10 @@ int fo_engine_close(fo_engine *e, uint64_t timeout_ns) {
     fo_engine_kick(e);
     (void)pthread_cond_broadcast(&e->slots_cond);
     (void)pthread_cond_broadcast(&e->state_cond);
-    while (!quiet(&e->machine) && fo_engine_wait_state(e, deadline) == 0) {
+    while (!quiet(&e->machine) && fo_engine_wait_state(e, &deadline) == 0) {
     }
     close_all(e);
-    while (e->machine.targets_open != 0 && fo_engine_wait_state(e, deadline) == 0) {
+    while (e->machine.targets_open != 0 && fo_engine_wait_state(e, &deadline) == 0) {
     }
     in_flight = e->machine.targets_open != 0;
     e->stopping = true;

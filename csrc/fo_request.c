@@ -82,7 +82,7 @@ static void finish(fo_engine *e, fo_request *r, uint32_t slot) {
 
 /* One wave: as many as get control slots, at least one (waits for it).  Returns how many requests it took, 0: no slot
  * in time. */
-static uint32_t wave(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t deadline) {
+static uint32_t wave(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t *deadline) {
     uint32_t slots[256]; /* control_slots is at most 256 */
     uint32_t n = 0;
     while (n < count && n < 256) {
@@ -106,7 +106,7 @@ static uint32_t wave(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t de
         if (slots[i] == FO_NIL) {
             continue;
         }
-        while (!e->machine.tickets[slots[i]].done && fo_engine_wait_state(e, FO_FOREVER) == 0) {
+        while (!e->machine.tickets[slots[i]].done && fo_engine_wait_state(e, NULL) == 0) {
             /* ends at the target's hard deadline at the latest */
         }
         finish(e, &reqs[i], slots[i]);
@@ -127,7 +127,7 @@ int fo_run(fo_engine *e, fo_request *reqs, uint32_t count, uint64_t timeout_ns) 
         reqs[i].outcome.code = UINT8_MAX; /* not looked at yet */
     }
     while (done < count) {
-        uint32_t n = wave(e, reqs + done, count - done, deadline);
+        uint32_t n = wave(e, reqs + done, count - done, &deadline);
         if (n == 0) {
             rc = e->closing                                      ? -ESHUTDOWN
                  : fo_machine_event_room(&e->machine, 1, 0) ? -ETIMEDOUT

@@ -111,7 +111,7 @@ int fo_stream_open(fo_engine *e, const uint16_t *targets, uint32_t count, uint64
     deadline = fo_engine_after(e, timeout_ns);
     /* Closing first: it gives the admissions of others back, and takes the targets away. */
     while ((rc = e->closing ? -ESHUTDOWN : fo_machine_stream_open(&e->machine, targets, count, &flow)) == -EAGAIN) {
-        if (fo_engine_wait_slots(e, deadline) != 0) {
+        if (fo_engine_wait_slots(e, &deadline) != 0) {
             rc = -ETIMEDOUT;
             break;
         }
@@ -218,7 +218,7 @@ int fo_stream_sync(fo_stream *s, uint64_t timeout_ns) {
     deadline = fo_engine_after(e, timeout_ns);
     rc = seal(s);
     while (rc == 0 && !fo_machine_flow_settled(&e->machine, s->flow)) {
-        rc = fo_engine_wait_state(e, deadline);
+        rc = fo_engine_wait_state(e, &deadline);
     }
     if (rc == 0 && e->machine.flows[s->flow].aborted) {
         rc = -ECANCELED;
@@ -287,7 +287,7 @@ int fo_stream_drained(fo_stream *s, uint64_t timeout_ns) {
     }
     deadline = fo_engine_after(e, timeout_ns);
     while (rc == 0 && !fo_machine_flow_drained(&e->machine, s->flow)) {
-        rc = fo_engine_wait_state(e, deadline);
+        rc = fo_engine_wait_state(e, &deadline);
     }
     fo_engine_leave(e);
     return rc;

@@ -41,7 +41,7 @@ int fo_stream_state(const fo_stream *s);
 /* Not while it is lent: then whoever gives it back drops it. */
 void fo_stream_drop_slot(fo_stream *s);
 /* A slot into *slot, unless there is one.  Waits; what may go wrong is as for fo_stream_write. */
-int fo_stream_take(fo_stream *s, uint64_t deadline, uint32_t *slot);
+int fo_stream_take(fo_stream *s, uint64_t *deadline, uint32_t *slot);
 /* Hands the slot that is being filled to the engine. */
 void fo_stream_publish(fo_stream *s);
 /* Pads and publishes the slot that is being filled, if there is one.  Gives the mutex up meanwhile; never waits. */

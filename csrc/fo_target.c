@@ -53,7 +53,7 @@ static void let_others(fo_block *b) {
 }
 
 /* Runs one lifecycle operation to its end.  -ETIMEDOUT: it may be running still, and nobody waits for its ticket any more. */
-static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, uint64_t length, uint64_t deadline,
+static int run_life(fo_engine *e, uint16_t id, uint8_t kind, uint64_t offset, uint64_t length, uint64_t *deadline,
                     fo_outcome *why) {
     uint32_t ticket = fo_machine_life_ticket(&e->machine, id);
     fo_ticket *t = &e->machine.tickets[ticket];
@@ -89,7 +89,7 @@ static int check_options(const char *path, fo_open *o) {
     return 0;
 }
 
-static int open_steps(fo_engine *e, fo_block *b, uint64_t deadline, fo_outcome *why) {
+static int open_steps(fo_engine *e, fo_block *b, uint64_t *deadline, fo_outcome *why) {
     uint16_t id = b->target;
     int rc = run_life(e, id, FO_OP_OPEN, 0, 0, deadline, why);
     if (rc == 0 && b->opt.size != 0 && !b->geometry.is_block) {
@@ -109,7 +109,7 @@ static int open_steps(fo_engine *e, fo_block *b, uint64_t deadline, fo_outcome *
 }
 
 /* After a failure in the middle the descriptor may be open: closed in the helper too, and not waited for longer than asked. */
-static void open_failed(fo_engine *e, fo_block *b, uint64_t deadline) {
+static void open_failed(fo_engine *e, fo_block *b, uint64_t *deadline) {
     uint16_t id = b->target;
     fo_outcome ignored; /* the first failure is the one to report */
     atomic_store(&b->given_up, true); /* it may wait for a lock */
@@ -150,11 +150,11 @@ int fo_target_open(fo_engine *e, const char *path, const fo_open *opt, uint64_t 
         not_submitted(why, -rc);
     } else {
         hold(b);
-        rc = open_steps(e, b, deadline, why);
+        rc = open_steps(e, b, &deadline, why);
         if (rc == 0) {
             fo_machine_target_ready(&e->machine, *id, &b->geometry, &o);
         } else {
-            open_failed(e, b, deadline);
+            open_failed(e, b, &deadline);
         }
         let_others(b);
     }
@@ -218,7 +218,7 @@ static bool usable(const fo_engine *e, const fo_block *b) {
 }
 
 /* Waits until nothing is in flight: 0, or -ETIMEDOUT.  A target that is let go meanwhile counts as drained. */
-static int drain(fo_engine *e, const fo_block *b, uint64_t deadline) {
+static int drain(fo_engine *e, const fo_block *b, uint64_t *deadline) {
     int rc = 0;
     while (rc == 0 && usable(e, b) && !fo_machine_target_idle(&e->machine, b->target)) {
         rc = fo_engine_wait_state(e, deadline);
@@ -226,7 +226,7 @@ static int drain(fo_engine *e, const fo_block *b, uint64_t deadline) {
     return rc;
 }
 
-static int close_target(fo_engine *e, const fo_block *b, uint64_t deadline, fo_outcome *why) {
+static int close_target(fo_engine *e, const fo_block *b, uint64_t *deadline, fo_outcome *why) {
     int rc = drain(e, b, deadline);
     clear_outcome(why, FO_OP_CLOSE);
     if (rc == 0 && usable(e, b)) {
@@ -247,6 +247,7 @@ static int close_target(fo_engine *e, const fo_block *b, uint64_t deadline, fo_o
 }
 
 int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) {
+    uint64_t deadline;
     fo_block *b = NULL;
     fo_outcome why;
     int rc = fo_engine_enter(e);
@@ -255,7 +256,8 @@ int fo_target_close(fo_engine *e, uint16_t id, uint64_t timeout_ns) {
     }
     rc = take(e, id, &b);
     if (rc == 0) {
-        rc = close_target(e, b, fo_engine_after(e, timeout_ns), &why);
+        deadline = fo_engine_after(e, timeout_ns);
+        rc = close_target(e, b, &deadline, &why);
         let_others(b);
     }
     fo_engine_leave(e);
@@ -278,7 +280,7 @@ void fo_target_forget(fo_engine *e, uint16_t id) {
 /* ---- finish ---- */
 
 /* A flush of the target's own queue, so that it keeps the books that every flush keeps. */
-static int flush_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome *why) {
+static int flush_target(fo_engine *e, uint16_t id, uint64_t *deadline, fo_outcome *why) {
     fo_machine *m = &e->machine;
     fo_request request = {.target = id, .kind = FO_OP_FLUSH};
     uint32_t slot;
@@ -290,7 +292,7 @@ static int flush_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome
     }
     fo_machine_request(m, slot, &request);
     fo_engine_kick(e);
-    while (!m->tickets[slot].done && fo_engine_wait_state(e, FO_FOREVER) == 0) {
+    while (!m->tickets[slot].done && fo_engine_wait_state(e, NULL) == 0) {
         /* the hard deadline of the target ends this wait */
     }
     if (m->tickets[slot].done) {
@@ -303,7 +305,7 @@ static int flush_target(fo_engine *e, uint16_t id, uint64_t deadline, fo_outcome
     return status_of(why);
 }
 
-static int finish_steps(fo_engine *e, const fo_block *b, int64_t length, uint64_t deadline, fo_outcome *why) {
+static int finish_steps(fo_engine *e, const fo_block *b, int64_t length, uint64_t *deadline, fo_outcome *why) {
     uint16_t id = b->target;
     int rc = drain(e, b, deadline);
     if (rc != 0) {
@@ -345,8 +347,8 @@ int fo_target_finish(fo_engine *e, uint16_t id, int64_t length, uint64_t timeout
     }
     if (rc == 0) {
         int closed;
-        rc = finish_steps(e, b, length, deadline, why);
-        closed = close_target(e, b, deadline, &closing);
+        rc = finish_steps(e, b, length, &deadline, why);
+        closed = close_target(e, b, &deadline, &closing);
         if (rc == 0 && closed != 0) {
             *why = closing;
             rc = closed;

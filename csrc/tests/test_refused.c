@@ -9,6 +9,10 @@
 #include "refusing.h"
 #include "whole_life.h"
 
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/wait.h>
+
 #define BOUND 400u /* calls of one kind in one life: far more than there are */
 
 static uint32_t backend;
@@ -539,6 +543,45 @@ static void thread_that_was_kept(void) {
     check_nothing_left(nothing);
 }
 
+/* Opens a file that is locked for longer than it waits; but for most of that time it is stopped. */
+static void wait_for_a_lock(const char *path, int going) {
+    fo_engine *e = open_engine(FO_BACKEND_THREADS);
+    fo_open o = {.flags = FO_OPEN_LOCK, .lock_wait_ns = 60 * SECOND};
+    fo_outcome why;
+    uint16_t id;
+    REQUIRE(write(going, "", 1) == 1);
+    CHECK_EQ(fo_target_open(e, path, &o, SECOND * 3 / 2, &id, &why), 0);
+    CHECK_EQ(fo_engine_close(e, SECOND), 0);
+}
+
+/* A wait is not over because its process was stopped: what it waits for may be there, and nobody could look. */
+static void wait_of_a_stopped_process(void) {
+    const char *path = test_path("locked");
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), going[2], status;
+    char byte;
+    pid_t child;
+    REQUIRE(fd >= 0 && flock(fd, LOCK_EX) == 0 && pipe(going) == 0);
+    (void)fflush(stdout);
+    child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        test_failures = 0;
+        wait_for_a_lock(path, going[1]);
+        exit(test_failures != 0);
+    }
+    CHECK_EQ(read(going[0], &byte, 1), 1);
+    (void)usleep(300000);
+    CHECK_EQ(kill(child, SIGSTOP), 0);
+    (void)usleep(3500000);
+    CHECK_EQ(flock(fd, LOCK_UN), 0);
+    CHECK_EQ(kill(child, SIGCONT), 0);
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    (void)close(going[0]);
+    (void)close(going[1]);
+    (void)close(fd);
+}
+
 /* The helper comes to a close after the hard deadline: it is done all the same, or a forked child would close whatever has the
  * number by then. */
 static void close_behind_a_hung_helper(void) {
@@ -595,6 +638,7 @@ int main(void) {
     RUN(thread_that_stays);
     RUN(thread_that_comes_late);
     RUN(thread_that_was_kept);
+    RUN(wait_of_a_stopped_process);
     RUN(close_behind_a_hung_helper);
     free(life_bytes);
     test_dir_remove();

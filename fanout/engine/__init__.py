@@ -21,7 +21,7 @@ that the engine created, when `Target.finish` does (it also makes the name durab
 Threads: any thread may call anything. A stream serves one caller at a time; a second one gets `InterfaceError`.
 
 Times are in seconds, sizes and offsets in bytes. ``timeout=None`` waits for ever, which the engine's hard deadline bounds: a target
-that does not answer in that time is let go.
+that does not answer in that time is let go. Neither counts the time for which the process was stopped.
 
 This package is the only one that imports ``fanout._core``.
 """
