@@ -106,7 +106,7 @@ static int wait_until(fo_engine *e, pthread_cond_t *cond, uint64_t *deadline_ns)
     (void)pthread_cond_timedwait(cond, &e->mutex, &ts);
     now = monotonic_ns();
     if (now > until + ABSENCE_NS) {
-        *deadline_ns = now - began > FO_FOREVER - *deadline_ns ? FO_FOREVER : *deadline_ns + (now - began);
+        *deadline_ns += now - began;
     }
     return 0;
 }
@@ -120,7 +120,7 @@ static int wait_on(fo_engine *e, pthread_cond_t *cond, uint32_t *waiting, uint64
         return fo_faulty_advance(e, deadline_ns != NULL ? *deadline_ns : FO_FOREVER);
     }
     ++*waiting;
-    if (deadline_ns == NULL || *deadline_ns == FO_FOREVER) {
+    if (deadline_ns == NULL || *deadline_ns > INT64_MAX) { /* for centuries */
         (void)pthread_cond_wait(cond, &e->mutex);
     } else {
         rc = wait_until(e, cond, deadline_ns);

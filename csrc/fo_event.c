@@ -9,9 +9,10 @@
 
 #include <string.h>
 
-/* A slot that is being filled becomes an operation for each leg, and nobody asks again then. */
+/* A slot that is being filled becomes an operation for each leg, one that was taken for a request one, and nobody asks again then. */
 static uint32_t still_possible(const fo_machine *m) {
-    return (m->live_ops + m->in_state[FO_SLOT_FILLING] * FO_MAX_LEGS) * FO_EVENTS_PER_OP + m->live_legs * FO_EVENTS_PER_LEG +
+    uint32_t to_come = m->in_state[FO_SLOT_FILLING] * FO_MAX_LEGS + m->requests_to_come;
+    return (m->live_ops + to_come) * FO_EVENTS_PER_OP + m->live_legs * FO_EVENTS_PER_LEG +
            m->targets_open * FO_EVENTS_PER_TARGET;
 }
 

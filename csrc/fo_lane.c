@@ -218,6 +218,7 @@ void fo_machine_request(fo_machine *m, uint32_t slot, const fo_request *r) {
                        .kind = r->kind,
                        .owner = FO_OWNER_TICKET,
                        .helper = r->kind != FO_OP_WRITE && r->kind != FO_OP_READ};
+    m->requests_to_come--;
     if (err != 0) {
         refuse(m, slot, r, err);
         return;

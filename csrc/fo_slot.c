@@ -122,6 +122,7 @@ uint32_t fo_machine_take_control(fo_machine *m, uint16_t target) {
     }
     slot = pop_free(m, FO_SLOT_CONTROL);
     m->slots[slot].holder = target;
+    m->requests_to_come++;
     m->tickets[slot].busy = true;
     m->tickets[slot].done = false;
     return slot;

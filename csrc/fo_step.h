@@ -205,6 +205,7 @@ typedef struct fo_machine {
     uint32_t lag_limit, lag_used;
     uint32_t lagging; /* LIVE slots that a target is through with */
     uint32_t admitted, flows_open, targets_open, live_ops, live_legs;
+    uint32_t requests_to_come; /* control slots that were taken for one */
     uint32_t next_id, next_target;
     /* events */
     fo_event *events;

@@ -176,7 +176,10 @@ static void after_the_close(void) {
 
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
 
+static atomic_bool at_the_gate;
+
 static void wait_at_the_gate(void) {
+    atomic_store(&at_the_gate, true);
     (void)pthread_mutex_lock(&gate);
     (void)pthread_mutex_unlock(&gate);
 }
@@ -392,7 +395,11 @@ static void fork_beside_an_open_that_hangs(void) {
     pid_t child;
     int status = -1;
     shut_the_gate();
+    atomic_store(&at_the_gate, false);
     begin_waiting(&w, &r, wait_for_an_open);
+    while (!atomic_load(&at_the_gate)) {
+        (void)usleep(100);
+    }
     (void)fflush(stdout);
     child = fork();
     if (child == 0) {

@@ -459,6 +459,42 @@ static void requests_beside_hung_targets(void) {
     check_nothing_left(nothing);
 }
 
+static void *finish_it(void *target) {
+    CHECK_EQ(fo_target_finish(crowded, *(uint16_t *)target, -1, 20 * SECOND, NULL), 0);
+    return NULL;
+}
+
+/* Requests of others have all slots, also those that are lent: a flush goes on with the first that is given back. */
+static void a_flush_gets_its_slot(void) {
+    fo_open o = {.flags = FO_OPEN_REPLACE};
+    uint32_t taken[64], n = 0, waiting = 0;
+    pthread_t thread;
+    uint16_t id;
+    crowded = open_engine(FO_BACKEND_THREADS);
+    REQUIRE(fo_target_open(crowded, test_path("flushed"), &o, SECOND, &id, NULL) == 0);
+    (void)pthread_mutex_lock(&crowded->mutex);
+    while ((taken[n] = fo_machine_take_control(&crowded->machine, (uint16_t)(100 + n))) != FO_NIL && ++n < 63) {
+    }
+    (void)pthread_mutex_unlock(&crowded->mutex);
+    CHECK_EQ(n, crowded->machine.cfg.control_slots + crowded->machine.cfg.quarantine_slots);
+    REQUIRE(pthread_create(&thread, NULL, finish_it, &id) == 0);
+    while (waiting == 0) {
+        (void)usleep(100);
+        (void)pthread_mutex_lock(&crowded->mutex);
+        waiting = crowded->slots_waiting;
+        (void)pthread_mutex_unlock(&crowded->mutex);
+    }
+    (void)pthread_mutex_lock(&crowded->mutex);
+    while (n-- > 0) {
+        fo_machine_collect(&crowded->machine, taken[n]);
+    }
+    fo_engine_notify(crowded);
+    (void)pthread_mutex_unlock(&crowded->mutex);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    CHECK_EQ(fo_engine_close(crowded, SECOND), 0);
+    check_nothing_left(nothing);
+}
+
 /* The kernel keeps the engine thread: the close does not wait for it, and nothing is freed under it. */
 static void thread_that_stays(void) {
     fo_engine *e = open_engine(FO_BACKEND_URING);
@@ -635,6 +671,7 @@ int main(void) {
     RUN(a_worker_for_each_job);
     RUN(not_made_in_vain);
     RUN(requests_beside_hung_targets);
+    RUN(a_flush_gets_its_slot);
     RUN(thread_that_stays);
     RUN(thread_that_comes_late);
     RUN(thread_that_was_kept);

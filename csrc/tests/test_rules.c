@@ -750,6 +750,34 @@ static void room_is_promised_once(void) {
     free(w);
 }
 
+/* So is that of a request, whose bytes are copied between the two. */
+static void room_of_a_request_is_promised_once(void) {
+    world *w = open_world(1, &plain);
+    fo_machine *m = &w->m;
+    fo_request r = {.target = w->ids[0], .kind = FO_OP_WRITE, .length = SLOT};
+    uint32_t slot, cap = m->event_cap;
+    m->event_cap = m->event_count + m->targets_open * FO_EVENTS_PER_TARGET + m->live_legs * FO_EVENTS_PER_LEG +
+                   FO_EVENTS_PER_OP;
+    CHECK(fo_machine_event_room(m, 1, 0));
+    slot = fo_machine_take_control(m, w->ids[0]);
+    CHECK(!fo_machine_event_room(m, 1, 0));
+    fo_machine_check(m);
+    fo_machine_request(m, slot, &r);
+    fo_machine_check(m);
+    step(w);
+    CHECK(!fo_machine_event_room(m, 1, 0));
+    answer(w, 0, SLOT);
+    CHECK(fo_machine_event_room(m, 1, 0));
+    fo_machine_collect(m, slot);
+    r.offset = 1; /* refused: no operation comes of it */
+    slot = fo_machine_take_control(m, w->ids[0]);
+    fo_machine_request(m, slot, &r);
+    fo_machine_collect(m, slot);
+    CHECK(fo_machine_event_room(m, 1, 0));
+    m->event_cap = cap;
+    drop_world(w);
+}
+
 /* Let go while its flush waits for room among the submissions: that was never tried, and nothing fails for it a second time. */
 static void let_go_before_its_flush(void) {
     world *w = open_world(1, &plain);
@@ -841,6 +869,7 @@ int main(void) {
     RUN(fast_and_late);
     RUN(starving_twice);
     RUN(room_is_promised_once);
+    RUN(room_of_a_request_is_promised_once);
     RUN(let_go_before_its_flush);
     RUN(late_in_every_part);
     RUN(behind_every_file);
