@@ -211,7 +211,8 @@ typedef struct fo_info {
 } fo_info;
 
 void fo_config_init(fo_config *cfg);
-/* -EINVAL: a field is out of range (reason says which); -ENOMEM; -EOPNOTSUPP: the backend asked for cannot run here. */
+/* -EINVAL: a field is out of range (reason says which); -ENOMEM; -EOPNOTSUPP: the backend asked for cannot run here; -EAGAIN: no
+ * thread. */
 int fo_engine_open(const fo_config *cfg, char reason[160], fo_engine **out);
 /* Waits up to timeout for what is in flight, then lets go of it.  Never hangs for direct ring writes.  Frees the engine;
  * -ETIMEDOUT says that something was still in flight (the kernel ends it in the background). */

@@ -155,7 +155,7 @@ static int start_backend(fo_engine *e, uint32_t wanted, char reason[160]) {
         if (rc != 0 && wanted == FO_BACKEND_AUTO) {
             e->backend = &fo_backend_threads;
             rc = start_thread(e);
-        } else if (rc != 0) {
+        } else if (rc != 0 && rc != -EAGAIN) {
             rc = -EOPNOTSUPP;
         }
     }

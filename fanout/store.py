@@ -79,6 +79,7 @@ OLDER = (
     "%s is older than the volumes, and what it says may be wrong: %s; use the newest catalog, or make it anew with "
     "'fanout rebuild catalog --force'"
 )
+NO_THREAD = "{}: none for what writes to it; raise the limit (ulimit -u, pids.max of the container), or end something"
 
 _log = logging.getLogger("fanout.store")
 
@@ -288,8 +289,10 @@ class Store(StoreReader):
         Raises:
             CatalogBusy: another process has it open for writing.
             CatalogStale: the catalog is older than a volume.
-            CatalogError: missing, damaged, not a catalog, or that of a store which this one is a copy of.
-            ConfigError: the configuration names a pool that the catalog does not know, or a pool or node in another case.
+            CatalogError: missing, damaged, not a catalog, or that of a store which this one is a copy of; or this machine has no thread left
+                to write to it.
+            ConfigError: the configuration names a pool that the catalog does not know, or a pool or node in another case; or there is
+                no thread for the engine.
             VolumeError: this machine has no descriptor or no memory left for a volume. Any other trouble with a volume makes
                 that volume unavailable, and not the store.
         """
@@ -318,15 +321,20 @@ class Store(StoreReader):
                 warn_of_absent(pools)
             elif pools.older:
                 _log.warning(OLDER, path, pools.older[0])
-            store = cls(
-                config,
-                catalog,
-                engine,
-                pools,
-                closing,
-                unused=unused,
-                flush_before_acknowledge=flush_before_acknowledge,
-            )
+            try:
+                store = cls(
+                    config,
+                    catalog,
+                    engine,
+                    pools,
+                    closing,
+                    unused=unused,
+                    flush_before_acknowledge=flush_before_acknowledge,
+                )
+            except RuntimeError as error:
+                if type(error) is not RuntimeError:
+                    raise
+                raise CatalogError(os.fspath(path), NO_THREAD.format(error)) from error
             store._closing = closing.pop_all()
         return store
 

@@ -153,7 +153,13 @@ def judge(error: BaseException) -> Verdict:
         # Every retry failed, but nothing says that a later one must.
         mend = "Nothing of it is stored. Run the command again."
         return Verdict(Exit.RETRY, _line(error), _with_notes(error, mend))
-    if isinstance(error, errors.ConfigError) and isinstance(error.__cause__, OSError):
+    if _is_no_thread(error.__cause__) or isinstance(error.__cause__, BlockingIOError):
+        return Verdict(Exit.UNSUITABLE, _line(error), _with_notes(error, ""))  # says it itself
+    if (
+        isinstance(error, errors.ConfigError)
+        and isinstance(error.__cause__, OSError)
+        and not error.key
+    ):
         return Verdict(Exit.CONFIG, _line(error), _with_notes(error, _WHERE))
     if isinstance(error, MemoryError) or _is_no_thread(error):
         line = f"this machine is short of memory or threads{f': {error}' if str(error) else ''}"
@@ -179,7 +185,7 @@ def _with_notes(error: BaseException, mend: str) -> str:
     return " ".join(part for part in (mend, *notes) if part)
 
 
-def _is_no_thread(error: BaseException) -> bool:
+def _is_no_thread(error: BaseException | None) -> bool:
     """What Python says when the kernel gives it no thread has no class of its own."""
     return type(error) is RuntimeError and "start new thread" in str(error)
 

@@ -93,7 +93,7 @@ class Engine:
         faults: faulty backend: the script to begin with.
 
     Raises:
-        ConfigError: an argument is out of range, or the backend cannot run here; says why.
+        ConfigError: an argument is out of range, the backend cannot run here, or there is no thread left for it; says why.
         MemoryError: the arena cannot be had.
     """
 
@@ -544,6 +544,11 @@ def _open_core(
         if error.errno == errno.ENOMEM:
             raise MemoryError(
                 f"no memory for an engine of {memory} bytes: {error.strerror}"
+            ) from error
+        if error.errno == errno.EAGAIN:
+            raise ConfigError(
+                f"{error.strerror}; raise the limit (ulimit -u, pids.max of the container), or end something",
+                key="engine",
             ) from error
         raise ConfigError(
             f"backend {backend} cannot run here: {error.strerror}", key="engine.backend"

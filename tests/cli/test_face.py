@@ -43,6 +43,12 @@ def commands() -> list[tuple[tuple[str, ...], click.Command]]:
     return found
 
 
+def because(error: BaseException, cause: BaseException) -> BaseException:
+    """As ``raise error from cause`` makes it."""
+    error.__cause__ = cause
+    return error
+
+
 def test_help_is_narrow_and_complete() -> None:
     """A screen of 80 columns must not wrap, and every command must be on it once."""
     result = CliRunner().invoke(main, ["--help"], terminal_width=80)
@@ -149,6 +155,14 @@ OUTCOME = Outcome(OutcomeCode.ERROR, Phase.WRITE, 4096, 4096, 0, errno.EIO, Faul
         (errors.PoolError("X", "is of another type"), Exit.TARGET),
         (MemoryError(), Exit.UNSUITABLE),
         (RuntimeError("can't start new thread"), Exit.UNSUITABLE),
+        (
+            because(errors.CatalogError("/c", "x"), RuntimeError("can't start new thread")),
+            Exit.UNSUITABLE,
+        ),
+        (
+            because(errors.ConfigError("x", key="engine"), BlockingIOError(errno.EAGAIN, "x")),
+            Exit.UNSUITABLE,
+        ),
         (RuntimeError("x"), Exit.UNEXPECTED),
         (errors.CommitUnknown("catalog", "?"), Exit.UNKNOWN),
         (errors.TransactionRetry("secondary", "again"), Exit.RETRY),

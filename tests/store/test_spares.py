@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING
 
-from tests.engine.test_forks import in_child
+import pytest
+
+from fanout.errors import CatalogError, ConfigError
+from fanout.store import Store, open_engine
+from tests.engine.test_forks import descriptors, in_child
 from tests.faults.needs import require
 from tests.faults.refuse import refuse
 from tests.store.histories import LARGE, SmallSite
@@ -38,6 +43,31 @@ def test_a_spare_that_gets_no_thread_fails_nobody(tmp_path: Path, rng: random.Ra
     in_child(fill)
     for path in [*tmp_path.glob("*.vol"), *tmp_path.glob("sequential/*")]:
         os.unlink(path)
+
+
+def test_a_store_that_gets_no_thread(tmp_path: Path, rng: random.Random) -> None:
+    """Its opening is refused, by its own engine or by the catalog's writer, and leaves neither a lock nor a descriptor."""
+    require("seccomp")
+    site = SmallSite(tmp_path, rng)
+    config = site.create()
+
+    def refused() -> None:
+        with open_engine(config) as engine:
+            refuse(dict.fromkeys(("clone", "clone3"), errno.EAGAIN))  # to this thread alone
+            before = descriptors()
+            threads = threading.enumerate()
+            for _ in range(2):  # the second would find the first one's locks
+                with pytest.raises(CatalogError, match=r"start new thread.*raise the limit"):
+                    Store.open(config, engine=engine)
+                with pytest.raises(ConfigError, match=r"engine: no thread for .*raise the limit"):
+                    Store.open(config)
+            assert sorted(descriptors()) == sorted(before)
+            assert threading.enumerate() == threads
+            assert engine.info.targets == 0
+
+    in_child(refused)
+    with site.open() as store:
+        put(store, {b"small": bytes(5000)})
 
 
 def test_volumes_that_come_back_without_a_thread(tmp_path: Path, rng: random.Random) -> None:
