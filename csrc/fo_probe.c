@@ -73,8 +73,9 @@ static void probe_dio(int fd, fo_geometry *g) {
     if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, DIOALIGN, &answer) == 0 && (answer.mask & DIOALIGN)) {
         g->mem_align = answer.dio_mem_align;
         g->io_align = answer.dio_offset_align;
-        if (answer.dio_offset_align == 0) { /* the kernel says: no direct I/O on this file */
+        if (answer.dio_offset_align == 0) { /* no direct I/O on this file, whatever open says: ext4 with data=journal, for one */
             g->io_align = g->mem_align = 1;
+            g->direct = 0;
         }
     }
 }

@@ -233,8 +233,8 @@ class Ext4:
 
 
 @contextlib.contextmanager
-def ext4(device: str) -> Iterator[Ext4]:
-    """A fresh ext4 on a block device."""
+def ext4(device: str, options: str = "") -> Iterator[Ext4]:
+    """A fresh ext4 on a block device; `options` of its mount."""
     require("ext4")
     with scratch() as base:
         _run(
@@ -247,7 +247,7 @@ def ext4(device: str) -> Iterator[Ext4]:
             "nodiscard,lazy_itable_init=1,lazy_journal_init=1",
             device,
         )
-        kernel.mount(device, base, "ext4")
+        kernel.mount(device, base, "ext4", options)
         try:
             yield Ext4(device, base)
         finally:
@@ -255,13 +255,13 @@ def ext4(device: str) -> Iterator[Ext4]:
 
 
 @contextlib.contextmanager
-def ext4_disk(size: int = 64 << 20) -> Iterator[Ext4]:
-    """A fresh ext4 of `size` bytes on a loop device over a scratch file."""
+def ext4_disk(size: int = 64 << 20, options: str = "") -> Iterator[Ext4]:
+    """A fresh ext4 of `size` bytes on a loop device over a scratch file; `options` of its mount."""
     with scratch() as base:
         image = base / "image"
         image.touch(0o600)
         os.truncate(image, size)
-        with loop(image) as device, ext4(device.path) as mounted:
+        with loop(image) as device, ext4(device.path, options) as mounted:
             yield mounted
 
 

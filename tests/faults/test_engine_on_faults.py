@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import kernel, needs, strace
-from .devices import FaultDisk, fault_disk, scratch
+from .devices import FaultDisk, ext4_disk, fault_disk, scratch
 from .faultfs import FOR_EVER, FaultFS, LogEntry
 from .rules import Rule
 
@@ -867,3 +867,19 @@ def test_a_container_that_forbids_io_uring_gets_threads_and_a_reason(number: int
     assert chosen.startswith("threads |")
     assert os.strerror(number) in chosen
     assert asked == "ConfigError"
+
+
+def test_a_file_without_direct_io_does_not_pass_for_direct(
+    backend: str, rng: random.Random
+) -> None:
+    """Breaks if O_DIRECT is believed where ext4 journals data: opens take it, and every byte stays in the page cache."""
+    data = rng.randbytes(LENGTH)
+    with ext4_disk(options="data=journal") as disk, make_engine(backend) as engine:
+        target = engine.open(disk.path / "journalled", create=True, size=SIZE)
+        if not target.geometry.io_align:
+            pytest.skip("this kernel does not say which files take direct I/O")
+        assert not target.geometry.direct
+        engine.write(target, 0, data)
+        assert engine.read(target, 0, LENGTH) == data
+        assert target.finish(LENGTH).ok
+        assert (disk.path / "journalled").read_bytes() == data
