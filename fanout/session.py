@@ -17,6 +17,7 @@ Threads: one caller at a time; a second one gets `InterfaceError`. Sessions do n
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from fanout.errors import InterfaceError, TransactionRetry
 from fanout.policy import PRIMARY_RETRIES, Lists
 from fanout.transaction import Shared, State, Transaction
 from fanout.types import ObjectKind, checked_kind
+from fanout.units import checked_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -167,13 +169,14 @@ class Session:
 
         Raises:
             InterfaceError: closed, another transaction is open, or the arguments do not fit each other.
+            TypeError: an id that is not `bytes`, an attempt that is no whole number.
         """
-        shared = self._shared
+        shared, attempt = self._shared, operator.index(attempt)
         with shared.alone("begin"):
             self._may_begin(transaction, attempt)
             shared.sweep()
             shared.receipt = None
-            identity = shared.ids() if transaction is None else transaction
+            identity = checked_id(shared.ids() if transaction is None else transaction)
             if len(identity) != ID_BYTES:
                 raise InterfaceError(f"begin: a transaction id has {ID_BYTES} bytes: {identity!r}")
             self._transaction = Transaction(

@@ -58,7 +58,7 @@ from fanout.scribe import Scribe
 from fanout.session import Session
 from fanout.store_reader import StoreReader
 from fanout.types import ObjectKind, Receipt, checked_kind
-from fanout.units import name_bytes
+from fanout.units import checked_id, name_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -514,7 +514,7 @@ class Store(StoreReader):
         those of today: what was repaired since is no gap any more.
         """
         self._must_be_open()
-        return receipt_of(self.catalog, transaction)
+        return receipt_of(self.catalog, checked_id(transaction))
 
     # ---- deleting ----------------------------------------------------------------------------------
 

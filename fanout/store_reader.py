@@ -14,7 +14,7 @@ from fanout.config import Access, DeviceType
 from fanout.errors import InterfaceError, ObjectNotFound, PoolUnavailable, UnknownPool
 from fanout.pool import UNUSED
 from fanout.read import CopyReader, ObjectReader
-from fanout.types import ObjectKind, PoolKind
+from fanout.types import PoolKind, checked_kind
 from fanout.units import name_bytes, quoted
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fanout.engine import Engine
     from fanout.pool import VolumeStatus
     from fanout.pools import PoolSet
+    from fanout.types import ObjectKind
     from fanout.volume import Volume
 
 _log = logging.getLogger("fanout.store")
@@ -133,7 +134,8 @@ class StoreReader:
         self._must_be_open()
         encoded = name_bytes(name)
         owner = self.node_name(node)
-        entry = self.catalog.find(owner, encoded, kind=kind, version=version)
+        wanted_kind = None if kind is None else checked_kind(kind)
+        entry = self.catalog.find(owner, encoded, kind=wanted_kind, version=version)
         if entry is None:
             which = "" if version is None else f"version {version} of "
             raise ObjectNotFound(f"{owner} has no {which}object {quoted(encoded)}")
@@ -149,6 +151,7 @@ class StoreReader:
             )
 
         def there() -> bool:
+            self._must_be_open()  # else nothing can be said of the object
             return self.catalog.find(owner, encoded, version=entry.version) is not None
 
         return ObjectReader(entry, self.reader(entry.aggregate, copies), there=there)

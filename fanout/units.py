@@ -128,6 +128,15 @@ def name_bytes(name: str | bytes) -> bytes:
         raise InterfaceError(f"{name!r} cannot be written as UTF-8: {error.reason}") from error
 
 
+def checked_id(transaction: object) -> bytes:
+    """A transaction's id itself, where it is bytes. Receipts and errors give it as text."""
+    if isinstance(transaction, bytes):
+        return transaction
+    raise TypeError(
+        f"a transaction id is bytes, not {type(transaction).__name__}; bytes.fromhex makes them of what a receipt or an error gives"
+    )
+
+
 def quoted(name: bytes) -> str:
     """The name of an object for people, in quotes: what is no UTF-8, or cannot be seen, as an escape."""
     text = name.decode("utf-8", "backslashreplace")

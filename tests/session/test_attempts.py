@@ -259,6 +259,23 @@ def test_begin_refuses_what_does_not_fit(world: World, arguments: Any, says: str
         world.session().begin(**arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"transaction": b"1" * 16, "attempt": 1.5},
+        {"transaction": b"1" * 16, "attempt": "2"},
+        {"transaction": "1" * 16},
+        {"transaction": bytearray(16)},
+    ],
+)
+def test_begin_refuses_values_of_the_wrong_type(world: World, arguments: Any) -> None:
+    """They went as far as the headers, or the commit, where they were no number and no id; what the client heard was "send it again"."""
+    session = world.session()
+    with pytest.raises(TypeError, match=r"whole|integer|bytes"):
+        session.begin(**arguments)
+    assert store(session, "A") == 1
+
+
 def test_a_word_is_no_kind(world: World) -> None:
     """It equals no `ObjectKind`, so a transaction of that kind would go without the active-data pools and call that complete."""
     session = world.session()

@@ -393,6 +393,10 @@ def test_arguments_of_the_wrong_type_store_and_delete_nothing(site: Site) -> Non
             store.session("N1", kind=word)
         with pytest.raises(TypeError, match="ObjectKind"):
             store.delete("N1", "A", kind=word)
+        with pytest.raises(TypeError, match="ObjectKind"):
+            store.get("N1", "A", kind=word)
+        with pytest.raises(TypeError, match=r"bytes\.fromhex"):
+            store.receipt("00" * 16)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="the name of a node is str"):
             store.session(None)  # type: ignore[arg-type]
 
@@ -444,10 +448,16 @@ def test_a_closed_store_says_so(site: Site) -> None:
     """Breaks if a daemon that mixed up its order of closing hears of a database, or begins what it cannot end."""
     site.create()
     with site.open() as store, store.session("N1") as session:
+        with session.begin() as transaction:
+            transaction.put("small", b"x")
+            transaction.put("large", bytes(5 * MIB))
+        small, large = store.get("N1", "small"), store.get("N1", "large")
         store.close()
         transaction = session.begin()
         uses: list[Callable[[], object]] = [
             lambda: transaction.put("A", b"x"),
+            small.read,
+            large.read,
             lambda: store.session("N1"),
             lambda: store.get("N1", "A"),
             lambda: store.delete("N1", "A"),
