@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fanout.reconcile import ReconcileReport, backup_stgpool, copy_activedata, restore_stgpool
     from fanout.retire import RetireReport, retire_volume
     from fanout.session import Attempt, Session
-    from fanout.sources import OnceSource, SpooledSource, once, spooled
+    from fanout.sources import OnceSource, ResentSource, SpooledSource, once, resent, spooled
     from fanout.store import Store
     from fanout.store_reader import PoolStatus
     from fanout.transaction import State as TransactionState
@@ -63,6 +63,7 @@ __all__ = [
     "Problem",
     "RebuildReport",
     "ReconcileReport",
+    "ResentSource",
     "RetireReport",
     "Session",
     "SkippedVolume",
@@ -87,6 +88,7 @@ __all__ = [
     "load_config",
     "once",
     "rebuild_catalog",
+    "resent",
     "restore_stgpool",
     "retire_volume",
     "spooled",
@@ -115,6 +117,7 @@ _HOMES = {
     "Problem": ("fanout.check", "Problem"),
     "RebuildReport": ("fanout.rebuild", "RebuildReport"),
     "ReconcileReport": ("fanout.reconcile", "ReconcileReport"),
+    "ResentSource": ("fanout.sources", "ResentSource"),
     "RetireReport": ("fanout.retire", "RetireReport"),
     "Session": ("fanout.session", "Session"),
     "SkippedVolume": ("fanout.rebuild", "SkippedVolume"),
@@ -138,6 +141,7 @@ _HOMES = {
     "load_config": ("fanout.config", "load"),
     "once": ("fanout.sources", "once"),
     "rebuild_catalog": ("fanout.rebuild", "rebuild_catalog"),
+    "resent": ("fanout.sources", "resent"),
     "restore_stgpool": ("fanout.reconcile", "restore_stgpool"),
     "retire_volume": ("fanout.retire", "retire_volume"),
     "spooled": ("fanout.sources", "spooled"),

@@ -5,6 +5,7 @@ Whoever may have to send the bytes again (a transaction that is retried) needs a
 word that giving up is fine. What cannot be read again says so before the first byte, and names the mends:
 
 * `spooled` keeps what a reader gave in a temporary file, up to a limit;
+* `resent` says that who sends the bytes sends them again, and that each attempt gets a source of its own;
 * `once` says that a failure may be final.
 
 Nothing here knows engines, pools or transactions.
@@ -108,7 +109,8 @@ def as_source(value: Any, *, length_hint: int | None = None, resend: bool = True
         what = getattr(source, "name", type(value).__name__)
         raise SourceNotRereadable(
             f"{what}: cannot be read a second time if a pool fails; wrap it in fanout.spooled(…, limit_bytes=…) to keep a copy while"
-            " it is sent, or in fanout.once(…) if a failure may be final, or give a path or a seekable file"
+            " it is sent, in fanout.resent(…) if its sender sends it again, or in fanout.once(…) if a failure may be final, or give a path or a"
+            " seekable file"
         )
     return source
 
@@ -144,6 +146,16 @@ def once(reader: Any, *, length: int | None = None) -> OnceSource:
         length: bytes to come, if known.
     """
     return OnceSource(_wrap(reader, length))
+
+
+def resent(reader: Any, *, length: int | None = None) -> ResentSource:
+    """Say that who sends these bytes hears of a failure, and sends them again: each attempt then gets a source of its own.
+
+    Args:
+        reader: anything that `as_source` takes.
+        length: bytes to come, if known.
+    """
+    return ResentSource(_wrap(reader, length))
 
 
 def length_of(source: Source) -> int | None:
@@ -281,6 +293,30 @@ class OnceSource:
     def open(self) -> Chunks:
         """Begin the one pass."""
         _claim(self, self.name)
+        return self._inner.open()
+
+
+class ResentSource:
+    """A source that is read once; what comes in its place is sent again by somebody else, and is another source."""
+
+    rereadable = True  # by the sender
+
+    def __init__(self, inner: Source) -> None:
+        self._inner, self._used = inner, False
+        self.name = str(getattr(inner, "name", type(inner).__name__))
+
+    @property
+    def length(self) -> int | None:
+        """Of the wrapped source."""
+        return self._inner.length
+
+    def open(self) -> Chunks:
+        """Begin the one pass."""
+        if self._used:
+            raise SourceNotRereadable(
+                f"{self.name}: was read already; give each attempt what was sent for it, in a new fanout.resent(…)"
+            )
+        self._used = True
         return self._inner.open()
 
 

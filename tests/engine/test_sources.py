@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fanout.errors import SourceError, SourceLengthError, SourceNotRereadable
-from fanout.sources import CHUNK_BYTES, Source, as_source, once, spooled
+from fanout.sources import CHUNK_BYTES, Source, as_source, once, resent, spooled
 
 if TYPE_CHECKING:
     import random
@@ -103,7 +103,7 @@ def generated() -> Iterator[bytes]:
 @pytest.mark.parametrize("make", [Pipe, OnlyRead, generated])
 def test_what_cannot_be_read_again_says_so_first(make: Any) -> None:
     """Breaks if the lack of a second pass is found out when it is needed."""
-    with pytest.raises(SourceNotRereadable, match=r"spooled.*once"):
+    with pytest.raises(SourceNotRereadable, match=r"spooled.*resent.*once"):
         as_source(make())
     assert drain(as_source(make(), resend=False)) == DATA
     source = as_source(once(make(), length=len(DATA)))
@@ -111,6 +111,18 @@ def test_what_cannot_be_read_again_says_so_first(make: Any) -> None:
     assert drain(source) == DATA
     with pytest.raises(SourceNotRereadable):
         source.open()
+
+
+@pytest.mark.parametrize("make", [Pipe, OnlyRead, generated])
+def test_what_its_sender_sends_again_is_read_once(make: Any) -> None:
+    """Breaks if a second pass gives nothing, or what its sender sent after it."""
+    source = as_source(resent(make(), length=len(DATA)))
+    assert (source.length, source.rereadable) == (len(DATA), True)
+    assert drain(source) == DATA
+    with pytest.raises(SourceNotRereadable, match=r"read already.*each attempt"):
+        source.open()
+    with pytest.raises(SourceLengthError):
+        drain(resent(make(), length=len(DATA) - 1))
 
 
 def test_a_spool_keeps_what_went_through(tmp_path: Path, rng: random.Random) -> None:

@@ -16,11 +16,12 @@ from fanout.errors import (
     InterfaceError,
     PoolFull,
     SourceLengthError,
+    SourceNotRereadable,
     TransactionFailed,
     TransactionRetry,
 )
 from fanout.session import Session
-from fanout.sources import once, spooled
+from fanout.sources import once, resent, spooled
 from fanout.transaction import State
 from fanout.types import Phase, StoredObject
 
@@ -489,6 +490,29 @@ def test_a_source_for_once_makes_a_failure_final(world: World, *, by_hand: bool)
     assert isinstance(caught.value.__cause__, ExceptionGroup)
     assert list(session.removed) == ["C1"]
     assert store(session, "B") == 1
+
+
+@pytest.mark.parametrize("length", [len(content("E")), None])
+def test_a_client_that_sends_again_is_asked_to(world: World, length: int | None) -> None:
+    """A server has such bytes neither twice nor for the last time; with `once` the signal was the end of the transaction."""
+    broken(world, "C1")
+    session = world.session(destination(max_size=MIB))
+    signals: list[TransactionRetry] = []
+    for attempt in session.attempts():
+        with attempt as transaction:
+            for name in ("A", "E"):
+                said = length if name == "E" else len(content(name))
+                transaction.put(name, resent(iter([content(name)]), length=said))
+        if isinstance(transaction.failure, TransactionRetry):
+            signals.append(transaction.failure)
+    assert {signal.reason for signal in signals} == {"secondary", *([] if length else ["space"])}
+    assert (world.host.names("DP"), world.host.names("TP")) == (["A"], ["E"])
+    assert world.host.read("C2", "E") == content("E")
+    assert list(session.removed) == ["C1"]
+    with pytest.raises(SourceNotRereadable, match="each attempt"), session.begin() as transaction:
+        source = resent(iter([b"1"]))
+        transaction.put("1", source)
+        transaction.put("2", source)
 
 
 class Failing:
