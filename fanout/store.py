@@ -27,6 +27,7 @@ import logging
 import os
 import secrets
 import threading
+import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -92,6 +93,8 @@ class Store(StoreReader):
         read_only: opened for questions and reading.
         auditing: held by whoever gives up what other pools can give.
     """
+
+    _opened = False  # for writing, to the end; until then `open` has all that is to be closed
 
     def __init__(
         self,
@@ -336,6 +339,7 @@ class Store(StoreReader):
                     raise
                 raise CatalogError(os.fspath(path), NO_THREAD.format(error)) from error
             store._closing = closing.pop_all()
+            store._opened = not read_only
         return store
 
     def close(self) -> None:
@@ -360,6 +364,11 @@ class Store(StoreReader):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # It cannot be closed here, which may be any thread and any moment: its threads and its locks last as long as the process.
+        if self._opened and not self._closed and os.getpid() == self._process:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         return f"<fanout.Store {os.fspath(self.config.store.catalog)!r}>"

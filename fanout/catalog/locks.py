@@ -91,26 +91,28 @@ def _wait_for_lock(fd: int, path: str, wait: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise CatalogBusy(
-                    path,
-                    f"another process{_holder(fd)} has the store open for writing; end it, or open read-only",
-                ) from None
+                who, mend = _holder(fd)
+                message = f"{who} has the store open for writing; {mend}, or open read-only"
+                raise CatalogBusy(path, message) from None
         if not told and time.monotonic() >= deadline - wait + SILENT:
             told = True
-            _log.warning("%s: waiting for another process%s to end", path, _holder(fd))
+            _log.warning("%s: waiting for the store, which %s has open", path, _holder(fd)[0])
         time.sleep(min(LOCK_POLL, max(0.0, deadline - time.monotonic())))
 
 
-def _holder(fd: int) -> str:
-    """The number of the process that holds the lock, for people; empty where the kernel does not tell."""
+def _holder(fd: int) -> tuple[str, str]:
+    """Who holds the lock, and what to do about it, for people. No number where the kernel does not tell."""
     try:
         file = f"{_device(fd)}:{os.fstat(fd).st_ino}"
         with open("/proc/locks", encoding="ascii") as locks:
             found = [words for words in map(str.split, locks) if file in words]
     except (OSError, StopIteration):
-        return ""
+        found = []
     holders = [words[4] for words in found if words[1] == "FLOCK" and words[4].isdecimal()]
-    return f" ({', '.join(holders)})" if holders and holders != ["0"] else ""
+    if holders == [str(os.getpid())]:
+        return "this very process", "close that store"
+    number = f" ({', '.join(holders)})" if holders and holders != ["0"] else ""
+    return f"another process{number}", "end it"
 
 
 def _device(fd: int) -> str:

@@ -477,6 +477,36 @@ def test_a_closed_store_says_so(site: Site) -> None:
         store.close()
 
 
+def test_a_store_that_was_forgotten_is_told(site: Site) -> None:
+    """Its threads and its lock last as long as the process: a daemon that opens it anew is told that somebody has it, and by then not who forgot."""
+    site.create()
+    script = f"""
+from fanout.store import Store
+with Store.open({os.fspath(site.path)!r}):
+    pass
+Store.open({os.fspath(site.path)!r}).close()
+print("before")
+Store.open({os.fspath(site.path)!r})
+print("behind")
+try:
+    Store.open({os.fspath(site.path)!r}, lock_wait=0)
+except Exception as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-u", "-W", "always", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    before, _, after = done.stdout.partition("before\n")
+    warning, _, refusal = after.partition("behind\n")
+    assert before == ""
+    assert f"ResourceWarning: unclosed <fanout.Store '{site.base / 'catalog.db'}'>" in warning
+    assert "this very process has the store open for writing; close that store" in refusal
+
+
 def test_sessions_side_by_side(site: Site) -> None:
     """Many transactions of several clients at once: each is whole, in every pool, and reads back."""
     site.create()
