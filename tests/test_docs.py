@@ -130,7 +130,8 @@ def test_the_code_for_a_daemon(tmp_path: Path) -> None:
     sizes = {name: (tmp_path / f"{name}.img").stat().st_size for name in "abcd"}
     assert sizes == {"a": 100_000, "b": 100_000, "c": 140_000, "d": 140_000}
     checked = fanout.check_store(tmp_path / "fanout.toml")
-    assert (checked.problems, checked.objects) == ((), 6)
+    assert (checked.problems, checked.objects) == ((), 7)
+    assert "b'stored\\n'" in run.stdout
 
 
 def keys_shown(text: str) -> dict[str, set[str]]:
