@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fanout import Session
 from fanout.engine import Engine, Fault, Target
 from fanout.errors import PoolFull
 from fanout.host import AggregateRecord, Placement, ReserveRequest, Span, TransactionRecord
-from fanout.session import Session
 from fanout.types import Destination, Gap, Phase, PoolKind, Primary, Secondary
 
 MIB = 1 << 20

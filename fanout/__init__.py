@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fanout.engine import Engine
     from fanout.errors import FanoutError
     from fanout.pool import VolumeStatus
+    from fanout.read import Fault as ReadFault
     from fanout.read import ObjectReader
     from fanout.rebuild import InDoubt, Lost, RebuildReport, SkippedVolume, rebuild_catalog
     from fanout.reconcile import ReconcileReport, backup_stgpool, copy_activedata, restore_stgpool
@@ -61,6 +62,7 @@ __all__ = [
     "OnceSource",
     "PoolStatus",
     "Problem",
+    "ReadFault",
     "RebuildReport",
     "ReconcileReport",
     "ResentSource",
@@ -115,6 +117,7 @@ _HOMES = {
     "OnceSource": ("fanout.sources", "OnceSource"),
     "PoolStatus": ("fanout.store_reader", "PoolStatus"),
     "Problem": ("fanout.check", "Problem"),
+    "ReadFault": ("fanout.read", "Fault"),
     "RebuildReport": ("fanout.rebuild", "RebuildReport"),
     "ReconcileReport": ("fanout.reconcile", "ReconcileReport"),
     "ResentSource": ("fanout.sources", "ResentSource"),

@@ -221,6 +221,7 @@ class Transaction:
                 too; with reason ``budget`` it is the `TransactionRetry` that was not granted.
             SourceNotRereadable: the source could not be sent again; says so before the first byte.
             InterfaceError: not open, a bad name, or another call is in progress.
+            CatalogError: the store takes nothing now; the attempt is aborted.
             Exception: whatever the source raises, unchanged. Once a byte was taken the attempt is
                 aborted; before that it stays open.
         """
