@@ -12,6 +12,7 @@ Not modelled: lost names (the catalog's log is made once and synced with its dir
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ class Carried(NamedTuple):
     def injected(self) -> bool:
         """Whether a fault struck that somebody must hear of: not a delay that ended well."""
         return self.action not in (0, DELAY)
+
+
+_carried_of = functools.partial(tuple.__new__, Carried)  # as `_make`, for what has the right length
 
 
 @dataclass(slots=True)
@@ -297,6 +301,7 @@ class Medium:
         struck: a fault was met, if only by a delay.
         operations: of all engines.
         logged: writes into the catalog's log.
+        clock: of the catalog's files: as long as it stands still nobody has changed them.
         watch: is told of every operation of the engine, with the file and what was written.
     """
 
@@ -312,10 +317,9 @@ class Medium:
         self.journal = os.memfd_create("journal")
         self._drained: list[tuple[Carried, bytes]] = []
         self._latest: dict[tuple[int, int], bytes] = {}  # by inode and offset
-        self._clock = 0  # of the catalog's files
         self.faults: list[tuple[str, Carried]] = []
         self.dark = self.struck = False
-        self.operations = self.logged = 0
+        self.operations = self.logged = self.clock = 0
         self.watch: Callable[[str, Carried, bytes], None] = _nobody
 
     def close(self) -> None:
@@ -363,7 +367,7 @@ class Medium:
             os.ftruncate(self.journal, 0)
         at = 0
         make, unpack, latest, drained = (
-            Carried._make,
+            _carried_of,
             RECORD.unpack_from,
             self._latest,
             self._drained,
@@ -387,12 +391,13 @@ class Medium:
             self.dark = True
             return
         self.operations += 1
-        self.struck = self.struck or carried.action != 0
+        if carried.action:
+            self.struck = True
         file = self._by_ino.get(carried.ino)
         if file is None:
             return  # an open that did not get that far
         self.watch(file.name, carried, written)
-        if carried.injected:
+        if carried.action and carried.injected:
             self.faults.append((file.name, carried))
         if carried.kind == WRITE and written:
             flying = carried.medium == IN_FLIGHT
@@ -415,26 +420,27 @@ class Medium:
     # ---- the catalog -----------------------------------------------------------------------------------
 
     def catalog_write(self, path: str, offset: int, data: bytes) -> None:
-        self._clock += 1
+        self.clock += 1
         log = self.logs[path]
         log.exists = log.stale = True
-        log.volatile.append(Change(self._clock, offset, data))
+        log.volatile.append(Change(self.clock, offset, data))
         self.logged += path != self._database
 
     def catalog_truncate(self, path: str, size: int) -> None:
-        self._clock += 1
+        self.clock += 1
         self.logs[path].stale = True
-        self.logs[path].volatile.append(Change(self._clock, size, None))
+        self.logs[path].volatile.append(Change(self.clock, size, None))
 
     def catalog_sync(self, path: str, *, good: bool) -> None:
-        self._clock += 1
+        self.clock += 1
         if good:
-            self.files[path].flushed(self._clock)
+            self.files[path].flushed(self.clock)
         else:
-            self.files[path].failed(self._clock)
+            self.files[path].failed(self.clock)
 
     def catalog_delete(self, path: str) -> None:
         log = self.logs[path]
+        self.clock += 1
         log.durable, log.volatile, log.exists, log.stale = bytearray(), [], False, True
 
     # ---- the loss --------------------------------------------------------------------------------------
@@ -465,6 +471,7 @@ class Medium:
 
     def settle(self) -> None:
         """Make the files what is durable."""
+        self.clock += 1
         for file in self.files.values():
             file.settle()
         self._index.unlink(missing_ok=True)
@@ -473,7 +480,7 @@ class Medium:
         for file in self.files.values():
             file.reset()
         self._index.unlink(missing_ok=True)
-        self.operations = self.logged = self._clock = 0
+        self.operations = self.logged = self.clock = 0
         self.watch = _nobody
 
 

@@ -80,6 +80,7 @@ class World:
     """One run of one plan. Single use.
 
     Attributes:
+        traced: the engine's operations stand in the trace, too.
         known: what clients were told and what was done to the store.
         history: of that the transactions, by their ids in hexadecimal digits.
         cut_off: those whose clients do not know how they ended, with their attempt.
@@ -95,6 +96,8 @@ class World:
         script: faults of the catalog, and how often their operation was seen.
         unknown: a client of this opening was told that nobody knows whether a commit happened.
     """
+
+    traced = True
 
     def __init__(
         self, plan: plans.Plan, ground: Ground, *, keep_trace: bool = False, rebuild: bool = False
@@ -385,6 +388,20 @@ class World:
 
     def _watch(self, path: str, carried: Carried, written: bytes) -> None:
         """Every operation of the engine: into the trace; V7: nothing live is written again."""
+        if self.traced:
+            self._trace(path, carried, written)
+        if carried.kind == WRITE and written:
+            begin, end = carried.offset, carried.offset + len(written)
+            if meets(self.live.get(path, ()), begin, end):
+                self.live = self.books().live()  # what was deleted since may be written over
+                if meets(self.live.get(path, ()), begin, end):
+                    name = path.rpartition("/")[2]
+                    what = f"{name}: {carried.offset}+{len(written)} written over a live span"
+                    self._wrong.append(Violation(f"V7: {what}"))
+            if path in self.known.rot:
+                self.known.rot[path] = less(self.known.rot[path], [(begin, end)])
+
+    def _trace(self, path: str, carried: Carried, written: bytes) -> None:
         name = path.rpartition("/")[2]
         self._hash.update(name.encode())
         self._hash.update(_CARRIED.pack(*carried[:2], *carried[3:]))
@@ -395,15 +412,6 @@ class World:
                 f"{carried.issued}-{carried.done} {name} {kind} {carried.offset}+{carried.length}:"
                 f" {carried.medium} told {carried.result} [{digest}]"
             )
-        if carried.kind == WRITE and written:
-            begin, end = carried.offset, carried.offset + len(written)
-            if meets(self.live.get(path, ()), begin, end):
-                self.live = self.books().live()  # what was deleted since may be written over
-                if meets(self.live.get(path, ()), begin, end):
-                    what = f"{name}: {carried.offset}+{len(written)} written over a live span"
-                    self._wrong.append(Violation(f"V7: {what}"))
-            if path in self.known.rot:
-                self.known.rot[path] = less(self.known.rot[path], [(begin, end)])
 
     def _raise_what_is_wrong(self) -> None:
         if self._wrong:
