@@ -19,7 +19,7 @@ What it promises:
 3. `settled` runs for every commit that was handed in and whose outcome is known, exactly once, also when its caller was
    interrupted while it waited.
 4. One member that cannot be committed (a key that is taken) does not take the rest of its group with it.
-5. Nobody waits for a catalog that has not answered for `deadline` seconds. Whose commit it has been given gets `CommitUnknown`, the
+5. Nobody waits for a catalog that has not answered for `deadline` seconds, those not counted for which this process was stopped. Whose commit it has been given gets `CommitUnknown`, the
    others `CatalogError`, and the store is read-only from then on. The write itself cannot be called back: this thread stays behind
    with it. Should it end after all, its outcome is known, and promise 3 is kept. Nor for this thread, should it have ended.
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 MAX_WAITING = 1024  # commits in the queue; further callers wait at its door
 MAX_GROUP = 64  # commits in one transaction
+PART = 1.0  # seconds; waits come in parts, so that it is known when this process did not run
 MAX_GROUP_OBJECTS = 16_384  # stop collecting here: about 80 ms for the last one to wait
 
 _log = logging.getLogger("fanout.committer")
@@ -103,6 +104,7 @@ class Committer:
         self._deadline = deadline
         self._asking = threading.Lock()  # for what follows, and `begun`
         self._asked_at: float | None = None  # since when the catalog has not answered
+        self._resumed_at = 0.0  # when this process was last seen to go on
         self._hung = False
         self._thread = threading.Thread(target=self._run, name="fanout-committer", daemon=True)
         self._thread.start()
@@ -130,7 +132,10 @@ class Committer:
             if self._hung:  # what it holds stays reserved, as if it were waiting
                 raise CatalogError(self._catalog.path, str(self._refusal))
             self._enqueue(ticket)
-        while not ticket.done.wait(self._patience()):
+        while True:
+            with self._part() as seconds:
+                if ticket.done.wait(seconds):
+                    break
             self._give_up_if_hung(ticket)
         if ticket.error is not None:
             raise ticket.error
@@ -144,7 +149,8 @@ class Committer:
                 self._closed = True
                 self._enqueue(None)
         while self._thread.is_alive():
-            self._thread.join(self._patience())
+            with self._part() as seconds:
+                self._thread.join(seconds)
             if self._patience() == 0:
                 _log.error("%s: closed without waiting for a write that hangs", self._catalog.path)
                 return
@@ -156,6 +162,22 @@ class Committer:
         with self._asking:
             return self._left()
 
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[float]:
+        """So many seconds to wait now. When they end far too late this process was stopped, and nobody has waited for the catalog."""
+        began, seconds = time.monotonic(), min(self._patience(), PART)
+        try:
+            yield seconds
+        finally:
+            now = time.monotonic()
+            if now - began > seconds + PART:
+                with self._asking:
+                    if self._asked_at is not None:
+                        self._asked_at += max(
+                            0.0, now - max(began, self._asked_at, self._resumed_at)
+                        )
+                    self._resumed_at = now
+
     def _left(self) -> float:
         waited = 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
         return max(0.0, self._deadline - waited)
@@ -164,7 +186,8 @@ class Committer:
         """Behind the others, once there is room; not in a queue that nobody empties any more."""
         while True:
             try:
-                return self._queue.put(ticket, timeout=self._patience())
+                with self._part() as seconds:
+                    return self._queue.put(ticket, timeout=seconds)
             except queue.Full:
                 if ticket is not None:
                     self._give_up_if_hung(ticket)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -288,6 +289,41 @@ except CommitUnknown:
         assert process.returncode == 7
     with site.open() as store:
         assert [entry.name for entry in store.query_objects(pool="DISKPOOL")] == [b"x"]
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_does_not_give_its_catalog_up(
+    site: Site, hanging: FaultFS
+) -> None:
+    """Breaks if the time for which it was stopped counts: when it goes on, a sound commit is in doubt and the store read-only."""
+    text = site.path.read_text()
+    site.path.write_text(text.replace('commit_deadline = "1 s"', 'commit_deadline = "3 s"'))
+    code = f"""
+import sys
+from fanout import Store
+with Store.open({os.fspath(site.path)!r}) as store:
+    print("open", flush=True)
+    sys.stdin.readline()
+    with store.session("N2") as session:
+        for attempt in session.attempts():
+            with attempt as txn:
+                txn.put(b"x", b"data")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"open\n"
+        hanging.set_rules(Rule(op="fsync", path="/catalog.db-wal", delay=6.0, count=1))
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+        hanging.wait_for_calls(1, "fsync")
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(5.0)
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
 
 @pytest.fixture
