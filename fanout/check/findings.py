@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 10_000  # kept in a report; beyond it they are only counted
 
 REBUILD: Final = "keep the catalog, and make it anew: 'fanout rebuild catalog --force'"
+FOUND_AGAIN: Final = f"{REBUILD}; what that does not find either is lost until a volume, or a block, that could not be read then can be read"
 RECONCILE: Final = (
     "'fanout backup stgpool' or 'fanout copy activedata' into that pool compares and mends"
 )
@@ -130,9 +131,11 @@ class Findings:
         else:
             self.more += 1
 
-    def of_catalog(self, what: str, *, name: bytes = b"", pool: str = "") -> None:
+    def of_catalog(
+        self, what: str, *, name: bytes = b"", pool: str = "", mend: str = REBUILD
+    ) -> None:
         """The catalog is wrong, or contradicts the volumes."""
-        self.note(Problem(what, REBUILD, pool=pool, path=self._catalog, object=name))
+        self.note(Problem(what, mend, pool=pool, path=self._catalog, object=name))
 
     def of_volume(
         self, volume: Volume, offset: int | None, what: str, mend: str, name: bytes = b""

@@ -17,14 +17,16 @@ What it promises:
 4. A volume that had been given up is left aside, named, or taken in where the caller says so. The next opening of a taken one ends
    its retirement.
 5. What is stored after a rebuild in which a volume took no part is newer than all that this volume holds, should it come back.
-6. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
+6. What a catalog that stands there still finds, and a new one would not, because headers or footers are damaged in every copy, is not given
+   up for it: audits write it anew first.
+7. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from fanout import config as configuration
@@ -37,7 +39,9 @@ from fanout.rebuild.survey import Survey
 from fanout.store import LOCK_WAIT, open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from fanout.catalog import CopyEntry, MemberEntry, RestoredTransaction
 
     # Bytes done, and bytes in all.
     Progress = Callable[[int, int], None]
@@ -71,8 +75,8 @@ def rebuild_catalog(
     Raises:
         VolumeBusy: somebody has a volume open. Nothing was made.
         CatalogBusy: somebody has the catalog open for writing (with `force`).
-        CatalogError: there is a catalog already (without `force`), no volume can be read, the volumes are of several stores, or
-            the catalog cannot be written. Nothing has changed.
+        CatalogError: there is a catalog already (without `force`), or one that finds what a new one would not (promise 6), no volume can be
+            read, the volumes are of several stores, or the catalog cannot be written. Nothing has changed.
     """
     began = time.monotonic()
     if not isinstance(config, Config):
@@ -87,13 +91,19 @@ def rebuild_catalog(
         media.open(engine, lock_wait)
         survey = Survey(media)
         in_doubt = tuple(survey.in_doubt(on_progress))
+        last = survey.csn
+
+        def transactions() -> Iterator[RestoredTransaction]:
+            yield from survey.transactions()
+            _refuse_to_lose(path, media, last, survey.unread)
+
         kept = restore(
             path,
             store=media.store,
             created=min(volume.superblock.created_ns for volume in media.volumes),
             pools=survey.pools(),
             volumes=[entry_now(volume) for volume in media.volumes],
-            transactions=survey.transactions(),
+            transactions=transactions(),
             deletions=survey.deletions(),
             retired=media.retirements,
             csn=lambda: survey.csn,
@@ -120,3 +130,44 @@ def rebuild_catalog(
             notes=tuple(dict.fromkeys(survey.notes)),
             seconds=time.monotonic() - began,
         )
+
+
+def _refuse_to_lose(path: str, media: Media, last: int, unread: Mapping[bytes, int]) -> None:
+    """Promise 6. A catalog that is damaged, of another store, or older than the volumes has no say.
+
+    Args:
+        path: where a catalog may stand.
+        media: the volumes that take part; what it finds on others is not lost here.
+        last: commit that the volumes know of.
+        unread: aggregates of which not all can be read, and how many of their objects are found all the same.
+
+    Raises:
+        CatalogError: the one that stands there finds more of them.
+    """
+    if not unread or not os.path.lexists(path):
+        return
+    here = {volume.uuid for volume in media.volumes}
+    pools: set[str] = set()
+    more = 0
+    with suppress(CatalogError), CatalogReader(path) as catalog:
+        if catalog.store_id != media.store or catalog.last_csn() < last or catalog.verify():
+            return
+        for aggregate, found in unread.items():
+            members, copies, _ = catalog.contents([aggregate])[aggregate]
+            held = sum(any(_has(copy, m, here) for copy in copies) for m in members)
+            if held > found:
+                more += held - found
+                pools.update(copy.pool for copy in copies)
+    if more:
+        audits = ", ".join(f"'fanout audit stgpool {pool} --fix'" for pool in sorted(pools))
+        message = (
+            f"it still finds {more} objects that a new one would lose, for their headers or footers cannot be read in any copy; first have them "
+            f"written anew, or given up, by {audits}. To lose them, move it away"
+        )
+        raise CatalogError(path, message)
+
+
+def _has(copy: CopyEntry, member: MemberEntry, volumes: Collection[bytes]) -> bool:
+    """Whether a copy holds a member, all of it on these volumes."""
+    serving = copy.servers(member.start, member.length)
+    return copy.holds(member.member) and all(place.volume in volumes for place in serving)

@@ -72,6 +72,7 @@ class Survey:
             what a copy is said to hold: the next opening then brings the directories up to date.
         count, objects, bytes, lost, notes: see `RebuildReport`; of the transactions that were taken.
         deduced: see `RebuildReport`.
+        unread: lost aggregates of which spans could not be read, and how many members of each are found all the same.
     """
 
     def __init__(self, media: Media) -> None:
@@ -79,6 +80,7 @@ class Survey:
         self._config = media.config
         self.count = self.objects = self.bytes = self.deduced = 0
         self.lost: list[Lost] = []
+        self.unread: dict[bytes, int] = {}
         self.notes: list[str] = list(media.notes)
         self._strangers = set[bytes]()  # volumes that headers name
         self._deleted: dict[bytes, Holders] = {}
@@ -268,8 +270,11 @@ class Survey:
         copies = [_copy_of(pool, mine, pieces, changed_csn) for pool, mine in evidence.items()]
         copies = list(_with_orphans(aggregate, copies, evidence, pieces, changed_csn))
         holders = {copy.pool: copy.present for copy in copies}
-        if not pieces.nothing_lost(_held(copies, pieces)):
+        held = _held(copies, pieces)
+        if not pieces.nothing_lost(held):
             self._note_lost(aggregate, pieces)
+            if pieces.faults:
+                self.unread[aggregate] = len(held - pieces.deleted)
         deleted = pieces.deleted
         members = {n: member for n, member in pieces.members.items() if n not in deleted}
         gaps = tuple(self._gaps(pieces, members, holders))
