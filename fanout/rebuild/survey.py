@@ -274,7 +274,8 @@ class Survey:
         if not pieces.nothing_lost(held):
             self._note_lost(aggregate, pieces)
             if pieces.faults:
-                self.unread[aggregate] = len(held - pieces.deleted)
+                known = MemberSet.of(pieces.members) - pieces.deleted  # records list others, too
+                self.unread[aggregate] = sum(number in held for number in known)
         deleted = pieces.deleted
         members = {n: member for n, member in pieces.members.items() if n not in deleted}
         gaps = tuple(self._gaps(pieces, members, holders))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import audit_stgpool, check_store, rebuild_catalog
+from fanout import audit_stgpool, backup_stgpool, check_store, rebuild_catalog
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
 from fanout.errors import CatalogError
@@ -113,15 +113,29 @@ def test_a_deletion_falls_on_what_was_meant(site: Site, part: str, which: str) -
             assert store.get("N2", found.name).read() == objects[found.name]
 
 
-def test_what_the_catalog_still_finds_is_not_given_up_for_a_new_one(site: Site) -> None:
-    """All bytes are good and every object is served, but frames have rotted in all copies: who is told to make the catalog anew would lose them."""
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_the_catalog_still_finds_is_not_given_up_for_a_new_one(
+    site: Site, *, listed: bool
+) -> None:
+    """All bytes are good and every object is served, but frames have rotted in all copies: who is told to make the catalog anew would lose them.
+
+    Directories may list members that nobody can name: these do not count as found.
+    """
     site.create()
     with site.open() as store:
         site.put_all(store)
+        if listed:
+            store.delete("N2", b"D")
+            del site.objects["N2", b"D"]
+    if listed:
+        assert site.flip("COPYPOOL1", site.objects["N2", b"C \xff\xfe"][:4096]) == 1
+        with site.open() as store:
+            assert audit_stgpool(store, "COPYPOOL1", fix=True).marked == 1
+            assert backup_stgpool(store, "DISKPOOL", "COPYPOOL1").copied_objects == 1
     before = versions(site)
     with CatalogReader(site.base / "catalog.db") as catalog:
         paths = {volume.volume: volume.path for volume in catalog.volumes()}
-        entries = list(catalog.aggregates())
+        entries = [entry for entry in catalog.aggregates() if entry.erased or not listed]
         copies = [copy for entry in entries for copy in catalog.copies(entry.aggregate)]
     flip_places(paths, [place for copy in copies for place in copy.places], "header")
     as_it_was = (site.base / "catalog.db").read_bytes()
