@@ -103,7 +103,12 @@ def _of_signal(signal: Signal, primary: str) -> list[Blamed]:
         error = signal.__cause__
         assert isinstance(error, TimeoutError)
         reason = f"the engine had no slot in time: {error}"
-        return [(Failure(primary, reason, errno.ETIMEDOUT, FaultClass.HOST), error)]
+        told = TimeoutError(
+            errno.ETIMEDOUT,
+            "no stream, or no memory, of the engine came free within the session's timeout: end clients that stall, or give it more of both",
+        )
+        told.__cause__ = error
+        return [(Failure(primary, reason, errno.ETIMEDOUT, FaultClass.HOST), told)]
     return []
 
 

@@ -277,6 +277,7 @@ def test_an_engine_without_a_free_stream_is_a_shortage_of_this_host(world: World
     session = world.session(timeout=0.5)
     retry = caught_once(session, "A")
     assert (retry.reason, retry.removed) == ("host", ())
+    assert "end clients that stall, or give it more" in str(retry)
     for stream in held:
         stream.close()
     assert store(session, "A") == 1
