@@ -101,28 +101,33 @@ class Directory:
     # ---- loading -------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, superblock: Superblock, halves: Sequence[Half], *, path: str) -> Directory:
+    def load(
+        cls, superblock: Superblock, halves: Sequence[Half], *, path: str, vouched: bool = False
+    ) -> Directory:
         """From the bytes of both halves, each read once in order, and the live one once more where it holds records.
+
+        Args:
+            superblock: of the volume.
+            halves: their bytes.
+            path: names the volume in errors.
+            vouched: a catalog that is as new as the volume can say what a directory without a complete checkpoint has lost.
 
         Raises:
             VolumeTorn: neither half holds a complete checkpoint, or a block is of an epoch that no superblock knows.
         """
         made = cls(superblock, path=path)
         found = [made._scan(half, data) for half, data in enumerate(halves)]
-        bases = [made._base(places) for places in found]
-        live = max((0, 1), key=lambda half: bases[half][0])
-        generation, base_blocks = bases[live]
-        if generation == 0:
-            raise VolumeTorn(path, "no complete directory: both halves are damaged; rebuild it")
         everything = [place for places in found for place in places.values()]
-        made._top_generation = max(place.generation for place in everything)
+        made._top_generation = max((place.generation for place in everything), default=1)
+        live, generation, base_blocks = made._choose(found, vouched=vouched)
         mine = sorted(n for n, place in found[live].items() if place.generation == generation)
-        made.holed = mine[-1] >= len(mine) or made._top_generation > generation
+        next_number = mine[-1] + 1 if mine else made._blocks  # nothing is appended to nothing
+        made.holed = next_number > len(mine) or made._top_generation > generation
         made.torn |= made.holed
-        sequence = 1 + max(place.sequence for place in everything)
+        sequence = 1 + max((place.sequence for place in everything), default=0)
         if max(made._top_generation, sequence) > fmt.MAX_COUNTER - superblock.directory_bytes:
             raise VolumeTorn(path, "the counters of its directory are at their end: damaged")
-        made._live = _Plan(live, generation, base_blocks, mine[-1] + 1, sequence, checkpoint=False)
+        made._live = _Plan(live, generation, base_blocks, next_number, sequence, checkpoint=False)
         for head, data in fmt.join_parts(made._parts(live, halves[live], mine)):
             made._apply(*made._fitting(head, data))
         # Whether the base that was found is durable: it was read from the medium, but perhaps out of a cache that a
@@ -162,6 +167,23 @@ class Directory:
     def _bytes(self, data: Half, number: int) -> bytes:
         granule = self._superblock.granule
         return data[number * granule : (number + 1) * granule]
+
+    def _choose(
+        self, found: Sequence[Mapping[int, BlockPlace]], *, vouched: bool
+    ) -> tuple[int, int, int]:
+        """Half, generation and base blocks of the use that counts: the newest with a complete base, or else what is left of the newest."""
+        bases = [self._base(places) for places in found]
+        live = max((0, 1), key=lambda half: bases[half][0])
+        if bases[live][0]:
+            return live, *bases[live]
+        for half, places in enumerate(found):
+            for place in places.values():
+                # The first base was empty. What was in a later one the catalog can say.
+                if place.generation == self._top_generation and (vouched or place.generation == 1):
+                    return half, place.generation, place.base_blocks
+        if vouched:
+            return 0, 0, 0
+        raise VolumeTorn(self.path, "no complete directory: both halves are damaged")
 
     @staticmethod
     def _base(places: Mapping[int, BlockPlace]) -> tuple[int, int]:

@@ -103,6 +103,7 @@ class Opener:
                 timeout=timeout,
                 claim=False,
                 on_slow=config.on_slow.value,
+                vouched=True,
             )
         except VolumeStale as error:
             if error.catalog_is_older:

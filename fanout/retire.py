@@ -113,6 +113,7 @@ def _is_well(config: Config, catalog: Catalog, entry: VolumeEntry, lock_wait: fl
                 lock_wait=lock_wait,
                 moved=entry.pool in config.pools and config.pools[entry.pool].moved,
                 claim=False,
+                vouched=True,
             ).close()
         except VolumeBusy:
             raise

@@ -135,6 +135,7 @@ class Volume:
         timeout: float = OPEN_TIMEOUT,
         claim: bool = True,
         on_slow: str = "wait",
+        vouched: bool = False,
     ) -> Volume:
         """Open a volume that the catalog knows.
 
@@ -155,6 +156,7 @@ class Volume:
             timeout: seconds for the opening.
             claim: False: look only; call `claim` later. Nothing is written until then.
             on_slow: what becomes of it when it holds up its peers; see `Engine.open`.
+            vouched: `catalog_epoch` is that of a catalog, which can say what the directory has lost; see `Directory.load`.
 
         Raises:
             VolumeBusy: another process, or a write of a killed one, holds the lock.
@@ -175,6 +177,7 @@ class Volume:
             read_only=read_only,
             moved=moved,
             on_slow=on_slow,
+            vouched=vouched,
         )
         if claim and not read_only:
             made.claim(catalog_epoch)
@@ -193,6 +196,7 @@ class Volume:
         read_only: bool,
         moved: bool = False,
         on_slow: str = "wait",
+        vouched: bool = False,
     ) -> None:
         with translated(self.path, "cannot be opened"):
             try:
@@ -216,7 +220,7 @@ class Volume:
                 self._check_identity(store, pool, volume, moved=moved)
                 if not read_only:
                     self._check_epoch(catalog_epoch)
-                    self.directory = self._load_directory()
+                    self.directory = self._load_directory(vouched=vouched)
         except BaseException:
             self.target.close(timeout=CLOSE_TIMEOUT)
             raise
@@ -287,8 +291,9 @@ class Volume:
             )
         raise VolumeStale(self.path, restored(block.epoch, known))
 
-    def _load_directory(self) -> Directory:
-        return Directory.load(self.superblock, self._halves(WINDOW), path=self.path)
+    def _load_directory(self, *, vouched: bool) -> Directory:
+        halves = self._halves(WINDOW)
+        return Directory.load(self.superblock, halves, path=self.path, vouched=vouched)
 
     def _halves(self, window: int) -> list[_Window]:
         block, size = self.superblock, self.superblock.directory_bytes
@@ -513,6 +518,7 @@ class Volume:
                 timeout,
                 size=block.size,
                 read_only=False,
+                vouched=True,
             )
             assert self.directory is not None
             if directory is not None:

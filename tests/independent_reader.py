@@ -29,10 +29,8 @@ def check(data: bytes, kind: bytes, length: int, own: int, store: bytes | None) 
     if len(data) < length or data[:8] != MAGIC or data[8:12] != kind:
         raise Bad(f"no {kind.decode()}")
     _, _, _, version, size, place, whose = BLOCK.unpack_from(data)
-    if version > 2 or size != length or place != own:
-        raise Bad("version, length or place")
-    if store is not None and whose != store:
-        raise Bad("another store")
+    if version > 2 or size != length or place != own or store not in (None, whose):
+        raise Bad("version, length, place or store")
     if xxhash.xxh3_64_intdigest(data[: length - 8]) != u(data, length - 8, 8):
         raise Bad("sum")
 
@@ -80,8 +78,7 @@ class Volume:
     def directory(self) -> dict[bytes, dict[str, Any]]:
         """The newest record of each aggregate, from the live half."""
         granule, half_bytes = self.info["granule"], self.info["directory"]
-        live: list[bytes] = []
-        best = 0
+        uses: list[tuple[int, dict[int, bytes]]] = []  # of each half: generation, and its blocks
         for half in (0, 1):
             blocks = {}
             whole = self.read(begin := granule + half * half_bytes, half_bytes)
@@ -95,13 +92,13 @@ class Volume:
                 if data[48:64] == self.info["volume"] and u(data, 64, 8) <= self.info["epoch"]:
                     blocks[index] = data
             top = max((u(data, 72, 8) for data in blocks.values()), default=0)
-            mine = {n: data for n, data in blocks.items() if u(data, 72, 8) == top}
+            uses.append((top, {n: data for n, data in blocks.items() if u(data, 72, 8) == top}))
+        uses.sort(key=lambda use: use[0])
+        for top, mine in reversed(uses):
             base = u(next(iter(mine.values())), 96, 4) if mine else 1
-            if top > best and all(n in mine for n in range(base)):
-                best, live = top, [mine[n] for n in sorted(mine)]
-        if not best:
-            raise Bad("no directory")
-        return self.replay(live)
+            if uses[-1][0] == 1 == top or all(n in mine for n in range(base)):
+                return self.replay([mine[n] for n in sorted(mine)])
+        raise Bad("no directory")
 
     def replay(self, blocks: list[bytes]) -> dict[bytes, dict[str, Any]]:
         parts: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}

@@ -115,6 +115,7 @@ class VolumeCheck:
                 lock_wait=lock_wait,
                 moved=entry.pool in self._moved,
                 claim=False,
+                vouched=True,
             )
         except VolumeBusy:
             raise

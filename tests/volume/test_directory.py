@@ -37,11 +37,11 @@ class Medium:
         for offset, data in writes:
             self.data[offset : offset + len(data)] = data
 
-    def load(self, block: fmt.Superblock = BLOCK) -> Directory:
+    def load(self, block: fmt.Superblock = BLOCK, *, vouched: bool = False) -> Directory:
         halves = [
             bytes(self.data[block.half_offset(half) :][: block.directory_bytes]) for half in (0, 1)
         ]
-        return Directory.load(block, halves, path=PATH)
+        return Directory.load(block, halves, path=PATH, vouched=vouched)
 
     def append(self, *records: DirectoryRecord, flush: bool = True) -> list[Write]:
         writes = self.directory.prepare(records, epoch=BLOCK.epoch)
@@ -227,13 +227,39 @@ def test_life_goes_on_after_a_torn_checkpoint(round_: int, rng: random.Random) -
         assert {r.csn for r in held(medium.load())} == known | set(range(17, csn + 1))
 
 
-def test_damage_is_named_never_empty() -> None:
-    """With both bases damaged the directory must not look like that of a new volume."""
+@pytest.mark.parametrize("records", [0, 100])
+def test_damage_is_named_never_empty(records: int) -> None:
+    """With both bases damaged the directory must not look like that of a new volume; where a catalog can say what is lost, it is written anew."""
     medium = Medium()
-    medium.append(record(1))
-    medium.data[BLOCK.half_offset(0)] ^= 1
+    for csn in range(1, records + 1):
+        medium.append(record(csn))
+    for half in (0, 1):
+        medium.data[BLOCK.half_offset(half)] ^= 1
     with pytest.raises(VolumeTorn, match="both halves are damaged"):
         medium.load()
+    medium.directory = medium.load(vouched=True)
+    medium.directory.flushed()
+    assert medium.directory.holed
+    assert medium.directory.torn
+    left = {r.csn for r in held(medium.directory)}
+    assert left <= set(range(1, records + 1))
+    medium.append(record(1000))
+    medium.put(medium.directory.prepare((), epoch=BLOCK.epoch, anew=True))
+    medium.directory.written()
+    again = medium.load()
+    assert not again.holed
+    assert {r.csn for r in held(again)} == left | {1000}
+
+
+def test_the_first_base_is_empty() -> None:
+    """One rotten block closed a volume of which all else was there: the first, which says nothing."""
+    medium = Medium()
+    for csn in range(1, 10):
+        medium.append(record(csn))
+    medium.data[BLOCK.half_offset(0)] ^= 1
+    directory = medium.load()
+    assert directory.holed
+    assert {r.csn for r in held(directory)} == set(range(1, 10))
 
 
 def test_blocks_of_an_earlier_life_do_not_count() -> None:
