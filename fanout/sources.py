@@ -276,10 +276,8 @@ class IterableSource:
         return Chunks(_exactly(iter(self._chunks), self.length, self.name))
 
 
-class OnceSource:
-    """A source with the caller's word that it need not be read again."""
-
-    rereadable = False
+class _OnePass:
+    """Wraps a source of which there is one pass."""
 
     def __init__(self, inner: Source) -> None:
         self._inner, self._used = inner, False
@@ -289,6 +287,12 @@ class OnceSource:
     def length(self) -> int | None:
         """Of the wrapped source."""
         return self._inner.length
+
+
+class OnceSource(_OnePass):
+    """A source with the caller's word that it need not be read again."""
+
+    rereadable = False
 
     def open(self) -> Chunks:
         """Begin the one pass."""
@@ -296,19 +300,10 @@ class OnceSource:
         return self._inner.open()
 
 
-class ResentSource:
+class ResentSource(_OnePass):
     """A source that is read once; what comes in its place is sent again by somebody else, and is another source."""
 
     rereadable = True  # by the sender
-
-    def __init__(self, inner: Source) -> None:
-        self._inner, self._used = inner, False
-        self.name = str(getattr(inner, "name", type(inner).__name__))
-
-    @property
-    def length(self) -> int | None:
-        """Of the wrapped source."""
-        return self._inner.length
 
     def open(self) -> Chunks:
         """Begin the one pass."""
