@@ -43,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: the sweeps of thousands of tests need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
     """Random numbers that differ by test and follow from FANOUT_SEED."""
