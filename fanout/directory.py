@@ -75,10 +75,11 @@ class Directory:
     Attributes:
         torn: blocks that were written are damaged or missing: a crash tore them before they were durable, or they have rotten since.
         holed: such blocks lie among those that count. A checkpoint ends that.
+        complete: it has a whole checkpoint. Else this is what is left of it.
     """
 
     def __init__(self, superblock: Superblock, *, path: str) -> None:
-        self.path, self.torn, self.holed = path, False, False
+        self.path, self.torn, self.holed, self.complete = path, False, False, True
         self._superblock = superblock
         self._room = fmt.record_room(superblock.granule)
         self._blocks = superblock.directory_bytes // superblock.granule
@@ -176,6 +177,7 @@ class Directory:
         live = max((0, 1), key=lambda half: bases[half][0])
         if bases[live][0]:
             return live, *bases[live]
+        self.complete = False
         for half, places in enumerate(found):
             for place in places.values():
                 # The first base was empty. What was in a later one the catalog can say.
@@ -432,6 +434,7 @@ class Directory:
         if plan.checkpoint:
             self._drop_what_does_not_count()
             self._base_durable = self.holed = False
+            self.complete = True
         self._top_generation = max(self._top_generation, plan.generation)
         self._live = plan
         self._plan, self._added, self._phase = None, [], _Phase.READY

@@ -180,7 +180,7 @@ class Scribe:
         return len(missing) + len(gone)
 
     def _write_anew(self, volume: Volume) -> bool:
-        """A checkpoint, where damaged blocks lie among those that count; False: there is no room for it, and they stay, without harm."""
+        """A checkpoint, where damaged blocks lie among those that count; False: there is no room for it now, and the next opening tries again."""
         try:
             requests = volume.prepare((), anew=True)
         except (VolumeFull, MemoryError) as error:

@@ -163,6 +163,9 @@ class VolumeCheck:
         """
         assert volume.directory is not None
         block, live = volume.superblock, volume.directory.live_half
+        if not volume.directory.complete:
+            offset, what = block.half_offset(live), "its directory has no complete checkpoint left"
+            self._findings.of_volume(volume, offset, what, self._mend(volume, REWRITE))
         newest = 0  # generation of the live half
         for half in (live, 1 - live):
             bad: dict[int, str] = {}

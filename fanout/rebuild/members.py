@@ -232,7 +232,7 @@ class MemberReader:
         while first.number in written and first.number - 1 in written:
             first = written[first.number - 1]
         tail = [member for member in members if member.offset >= first.data_start]
-        return tail if len(tail) <= self._pieces.objects - len(members) + len(tail) else ()
+        return tail if len(members) <= self._pieces.objects else ()
 
     def _anchor(self, members: Sequence[Member], solid: int, evidence: Sequence[Evidence]) -> None:
         """Give numbers to members where the set says them: those before the first hole, or those that the records list, if these are as many."""
@@ -267,7 +267,8 @@ class MemberReader:
             if number is None:  # its neighbours are guesses, too, or records contradict each other
                 behind = max([*known, *(first + count - 1 for first, count in deleted.runs)]) + 1
                 number = _free(behind, MOST_MEMBERS, known, (), pieces.listed)
-                assert number is not None
+            if number is None:  # records claim that all that there could be were deleted
+                continue
             known[number] = member
             anchors.insert(at, (member.offset, member.length, number))
 

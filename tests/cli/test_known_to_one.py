@@ -149,7 +149,8 @@ def test_a_pool_is_done_without_for_good(shell: Shell, stored: Path) -> None:
     """As docs/operations.md says: else its gaps would stay as long as any object that it held."""
     without_pool(shell, "COPYPOOL1")
     path = shell.config.with_name("copypool1.vol")
-    shell("retire", "volume", path, "--force", code=Exit.GAPS)
+    said = shell("retire", "volume", path, "--force", code=Exit.GAPS).out
+    assert "COPYPOOL1 is not in fanout.toml any more, and gets no new volume" in said
     shell("query", "gap", code=Exit.GAPS)
     assert "COPYPOOL1 was required" in shell("rebuild", "catalog", "--force").err
     assert shell("query", "gap").err == ""

@@ -16,7 +16,7 @@ from fanout import backup_stgpool, retire_volume
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
 from fanout.check import check_store
-from fanout.errors import CatalogBusy, CatalogError, InterfaceError, VolumeBusy, VolumeError
+from fanout.errors import CatalogBusy, CatalogError, InterfaceError, VolumeBusy
 from fanout.rebuild import rebuild_catalog
 from fanout.store import Store
 from tests.store.histories import LARGE
@@ -235,31 +235,6 @@ def test_a_damaged_directory_is_written_anew_by_the_opening(filled: SmallSite) -
             assert check_store(filled.path).problems == ()
         with filled.open() as store:
             put(filled, store, {b"D": b"d" * 5000})
-
-
-def test_a_directory_of_which_nothing_is_left(filled: SmallSite) -> None:
-    """What only its volume held was to be given up, though the catalog and all of its bytes were there."""
-    for pool in ("COPYPOOL1", "COPYPOOL2", "ACTIVEDATAPOOL"):
-        for path in filled.volumes(pool):
-            path.unlink()
-            retire_volume(filled.path, path)
-    (path,) = filled.volumes("DISKPOOL")
-    with open(path, "r+b") as file:
-        file.seek(4096)
-        file.write(bytes(2 * 64 * 4096))
-    with pytest.raises(VolumeError, match="it is well"):
-        retire_volume(filled.path, path)
-    with filled.open() as store:
-        with store.get("N1", b"C") as reader:
-            assert len(reader.read()) == 5000
-        put(filled, store, {b"D": b"d" * 5000})
-    assert not [one for one in check_store(filled.path).problems if one.path == str(path)]
-    with CatalogReader(filled.catalog) as catalog:
-        names = [entry.name for entry in catalog.objects()]
-    for one in filled.catalog.parent.glob(f"{filled.catalog.name}*"):
-        one.unlink()
-    with CatalogReader(rebuild_catalog(filled.path).catalog) as catalog:
-        assert [entry.name for entry in catalog.objects()] == names
 
 
 def test_a_directory_that_lost_a_deletion_while_another_volume_is_away(filled: SmallSite) -> None:
