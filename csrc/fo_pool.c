@@ -86,13 +86,17 @@ static void work(fo_pool *p) {
 static void *worker_main(void *arg) {
     fo_pool *p = arg;
     fo_block *b = p->block;
-    (void)pthread_mutex_lock(&b->engine->mutex);
+    fo_engine *e = b->engine;
+    (void)pthread_mutex_lock(&e->mutex);
     work(p);
     p->workers--;
-    if (--b->engine->workers == 0) {
-        (void)pthread_cond_broadcast(&b->engine->state_cond); /* who closes the engine waits for that */
-    }
+    fo_engine_ref(e);
     block_unlock_unref(b);
+    (void)pthread_mutex_lock(&e->mutex);
+    if (--e->workers == 0) {
+        (void)pthread_cond_broadcast(&e->state_cond); /* who closes the engine waits until this thread holds nothing of it */
+    }
+    fo_engine_unlock_unref(e);
     return NULL;
 }
 

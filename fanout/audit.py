@@ -178,7 +178,7 @@ class _Audit:
             if between:  # what it goes on lacking must be known
                 self._commit_marks()
             for holders, some in between.items():
-                self._put_together(entry, copy, holders, some)
+                self._put_together(entry, holders, some)
         elif broken and copy.present is None and entry.erased.runs:
             self._list(entry)
 
@@ -276,19 +276,15 @@ class _Audit:
     # ---- promise 5 -----------------------------------------------------------------------------------
 
     def _put_together(
-        self,
-        entry: AggregateEntry,
-        copy: CopyEntry,
-        holders: Sequence[str],
-        found: Sequence[BadMember],
+        self, entry: AggregateEntry, holders: Sequence[str], found: Sequence[BadMember]
     ) -> None:
-        """Write members anew into the pool, from what it and others have of them."""
+        """Write members anew into the pool, from what it and others have of them; behind the spans that others got just now."""
         catalog = self.store.catalog
         contents = catalog.contents([entry.aggregate])[entry.aggregate]
-        there = _there(contents)
+        there, copy = _there(contents), contents.copy_in(self.pool)
         members = [one.member for one in found if one.member.member in there]
         sources = [c for c in contents.copies if c.pool == self.pool or c.pool in holders]
-        if not members:
+        if copy is None or not members:
             return  # deleted meanwhile
         batch = Batch(self.store, self.pool, on_bytes=lambda _: None)
         try:

@@ -432,6 +432,26 @@ def test_what_is_put_together_keeps_other_gaps_and_deletions(site: Site) -> None
         assert {one.name for one in store.query_objects()} <= {b"torn", b"behind"}
 
 
+def test_what_is_put_together_from_different_pools_goes_one_behind_the_other(site: Site) -> None:
+    """Two objects of one aggregate, of which one has a pool more to be read from. Breaks if the spans of both get the same number."""
+    site.create()
+    x, y = site.rng.randbytes(100_000), site.rng.randbytes(100_000)
+    with site.open() as store:
+        put(store, {b"x": x, b"y": y}, node="N2")
+    rot(site, "COPYPOOL2", x, 0, 50_000)
+    with site.open() as store:
+        assert audit_stgpool(store, "COPYPOOL2", fix=True).marked == 1
+    for pool, begin in {"DISKPOOL": 0, "COPYPOOL1": 80_000}.items():
+        rot(site, pool, x, begin, begin + 20_000)
+        rot(site, pool, y, begin, begin + 20_000)
+    rot(site, "COPYPOOL2", y, 80_000, 100_000)
+    with site.open() as store:
+        report = audit_stgpool(store, "DISKPOOL", fix=True)
+        assert (report.marked, report.mended, report.kept) == (0, 2, ())
+        for name, data in {b"x": x, b"y": y}.items():
+            assert store.get("N2", name, pool="DISKPOOL").read() == data
+
+
 def over_two_volumes(site: Site) -> tuple[bytes, list[tuple[str, int]]]:
     """A store with an object that crosses from one volume of DISKPOOL to the other, and a small one behind it; where its two spans are."""
     site.object_limit, site.size, site.second_volume = 8 * MIB, 6 * MIB, "DISKPOOL"
