@@ -38,6 +38,8 @@ UNKNOWN = (
 # Who takes a line out of the file expects that nothing is written there any more.
 UNNAMED = "%s of pool %s is used, and %s does not name it: write it there again, or give up what it holds: 'fanout retire volume'"
 
+ELSEWHERE = "%s is used, as a volume of pool %s, and %s names it in pool %s: write it where it was"
+
 _log = logging.getLogger("fanout.store")
 
 
@@ -61,6 +63,25 @@ def must_be_spelt_alike(config: Config, catalog: CatalogReader) -> None:
                 )
 
 
+def must_stay_in_their_pools(config: Config, catalog: CatalogReader) -> None:
+    """A volume belongs to its pool, and a pool keeps its name.
+
+    Raises:
+        ConfigError: a pool lists a volume that the catalog knows as another's.
+    """
+    known = {entry.path: entry for entry in catalog.volumes()}
+    for pool in config.pools.values():
+        for number, spec in enumerate(pool.volumes):
+            entry = known.get(str(spec.path))
+            if entry is not None and entry.pool != pool.name:
+                raise ConfigError(
+                    f"{entry.path} is a volume of pool {entry.pool} for {catalog.path}, and a pool keeps its name and its volumes: "
+                    "write it where it was",
+                    path=str(config.path),
+                    key=f"pools.{pool.name}.volumes[{number}].path",
+                )
+
+
 def pool_uuids(
     config: Config, catalog: CatalogReader, new: Sequence[PoolEntry] = ()
 ) -> Mapping[str, bytes]:
@@ -73,6 +94,7 @@ def pool_uuids(
     for pool in config.pools.values():
         entry = known.get(pool.name)
         if entry is None:
+            must_stay_in_their_pools(config, catalog)
             raise ConfigError(
                 f"{catalog.path} knows no such pool; it has {', '.join(known)} ('fanout init --add' adds it)",
                 path=str(config.path),
@@ -147,8 +169,13 @@ def look_at_paths(
             unused.append(unused_volume(pool, path, UNKNOWN))
     for one in unused:
         _tell(one.pool, one.path, one.reason)
+    named = {str(spec.path): pool.name for pool in config.pools.values() for spec in pool.volumes}
     for entry in volumes:
-        if entry not in elsewhere and _is_unnamed(config, entry):
+        if entry in elsewhere or not _is_unnamed(config, entry):
+            continue
+        if entry.path in named:
+            _log.warning(ELSEWHERE, entry.path, entry.pool, config.path, named[entry.path])
+        else:
             _log.warning(UNNAMED, entry.path, entry.pool, config.path)
     return unused
 

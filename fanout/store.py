@@ -34,7 +34,13 @@ from typing import TYPE_CHECKING, Self
 
 from fanout import config as configuration
 from fanout import deletion
-from fanout.agreement import look_at_paths, must_be_spelt_alike, pool_uuids, warn_of_absent
+from fanout.agreement import (
+    look_at_paths,
+    must_be_spelt_alike,
+    must_stay_in_their_pools,
+    pool_uuids,
+    warn_of_absent,
+)
 from fanout.catalog import (
     Catalog,
     CatalogReader,
@@ -232,12 +238,13 @@ class Store(StoreReader):
             CatalogBusy: the store is open for writing.
             CatalogError: there is no catalog; or it could not be recorded: then the new files are removed again, but stay where nobody
                 knows whether the catalog names them.
-            ConfigError: the catalog knows a pool as something else.
+            ConfigError: the catalog knows a pool as something else, or a volume as another pool's.
             VolumeError: a volume cannot be made; those made before it are removed again, and nothing is added.
         """
         config = _loaded(config)
         with Catalog.open(config.store.catalog, lock_wait=lock_wait) as catalog:
             must_be_spelt_alike(config, catalog)
+            must_stay_in_their_pools(config, catalog)
             there = {entry.name for entry in catalog.pools()}
             new = [
                 PoolEntry(secrets.token_bytes(16), pool.name, pool.kind)

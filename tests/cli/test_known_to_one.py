@@ -277,3 +277,34 @@ def test_a_new_volume_is_not_in_use_before_it_is_made(
     assert pools["COPYPOOL1"]["volumes"] == 1
     shell("init", "--add")
     assert shell("query", "gap").err == ""
+
+
+# ---- names and sizes that cannot change ----------------------------------------------------------------
+
+
+def test_a_pool_keeps_its_name(shell: Shell, stored: Path) -> None:
+    """Who had renamed one was sent to 'init --add', which added a pool without a volume, and was sent there again by each 'put'."""
+    before = shell.config.read_text(encoding="utf-8")
+    edit(shell, ("COPYPOOL1", "COPYPOOLX"))
+    path = shell.config.with_name("copypool1.vol")
+    for command in (("query", "gap"), ("init", "--add"), ("put", "N1", str(stored))):
+        told = shell(*command, code=Exit.CONFIG).err
+        assert f"pools.COPYPOOLX.volumes[0].path: {path} is a volume of pool COPYPOOL1" in told
+        assert "init --add" not in told
+    shell.config.write_text(before, encoding="utf-8")
+    assert shell("query", "gap").err == ""
+    assert "COPYPOOLX" not in shell("query", "stgpool").out
+
+
+def test_volumes_that_were_written_behind_another_pool(shell: Shell, stored: Path) -> None:
+    """The warning said that the file does not name them, in sight of the lines that do, and how to give them up."""
+    one, other = "copypool1.vol", "copypool2.vol"
+    edit(shell, (one, "X"), (other, one), ("X", other))
+    told = shell("query", "gap").err
+    path = shell.config.with_name(one)
+    assert (
+        f"{path} is used, as a volume of pool COPYPOOL1, and {shell.config} names it in pool COPYPOOL2"
+        in told
+    )
+    assert "retire" not in told
+    assert "is a volume of pool COPYPOOL2" in shell("init", "--add", code=Exit.CONFIG).err
