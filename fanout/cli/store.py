@@ -101,7 +101,7 @@ def _writing(loaded: Config, *, once: bool) -> Iterator[Callable[[int], None]]:
 
 def _extend(loaded: Config, *, write_once: bool, force: bool, as_json: bool) -> None:
     with CatalogReader(loaded.store.catalog) as catalog:
-        known = {volume.path for volume in catalog.volumes()}
+        known = {volume.path: volume for volume in catalog.volumes()}
         given_up = {volume.path for volume in catalog.retired()}
         store = catalog.store_id
     new = [path for path in _volume_paths(loaded) if str(path) not in known and path.exists()]
@@ -121,6 +121,14 @@ def _extend(loaded: Config, *, write_once: bool, force: bool, as_json: bool) -> 
         screen.confirm(lost, force=force)
     with _writing(loaded, once=write_once) as on_written:
         made = Store.extend(loaded, force=bool(new), write_once=write_once, on_written=on_written)
+    for pool in loaded.pools.values():
+        for spec in pool.volumes:
+            entry = known.get(str(spec.path))
+            if entry and spec.size is not None and spec.size != entry.size:
+                screen.warn(
+                    f"{spec.path} of pool {pool.name} stays as large as it is, {format_size(entry.size)}: "
+                    "for more room add another volume to the pool"
+                )
     if as_json:
         added = [{"pool": volume.pool, "path": volume.path} for volume in made]
         screen.emit({"ok": True, "catalog": str(loaded.store.catalog), "added": added})

@@ -308,3 +308,12 @@ def test_volumes_that_were_written_behind_another_pool(shell: Shell, stored: Pat
     )
     assert "retire" not in told
     assert "is a volume of pool COPYPOOL2" in shell("init", "--add", code=Exit.CONFIG).err
+
+
+def test_a_volume_keeps_its_size(shell: Shell, stored: Path) -> None:
+    """Whose pool is full writes a larger size into the file, and heard that there is nothing to add."""
+    edit(shell, ('"copypool1.vol", size = "32 MiB"', '"copypool1.vol", size = "64 MiB"'))
+    told = shell("init", "--add").err
+    path = shell.config.with_name("copypool1.vol")
+    assert f"{path} of pool COPYPOOL1 stays as large as it is, 32.0 MiB" in told
+    assert "add another volume" in told
