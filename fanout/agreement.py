@@ -29,7 +29,10 @@ OTHER_POOL = "it is a volume of pool {}: name it there"
 MOVED = "it is a volume of this store, which the catalog knows as {}; if it was moved, 'fanout rebuild catalog --force' takes it in"
 LEFT_OUT = "it is a volume of this store that the catalog does not know; 'fanout rebuild catalog --force' takes in what it holds"
 # What such a one held is a gap already.
-GIVEN_UP = "it is a volume of this store that was given up; 'fanout rebuild catalog --force --take-retired' takes in what it holds"
+GIVEN_UP = (
+    "it is a volume of this store that was given up; 'fanout rebuild catalog --force --take-retired' takes in what it holds; "
+    "to do without it, 'fanout init --add --force' makes a new volume in its place"
+)
 UNKNOWN = (
     "the catalog does not know it; 'fanout init --add' makes a new volume there. If an old one of this store is only away, "
     "bring it back, and 'fanout rebuild catalog --force' takes it in"
@@ -143,7 +146,7 @@ def look_at_paths(
     given_up = {one.path for one in retired} | {one.volume for one in retired}
     elsewhere = set()
     for pool, path, listed in _paths_unknown(config, volumes):
-        found = None if path in given_up else volume_of_store(engine, path, catalog.store_id)
+        found = volume_of_store(engine, path, catalog.store_id)
         there = known.get(found.volume) if found else None
         elsewhere.add(there)
         if there and os.path.exists(there.path):

@@ -157,11 +157,6 @@ def probe(engine: Engine, path: str | os.PathLike[str]) -> Superblock | None:
         target.close(timeout=CLOSE_TIMEOUT)
 
 
-def is_of_store(engine: Engine, path: str | os.PathLike[str], store: bytes) -> bool:
-    """Whether there is a volume of that store, as far as can be seen."""
-    return volume_of_store(engine, path, store) is not None
-
-
 def volume_of_store(
     engine: Engine, path: str | os.PathLike[str], store: bytes
 ) -> Superblock | None:

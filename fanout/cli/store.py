@@ -19,7 +19,7 @@ from fanout.cli import fetch, screen, trees
 from fanout.cli.exits import Exit, Refused, room, typed
 from fanout.cli.params import SIZE, config_option, force_option, json_option
 from fanout.errors import SourceNotRereadable
-from fanout.making import is_of_store
+from fanout.making import volume_of_store
 from fanout.sources import as_source, once, spooled
 from fanout.store import Store, open_engine
 from fanout.types import ObjectKind, PoolKind
@@ -102,21 +102,24 @@ def _writing(loaded: Config, *, once: bool) -> Iterator[Callable[[int], None]]:
 def _extend(loaded: Config, *, write_once: bool, force: bool, as_json: bool) -> None:
     with CatalogReader(loaded.store.catalog) as catalog:
         known = {volume.path: volume for volume in catalog.volumes()}
-        given_up = {volume.path for volume in catalog.retired()}
+        given_up = {volume.volume for volume in catalog.retired()}
         store = catalog.store_id
     new = [path for path in _volume_paths(loaded) if str(path) not in known and path.exists()]
     if new:
         lost = f"everything in {', '.join(map(str, new))} will be lost"
         with open_engine(loaded) as engine:
-            ours = [
-                path
-                for path in map(str, new)
-                if path not in given_up and is_of_store(engine, path, store)
-            ]
+            found = {str(path): volume_of_store(engine, path, store) for path in new}
+        ours = [path for path, block in found.items() if block and block.volume not in given_up]
+        back = [path for path, block in found.items() if block and block.volume in given_up]
         if ours:
             lost += (
                 f"; volumes of this store are {', '.join(ours)}: if they were moved, 'fanout rebuild catalog --force' takes "
                 "them in instead"
+            )
+        if back:
+            lost += (
+                f"; volumes of this store that were given up are {', '.join(back)}: 'fanout rebuild catalog --force "
+                "--take-retired' takes in what they hold instead"
             )
         screen.confirm(lost, force=force)
     with _writing(loaded, once=write_once) as on_written:

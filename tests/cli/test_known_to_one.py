@@ -241,6 +241,27 @@ def test_a_volume_that_was_given_up_and_is_there_again(shell: Shell, stored: Pat
     assert shell("query", "gap").err == ""
 
 
+def test_a_volume_that_was_given_up_and_is_back_at_its_path(shell: Shell, stored: Path) -> None:
+    """It may hold the last copy: every command said to make a new volume there, and 'init --add' to say --force, which is its end."""
+    away = shell.config.with_name("away")
+    for path in shell.config.parent.glob("*pool?.vol"):
+        path.rename(away.with_name(f"away-{path.name}"))
+    active = shell.config.with_name("activedatapool.vol")
+    active.rename(away.with_name("away-active"))
+    shell("put", "N1", stored, "--as", "only", code=Exit.DEGRADED)
+    path = shell.config.with_name("diskpool.vol")
+    path.rename(away)
+    assert "only" in shell("retire", "volume", path, code=Exit.INTEGRITY).err
+    away.rename(path)
+    take_in = "'fanout rebuild catalog --force --take-retired' takes in what"
+    for command, code in ((("query", "gap"), Exit.GAPS), (("init", "--add"), Exit.REFUSED)):
+        said = shell(*command, code=code).err
+        assert take_in in said, command
+        assert str(path) in said
+    shell("rebuild", "catalog", "--force", "--take-retired", code=None)
+    assert shell("get", "N1", "only", "--output", "-").out == "0123456789"
+
+
 def test_a_volume_that_was_taken_out_of_its_list_is_told(shell: Shell, stored: Path) -> None:
     """It was written to, without a word, though the file is what says which paths are."""
     more = shell.config.with_name("more.vol")

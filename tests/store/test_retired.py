@@ -212,7 +212,10 @@ def test_a_catalog_from_before_is_refused(given: Given) -> None:
 def test_an_opening_tells_what_became_of_it(given: Given, caplog: pytest.LogCaptureFixture) -> None:
     """It stands in the configuration still."""
     given.site.open().close()
-    assert f"{given.path} of pool COPYPOOL2 is not used: it was given up" in caplog.text
+    assert (
+        f"{given.path} of pool COPYPOOL2 is not used: it is a volume of this store that was given up"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("deleted", [(), (0, 3, 20)])
