@@ -113,10 +113,9 @@ class Face(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run from the command line; also a help that cannot be printed is no traceback."""
         stand_in()
-        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            sys.stdout.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that has no dash has an escape
+        if isinstance(sys.stdout, io.TextIOWrapper):  # strict, or in the C locale surrogateescape
+            # A terminal that has no dash has an escape.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().main(*args, **extra)
         except OSError as error:

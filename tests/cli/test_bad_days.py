@@ -439,12 +439,18 @@ def test_more_memory_than_an_engine_takes(tmp_path: Path) -> None:
     assert f"{path}: engine.memory: must be at most" in said.err
 
 
-def test_a_terminal_without_our_letters(shell: Shell, stored: Path) -> None:
+@pytest.mark.parametrize(
+    "locale",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}],
+    ids=["strict", "surrogateescape"],
+)
+def test_a_terminal_without_our_letters(shell: Shell, stored: Path, locale: dict[str, str]) -> None:
     """An old locale: what it cannot show is an escape, and neither a traceback nor another exit code."""
+    shell("put", "N1", stored, "--as", "süß 😀")
     for words in (["query", "stgpool"], ["query", "object", "N1"], ["check"]):
         ended = subprocess.run(
             [sys.executable, "-m", "fanout", *words],
-            env={**os.environ, "PYTHONIOENCODING": "ascii", "FANOUT_CONFIG": str(shell.config)},
+            env={**os.environ, **locale, "FANOUT_CONFIG": str(shell.config)},
             capture_output=True,
             check=False,
         )
