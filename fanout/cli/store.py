@@ -18,7 +18,7 @@ from fanout.catalog import CatalogReader
 from fanout.cli import fetch, screen, trees
 from fanout.cli.exits import Exit, Refused, room, typed
 from fanout.cli.params import SIZE, config_option, force_option, json_option
-from fanout.errors import SourceNotRereadable
+from fanout.errors import SourceError, SourceNotRereadable
 from fanout.making import volume_of_store
 from fanout.sources import as_source, once, spooled
 from fanout.store import Store, open_engine
@@ -244,7 +244,7 @@ def put(
             screen.progress("storing", found.bytes or None, quiet=as_json) as bar,
         ):
             for batch in trees.groups(found.items, objects=group, bytes_=GROUP_BYTES):
-                _put_group(session, batch, stored, bar)
+                _put_what_stays(session, batch, stored, bar, found)
         stored.removed = dict(session.removed)
         kinds = {name: pool.kind for name, pool in store.config.pools.items()}
     seconds = time.monotonic() - began
@@ -278,6 +278,27 @@ def _counting(stored: _Stored) -> Iterator[None]:
             many = screen.count(stored.objects, "object")
             error.add_note(f"Stored before, and kept: {many} ({format_size(stored.bytes)}).")
         raise
+
+
+def _put_what_stays(
+    session: Session,
+    batch: list[trees.Item],
+    stored: _Stored,
+    bar: screen.Bar,
+    found: trees.Found,
+) -> None:
+    """A file of a tree that goes or changes meanwhile is left out like any other that cannot be read, and keeps no other from being stored."""
+    while batch:
+        try:
+            return _put_group(session, batch, stored, bar)
+        except (OSError, SourceError):
+            gone = trees.changed(batch)
+            if not gone:
+                raise
+        found.left_out += [(item.source.name, why) for item, why in gone]
+        names = {item.name for item, _ in gone}
+        batch = [item for item in batch if item.name not in names]
+    return None
 
 
 def _put_group(session: Session, batch: list[trees.Item], stored: _Stored, bar: screen.Bar) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fanout.sources import Source
 
 
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # this machine's trouble, and no file's
+
+
 class Item(NamedTuple):
     """One object to store: its name, anything that `as_source` takes, its expected length."""
 
@@ -182,9 +185,13 @@ class _TreeFile:
     Args:
         path: of the file.
         status: what the walk saw.
+
+    Attributes:
+        trouble: why a pass broke off; empty: none did.
     """
 
     rereadable = True
+    trouble = ""
 
     def __init__(self, path: str, status: os.stat_result) -> None:
         self.name, self.length = path, status.st_size
@@ -194,7 +201,27 @@ class _TreeFile:
         """Begin a pass."""
         return Chunks(self._read())
 
+    def look(self) -> str:
+        """Why it cannot be stored as the walk found it; empty: it can, as far as can be seen."""
+        if self.trouble:
+            return self.trouble
+        try:
+            status = os.lstat(self.name)
+        except OSError as error:
+            return error.strerror or str(error)
+        same = (status.st_dev, status.st_ino, status.st_size) == (*self._identity, self.length)
+        return "" if same else "was changed while the tree was stored"
+
     def _read(self) -> Generator[Buffer, None, None]:
+        try:
+            yield from self._pass()
+        except (OSError, SourceError) as error:
+            if getattr(error, "errno", None) not in OURS:
+                said = error.strerror if isinstance(error, OSError) else None
+                self.trouble = said or str(error).removeprefix(f"{self.name}: ")
+            raise
+
+    def _pass(self) -> Generator[Buffer, None, None]:
         # Not blocking: it may be a pipe by now.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -203,7 +230,8 @@ class _TreeFile:
             if error.errno != errno.ELOOP:
                 raise
             raise SourceError(f"{self.name}: became a link while the tree was stored") from error
-        with open(fd, "rb", buffering=0) as file:
+        # With an opener it keeps its path as its name; errors called it by the number of the descriptor.
+        with open(self.name, "rb", buffering=0, opener=lambda *_: fd) as file:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != self._identity:
                 raise SourceError(f"{self.name}: was replaced while the tree was stored")
@@ -213,6 +241,14 @@ class _TreeFile:
                 as_source(file, length_hint=self.length, resend=False).open() as chunks,
             ):
                 yield from chunks
+
+
+def changed(items: Iterable[Item]) -> list[tuple[Item, str]]:
+    """The files of trees that cannot be stored as the walk found them, and why, once a pass over one of them broke off."""
+    files = [(item, item.source) for item in items if isinstance(item.source, _TreeFile)]
+    if not any(file.trouble for _, file in files):
+        return []
+    return [(item, why) for item, file in files if (why := file.look())]
 
 
 def counted(value: Any, tell: Callable[[int], None]) -> Source:

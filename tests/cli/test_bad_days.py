@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fanout import Store
+from fanout.cli import trees
 from fanout.cli.exits import Exit
 from tests.cli.conftest import Shell, describe
 from tests.faults import devices
@@ -389,6 +390,41 @@ def test_a_source_that_cannot_be_read(
     path.write_bytes(b"x" * 100)
     monkeypatch.setattr("fanout.sources._read_into", _unreadable)
     assert f"{path}: Input/output error" in shell("put", "N1", path, code=Exit.TARGET).err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_file_that_changes_while_its_tree_is_stored_is_left_out(
+    shell: Shell, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """A log that grows, a file that goes: the whole tree failed at it, again with the next 'put', and the one that had grown was called "16"."""
+    root = tree("busy", [100] * 9)
+    walk = trees.walk
+
+    def and_then(*args: Any, **more: Any) -> trees.Found:
+        found = walk(*args, **more)
+        (root / "f1").write_bytes(b"x" * 200)
+        (root / "f3").unlink()
+        os.truncate(root / "f5", 10)
+        (root / "f7").unlink()
+        (root / "f7").symlink_to("f8")
+        return found
+
+    monkeypatch.setattr("fanout.cli.store.trees.walk", and_then)
+    said = shell("put", "N1", root, "--group", "4", *options, code=Exit.DEGRADED)
+    if options:
+        left_out = {one["path"]: one["reason"] for one in said.json["left_out"]}
+        assert set(left_out) == {str(root / name) for name in ("f1", "f3", "f5", "f7")}
+        assert (said.json["ok"], said.json["degraded"], said.json["objects"]) == (False, False, 5)
+        assert "grow" in left_out[str(root / "f1")]
+        assert "No such file" in left_out[str(root / "f3")]
+    else:
+        assert f"{root / 'f1'}: gave more than the 100 bytes" in said.err
+    monkeypatch.undo()
+    assert {one["bytes"] for one in shell("query", "object", "N1", "--json").json["objects"]} == {
+        100
+    }
+    shell("check")
+    shell("query", "gap")
 
 
 def _unreadable(_: Callable[[memoryview], int | None]) -> None:
