@@ -278,7 +278,11 @@ def sequence_number(path: str) -> tuple[str, int]:
 
 
 def file_numbers(pool: str, directory: Path) -> list[int]:
-    """Numbers of the files that are named like sequential volumes of a pool: a volume that was given up may have come back."""
+    """Numbers of the files that are named like sequential volumes of a pool: a volume that was given up may have come back.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
     return sorted({sequence_number(path)[1] for path in _sequential_files(pool, directory)})
 
 
@@ -290,14 +294,16 @@ def _sequential_files(pool: str, directory: Path) -> list[str]:
 
 
 def volume_sites(config: Config) -> Iterator[tuple[str, str]]:
-    """Pool and path of every volume of a configuration that may be there."""
+    """Pool and path of every volume of a configuration that may be there, as far as can be seen."""
     for pool in config.pools.values():
         for spec in pool.volumes:
             yield pool.name, str(spec.path)
         kind = config.device_classes[pool.device_class]
         if kind.type is DeviceType.FILE and kind.directory is not None:
-            for path in _sequential_files(pool.name, kind.directory):
-                yield pool.name, path
+            found: list[str] = []
+            with suppress(OSError):  # a mount that has died
+                found = _sequential_files(pool.name, kind.directory)
+            yield from ((pool.name, path) for path in found)
 
 
 def private_directory(path: Path) -> None:
@@ -320,8 +326,8 @@ def _paths_to_create(
 ) -> Iterator[tuple[Path, int | None]]:
     paths = {entry.path for entry in known or ()}
     for spec in pool.volumes:
-        private_directory(spec.path.parent)
-        if str(spec.path) not in paths:
+        if str(spec.path) not in paths:  # what is there may have died, and is left alone
+            private_directory(spec.path.parent)
             yield spec.path, spec.size
     if kind.type is DeviceType.FILE and all(entry.pool != pool.name for entry in known or ()):
         assert kind.directory is not None

@@ -65,7 +65,8 @@ def own_files(config: Config) -> frozenset[tuple[int, int]]:
     places += [volume.path for pool in config.pools.values() for volume in pool.volumes]
     for kind in config.device_classes.values():
         if kind.directory is not None:
-            places += kind.directory.glob("*.fanout")
+            with contextlib.suppress(OSError):  # a mount that has died
+                places += kind.directory.glob("*.fanout")
     found = set()
     for place in places:
         with contextlib.suppress(OSError):

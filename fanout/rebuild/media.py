@@ -92,8 +92,14 @@ class Media:
     def _probe(self, engine: Engine) -> Iterator[tuple[str, str, _Superblock]]:
         for pool in self.config.pools.values():
             directory = self.config.device_classes[pool.device_class].directory
-            if directory is not None and not file_numbers(pool.name, directory):
-                reason = f"no volume of {pool.name} is here: is it mounted, is the path right?"
+            if directory is None:
+                continue
+            reason = f"no volume of {pool.name} is here: is it mounted, is the path right?"
+            try:
+                there = file_numbers(pool.name, directory)
+            except OSError as error:
+                there, reason = [], f"cannot be read: {error.strerror}"
+            if not there:
                 self._skip(pool.name, str(directory), reason)
         for pool_name, path in volume_sites(self.config):
             try:
@@ -189,7 +195,12 @@ class Media:
         given_up = sum(entry.path is None for entry in self.retirements)
         for pool in self.config.pools.values():
             directory = self.config.device_classes[pool.device_class].directory
-            numbers = file_numbers(pool.name, directory) if directory is not None else []
+            if directory is None:
+                continue
+            try:
+                numbers = file_numbers(pool.name, directory)
+            except OSError:  # it is told of already
+                continue
             holes = max(numbers, default=0) - len(numbers) - given_up
             if holes > 0:
                 first = next(number for number in count(1) if number not in numbers)

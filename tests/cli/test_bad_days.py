@@ -20,7 +20,7 @@ from fanout import Store
 from fanout.cli import trees
 from fanout.cli.exits import Exit
 from tests.cli.conftest import Shell, describe
-from tests.faults import devices
+from tests.faults import devices, faultfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -429,6 +429,30 @@ def test_a_file_that_changes_while_its_tree_is_stored_is_left_out(
 
 def _unreadable(_: Callable[[memoryview], int | None]) -> None:
     raise OSError(5, os.strerror(5))
+
+
+def test_a_directory_of_volumes_on_a_mount_that_has_died(tmp_path: Path) -> None:
+    """One pool's file system was gone, and nothing could be stored in any; nor could a volume be given up, added, or the catalog be made anew."""
+    with faultfs.FaultFS() as fs:
+        shell = Shell(describe(tmp_path, sizes={"COPYPOOL2": "32 MiB"}))
+        text = shell.config.read_text()
+        text = text.replace('"tapes"', f'"{fs.path("tapes")}"')
+        text = text.replace('"copypool2.vol"', f'"{fs.path("copies")}/copypool2.vol"')
+        shell.config.write_text(text)
+        shell("init")
+        file = tmp_path / "file"
+        file.write_bytes(b"0123456789")
+        shell("put", "N1", file, "--as", "one")
+        fs.abort()
+        assert "COPYPOOL2 lacks 1 object" in shell("put", "N1", file, code=Exit.DEGRADED).err
+        shell("query", "gap", code=Exit.GAPS)
+        more = ('size = "16 MiB" }]', 'size = "16 MiB" }, { path = "more.vol", size = "8 MiB" }]')
+        shell.config.write_text(text.replace(*more, 1))
+        assert "more.vol to" in shell("init", "--add").out
+        shell("retire", "volume", fs.path("copies/copypool2.vol"), code=Exit.GAPS)
+        told = shell("rebuild", "catalog", "--force", code=Exit.TARGET).err
+        assert f"took no part: TAPEPOOL: {fs.path('tapes')}: cannot be read" in told
+        assert shell("get", "N1", "one", "--output", "-").out == "0123456789"
 
 
 # ---- what is read --------------------------------------------------------------------------------------
