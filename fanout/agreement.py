@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 # Why a path of the configuration is not used.
 OTHER_POOL = "it is a volume of pool {}: name it there"
 MOVED = "it is a volume of this store, which the catalog knows as {}; if it was moved, 'fanout rebuild catalog --force' takes it in"
+BOTH = (
+    "it is a volume that the catalog knows as {}, and both are there: was the store copied or moved? "
+    "'fanout rebuild catalog --force' makes a catalog of those that fanout.toml names"
+)
+COPIED = "it is the same volume as {}, and {} names both: take the line of the copy out of it"
 LEFT_OUT = "it is a volume of this store that the catalog does not know; 'fanout rebuild catalog --force' takes in what it holds"
 # What such a one held is a gap already.
 GIVEN_UP = (
@@ -144,24 +149,26 @@ def look_at_paths(
     known = {entry.volume: entry for entry in volumes}
     retired = catalog.retired()
     given_up = {one.path for one in retired} | {one.volume for one in retired}
+    named = {str(spec.path): pool.name for pool in config.pools.values() for spec in pool.volumes}
     elsewhere = set()
     for pool, path, listed in _paths_unknown(config, volumes):
         found = volume_of_store(engine, path, catalog.store_id)
         there = known.get(found.volume) if found else None
         elsewhere.add(there)
+        copied = False
         if there and os.path.exists(there.path):
             if os.path.samefile(path, there.path):
                 continue
+            copied = there.path in named
             if not read_only:
-                raise CatalogError(
-                    catalog.path,
-                    f"{path} is a volume that the catalog knows as {there.path}, and both are there: was the store copied or "
-                    "moved? 'fanout rebuild catalog --force' makes a catalog of those that fanout.toml names",
-                )
+                why = COPIED.format(there.path, config.path) if copied else BOTH.format(there.path)
+                raise CatalogError(catalog.path, f"{path}: {why}")
         if found and found.volume in given_up:
             _tell(pool, path, GIVEN_UP)
         elif found and found.pool != pool:
             unused.append(unused_volume(pool, path, OTHER_POOL.format(found.pool)))
+        elif there and copied:
+            unused.append(unused_volume(pool, path, COPIED.format(there.path, config.path)))
         elif there:
             unused.append(unused_volume(pool, path, MOVED.format(there.path)))
         elif found:
@@ -172,7 +179,6 @@ def look_at_paths(
             unused.append(unused_volume(pool, path, UNKNOWN))
     for one in unused:
         _tell(one.pool, one.path, one.reason)
-    named = {str(spec.path): pool.name for pool in config.pools.values() for spec in pool.volumes}
     for entry in volumes:
         if entry in elsewhere or not _is_unnamed(config, entry):
             continue

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fanout.engine import Engine
 
 
-COPY = "is a copy of another volume that is here too"
+COPY = "is a copy of another volume that is here too: take the line of the copy out of fanout.toml, or a sequential one out of its directory"
 
 
 class Media:

@@ -300,6 +300,28 @@ def test_a_new_volume_is_not_in_use_before_it_is_made(
     assert shell("query", "gap").err == ""
 
 
+def test_a_volume_and_its_copy_in_one_file(shell: Shell, stored: Path) -> None:
+    """Nothing could be stored, and the rebuild that everybody named could not mend it: it is a line too many in the file."""
+    path, copy = (shell.config.with_name(name) for name in ("copypool1.vol", "copy of it.vol"))
+    copy.write_bytes(path.read_bytes())
+    one = '{ path = "copypool1.vol", size = "32 MiB" }'
+    edit(shell, (one, f'{one}, {{ path = "{copy.name}" }}'))
+    for command, code in (
+        (("query", "gap"), Exit.TARGET),
+        (("put", "N1", str(stored)), Exit.CATALOG),
+        (("rebuild", "catalog", "--force"), Exit.TARGET),
+        (("put", "N1", str(stored)), Exit.CATALOG),
+    ):
+        said = shell(*command, code=code).err
+        assert str(copy) in said, command
+        assert "take the line of the copy out" in said
+        assert "rebuild" not in said
+    edit(shell, (f', {{ path = "{copy.name}" }}', ""))
+    shell("put", "N1", stored)
+    shell("check")
+    assert shell("query", "gap").err == ""
+
+
 # ---- names and sizes that cannot change ----------------------------------------------------------------
 
 
