@@ -192,7 +192,7 @@ class Opener:
             try:
                 step(member)
             except (VolumeError, InterfaceError) as error:  # the latter: it has failed meanwhile
-                self._drop(member, str(error))
+                self._drop(member, _why(error))
                 return False
             return True
 

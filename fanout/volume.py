@@ -527,7 +527,7 @@ class Volume:
             self.claim(catalog_epoch)
         except VolumeError as error:
             self.superblock, self.directory = block, directory
-            self.state, self.reason = VolumeState.FAILED, str(error)
+            self.state, self.reason = VolumeState.FAILED, error.message
             raise
         finally:
             self._former = None

@@ -249,7 +249,7 @@ def refuse_links(path: str) -> None:
     except FileNotFoundError:
         raise CatalogError(
             path,
-            "there is no catalog here; 'fanout rebuild catalog' makes one that was lost from its volumes, "
+            "there is no catalog here: is it mounted, is the path right? 'fanout rebuild catalog' makes one that was lost from its volumes, "
             "'fanout init' a new store",
         ) from None
     except OSError as error:

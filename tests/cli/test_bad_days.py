@@ -50,6 +50,7 @@ def test_a_catalog_that_is_gone(shell: Shell, stored: Path, tmp_path: Path) -> N
     for command in (["put", "N1", stored], ["query", "object", "N1"], ["check"], ["init", "--add"]):
         said = shell(*command, code=Exit.CATALOG)
         assert str(tmp_path / "catalog.db") in said.err
+        assert "is it mounted" in said.err  # else a second one is made below its mount point
         assert "fanout rebuild catalog" in said.err
     assert "fanout rebuild catalog" in shell("init", code=Exit.REFUSED).err
     shell("rebuild", "catalog")
@@ -453,6 +454,23 @@ def test_a_directory_of_volumes_on_a_mount_that_has_died(tmp_path: Path) -> None
         told = shell("rebuild", "catalog", "--force", code=Exit.TARGET).err
         assert f"took no part: TAPEPOOL: {fs.path('tapes')}: cannot be read" in told
         assert shell("get", "N1", "one", "--output", "-").out == "0123456789"
+
+
+def test_a_volume_that_cannot_be_opened_is_named_once(tmp_path: Path) -> None:
+    """Each line held its path twice, or three times, and the reason was out of sight."""
+    with faultfs.FaultFS() as fs:
+        shell = Shell(describe(tmp_path))
+        volume = str(fs.path("c.vol"))
+        text = shell.config.read_text().replace("copypool2.vol", volume)
+        shell.config.write_text(text)
+        shell("init")
+        file = tmp_path / "file"
+        file.write_bytes(b"0123456789")
+        fs.set_rules(faultfs.Rule(op="write", path="/c.vol", errno=5, count=None))
+        said = shell("put", "N1", file, code=Exit.DEGRADED).err
+    told = [line for line in said.splitlines() if volume in line]
+    assert len(told) == 2
+    assert [line.count(volume) for line in told] == [1, 1]
 
 
 # ---- what is read --------------------------------------------------------------------------------------
