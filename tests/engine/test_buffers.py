@@ -210,7 +210,13 @@ def test_one_write_of_more_than_four_gibibytes(tmp_path: Path) -> None:
         pytest.skip("minutes under a sanitizer")
     size = (4 << 30) + 3 * SLOT + 17
     places = [0, (2 << 30) - 3, (4 << 30) - 2, (4 << 30) + SLOT, size - 5]
-    with devices.zram(size // SLOT * SLOT + 2 * SLOT) as disk, mmap.mmap(-1, size) as memory:
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # what is read only is no memory
+    with (
+        devices.zram(size // SLOT * SLOT + 2 * SLOT) as disk,
+        mmap.mmap(-1, size, flags=private) as memory,
+    ):
+        with contextlib.suppress(OSError):  # without them a million pages are looked up
+            memory.madvise(mmap.MADV_HUGEPAGE)
         for place in places:
             memory[place : place + 5] = b"marks"
         with Engine(memory_bytes=32 << 20) as engine:
