@@ -12,6 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTENSION_SOURCES := setup.py fanout/_core.pyx fanout/_csrc.pxd $(wildcard csrc/*.c csrc/*.h)
 PYTEST_ARGS ?=
 
+# Two tests at a time: each waits for its devices half of its time. Those of one file stay together, because they share what takes long to
+# make; a process that hangs ends the run. In one process: PYTEST_ARGS=-n0, which --pdb needs, too.
+SIDE_BY_SIDE = -n2 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
+
 # The long runs: `make nightly KILLS=…`; the seed of any of them: FANOUT_SEED=….
 KILLS ?= 100000
 LONG = $(BIN)/python -P -m pytest -m long -o faulthandler_timeout=14400 $(PYTEST_ARGS)
@@ -58,7 +62,7 @@ test: test-python test-c ## every test, Python's and C's
 
 test-python: build driver
 	@scripts/setup.sh faults
-	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -P -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 test-faults: build ## what fails on purpose: simulation, loops, crash states, planted bugs; kills and the matrix on real devices
 	@scripts/setup.sh faults

@@ -17,7 +17,8 @@ from tests import evidence
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SEED = int(os.environ.get("FANOUT_SEED", str(random.SystemRandom().getrandbits(32))))
+# In the environment: processes that share the tests share the seed.
+SEED = int(os.environ.setdefault("FANOUT_SEED", str(random.SystemRandom().getrandbits(32))))
 
 
 def pytest_report_header() -> str:
@@ -27,7 +28,8 @@ def pytest_report_header() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep what a long run found, when it is told where."""
-    if kept := os.environ.get("FANOUT_EVIDENCE"):
+    shares = hasattr(config, "workerinput")  # the one that hands out the tests hears of all of them
+    if (kept := os.environ.get("FANOUT_EVIDENCE")) and not shares:
         command = " ".join(["python -m pytest", *sys.argv[1:]])
         head = {**evidence.origin(command), "FANOUT_SEED": SEED}
         config.pluginmanager.register(evidence.Recorder(Path(kept).resolve(), head))

@@ -43,14 +43,32 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def devices_here(work: Path) -> set[str]:
-    """Loop devices over files below a directory, mounts below it, and zram devices of whomever."""
-    found = {str(one) for one in Path("/sys/block").glob("zram*")}
+    """Loop devices over files below a directory, and mounts below it."""
+    found = set()
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # of somebody who is letting it go
             if backing.read_text(encoding="utf-8").startswith(str(work)):
                 found.add(str(backing))
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     return found | {place for _, place, *_ in map(str.split, mounts) if place.startswith(str(work))}
+
+
+def zrams() -> set[tuple[str, int]]:
+    """Zram devices of whomever; one that is made anew under an old name is another one."""
+    found = set()
+    for one in Path("/sys/block").glob("zram*"):
+        with contextlib.suppress(OSError):  # of somebody who is letting it go
+            found.add((one.name, one.stat().st_ino))
+    return found
+
+
+def zrams_left(before: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """What a demo that has ended left behind; what another test has at the moment will go away."""
+    left, until = zrams() - before, time.monotonic() + 60
+    while left and time.monotonic() < until:
+        time.sleep(0.01)
+        left &= zrams()
+    return left
 
 
 def check(report: dict[str, Any], errors: dict[str, str]) -> None:
@@ -108,7 +126,7 @@ def test_on_files(run: Shell, source: Path, tmp_path: Path) -> None:
     """As any user: a real EFBIG, from this process's file size limit."""
     work = tmp_path / "work"
     work.mkdir()
-    before = devices_here(work)
+    before = zrams()
     said = run.process(
         "demo",
         "--targets",
@@ -125,7 +143,8 @@ def test_on_files(run: Shell, source: Path, tmp_path: Path) -> None:
     assert said.json["targets"] == "files"
     assert said.err == ""
     assert list(work.iterdir()) == []
-    assert devices_here(work) == before
+    assert devices_here(work) == set()
+    assert zrams_left(before) == set()
 
 
 @pytest.mark.loop
@@ -154,7 +173,7 @@ def test_interrupted_leaves_nothing(
     """Ctrl-C and SIGTERM at about any time: no files, no devices, no mounts; exit code 130."""
     work = tmp_path / "work"
     work.mkdir()
-    before = devices_here(work)
+    before = zrams()
     command = [sys.executable, "-m", "fanout", "demo", "--size", "32MiB"]
     command += ["--input", str(source), "--directory", str(work), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -166,7 +185,8 @@ def test_interrupted_leaves_nothing(
     assert process.returncode in {Exit.INTERRUPTED, Exit.COMPLETE}, err
     assert "Traceback" not in err
     assert list(work.iterdir()) == []
-    assert devices_here(work) == before
+    assert devices_here(work) == set()
+    assert zrams_left(before) == set()
 
 
 def test_too_little_space_is_said_first(run: Shell, tmp_path: Path) -> None:
