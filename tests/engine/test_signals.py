@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -148,30 +149,44 @@ STOPPED = """
 """
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """What the program says over each backend. Both are stopped at the same time: nearly all of it is sleep."""
+    base = tmp_path_factory.mktemp("stopped")
+    children: dict[str, subprocess.Popen[str]] = {}
+    with contextlib.ExitStack() as stack:
+        for backend in filter(runs, ("io_uring", "threads")):
+            children[backend] = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", textwrap.dedent(STOPPED), backend, str(base / backend)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            stack.callback(children[backend].kill)
+        for child in children.values():
+            assert child.stdout is not None
+            assert child.stdout.readline() == "going\n"
+        for _ in range(2):
+            time.sleep(0.2)
+            for child in children.values():
+                child.send_signal(signal.SIGSTOP)
+            time.sleep(6.0)
+            for child in children.values():
+                child.send_signal(signal.SIGCONT)
+        return {backend: child.communicate(timeout=120) for backend, child in children.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["io_uring", "threads"])
-def test_stopped_for_longer_than_the_hard_deadline(tmp_path: Path, backend: str) -> None:
+def test_stopped_for_longer_than_the_hard_deadline(
+    backend: str, request: pytest.FixtureRequest
+) -> None:
     """Breaks if the time in which the whole process was stopped (Ctrl-Z, a frozen container) counts against its targets."""
     if not runs(backend):
         pytest.skip(f"{backend} cannot run here")
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(STOPPED), backend, str(tmp_path / "t")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "going\n"
-            for _ in range(2):
-                time.sleep(0.2)
-                child.send_signal(signal.SIGSTOP)
-                time.sleep(6.0)
-                child.send_signal(signal.SIGCONT)
-            told, complaints = child.communicate(timeout=120)
-        finally:
-            child.kill()
-    assert (told, complaints) == ("2\n", "")
+    assert request.getfixturevalue("stopped")[backend] == ("2\n", "")
 
 
 def test_a_target_that_is_forgotten_closes_itself(engine: Engine, tmp_path: Path) -> None:
