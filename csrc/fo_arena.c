@@ -54,7 +54,7 @@ static void populate(const fo_arena *a) {
     }
 }
 
-int fo_arena_open(fo_arena *a, size_t size) {
+int fo_arena_open(fo_arena *a, size_t size, bool resident) {
     uintptr_t start;
     memset(a, 0, sizeof *a);
     a->size = size;
@@ -66,7 +66,9 @@ int fo_arena_open(fo_arena *a, size_t size) {
     start = ((uintptr_t)a->mapping + HUGE_SIZE - 1) / HUGE_SIZE * HUGE_SIZE;
     a->base = (unsigned char *)start;
     a->advised = madvise(a->base, size, MADV_HUGEPAGE) == 0;
-    populate(a);
+    if (resident) {
+        populate(a);
+    }
     (void)madvise(a->base, size, MADV_WIPEONFORK); /* before Linux 4.14 the child shares the pages, and never looks */
     return 0;
 }

@@ -1,5 +1,5 @@
 /*
- * fo_arena.h: the one piece of memory that data passes through.  Fixed at open, aligned to 2 MiB, resident.
+ * fo_arena.h: the one piece of memory that data passes through.  Fixed at open, aligned to 2 MiB, resident unless all is simulated.
  */
 #ifndef FO_ARENA_H
 #define FO_ARENA_H
@@ -16,8 +16,8 @@ typedef struct fo_arena {
     bool advised; /* huge pages were asked for */
 } fo_arena;
 
-/* -ENOMEM. */
-int fo_arena_open(fo_arena *a, size_t size);
+/* -ENOMEM.  Resident: every page is there when it returns. */
+int fo_arena_open(fo_arena *a, size_t size, bool resident);
 /* Whether the pages are huge, as fo_info.huge_pages; else reason gets one sentence.  The kernel looks at every page of the process
  * for it, which takes long in a large one. */
 uint32_t fo_arena_huge_pages(const fo_arena *a, char *reason, size_t reason_size);

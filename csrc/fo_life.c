@@ -96,7 +96,8 @@ static int engine_memory(fo_engine *e, const fo_config *cfg, char reason[160]) {
     if (rc != 0) {
         return rc;
     }
-    rc = fo_arena_open(&e->arena, (size_t)cfg->slot_count * cfg->slot_size);
+    /* A simulated engine lives for milliseconds, and touches few of its slots. */
+    rc = fo_arena_open(&e->arena, (size_t)cfg->slot_count * cfg->slot_size, cfg->backend != FO_BACKEND_FAULTY);
     e->jobs = calloc(e->machine.op_count, sizeof *e->jobs);
     e->inbox = calloc(e->machine.op_count, sizeof *e->inbox);
     if (rc != 0 || e->jobs == NULL || e->inbox == NULL) {

@@ -33,7 +33,7 @@ static fo_engine *bare_engine(void) {
     fo_config_init(&cfg);
     cfg.slot_size = SLOT;
     REQUIRE(fo_machine_init(&e->machine, &cfg, reason) == 0);
-    REQUIRE(fo_arena_open(&e->arena, (size_t)cfg.slot_count * SLOT) == 0);
+    REQUIRE(fo_arena_open(&e->arena, (size_t)cfg.slot_count * SLOT, true) == 0);
     e->wake_fd = eventfd(0, EFD_CLOEXEC);
     e->backend = &fo_backend_uring;
     e->blocks[0] = fo_block_new(e, 0, test_path("ring"), &o);
