@@ -26,10 +26,13 @@ from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeAlias
 
     import numpy as np
     from typing_extensions import Buffer
+
+    # A request as the core takes it: target, kind, offset, length, data.
+    _Record: TypeAlias = tuple[int, int, int, int, Buffer | None]
 
 
 _BACKENDS = {
@@ -73,6 +76,8 @@ _EVENT_DTYPE = [
     ("reserved", "V5"),
 ]
 _CODES, _PHASES, _CLASSES = tuple(OutcomeCode), tuple(Phase), tuple(FaultClass)
+_OK = _CODES.index(OutcomeCode.OK)
+_READ = (_OK, _CODES.index(OutcomeCode.SHORT))  # of a read that gave something
 _CLOSE_POLL_SECONDS = 0.002
 _MOST_SLOTS, _MOST_32, _MOST_64 = 4096, (1 << 32) - 1, (1 << 64) - 1
 
@@ -382,13 +387,19 @@ class Engine:
                 raise InterfaceError(f"a {request.kind.name} request needs data")
             target = self._id(request.target)
             records.append((target, request.kind, request.offset, request.length, request.data))
+        return [outcome_of(outcome) for outcome in self._outcomes(records, nanoseconds(timeout))]
+
+    def _outcomes(
+        self, records: Sequence[_Record], timeout_ns: int = _core.FOREVER
+    ) -> list[_core._Outcome]:
+        """Run requests that are records of the core already: the outcome of one that went well need not become a value."""
         try:
-            status, outcomes = self._core.run(records, nanoseconds(timeout))
+            status, outcomes = self._core.run(records, timeout_ns)
         except OverflowError as error:
             raise InterfaceError(f"run: an offset or a length of no file: {error}") from error
         if status not in (0, -errno.ETIMEDOUT):
             fail(status, "run")
-        return [outcome_of(outcome) for outcome in outcomes]
+        return outcomes
 
     def read(self, target: Target, offset: int, length: int) -> bytes:
         """Read `length` bytes from any offset.
@@ -404,15 +415,15 @@ class Engine:
         end = offset + length + -(offset + length) % granule
         buffer = bytearray(end - start)
         with memoryview(buffer) as view:
+            size, number = self.slot_size, self._id(target)
             pieces = [
-                Request(Phase.READ, target, at, data=view[at - start : at - start + self.slot_size])
-                for at in range(start, end, self.slot_size)
+                (number, Phase.READ, at, 0, view[at - start : at - start + size])
+                for at in range(start, end, size)
             ]
-            outcomes = self.run(pieces)
-            for piece, outcome in zip(pieces, outcomes, strict=True):
-                needed = min(offset + length - piece.offset, self.slot_size)
-                if outcome.code not in (OutcomeCode.OK, OutcomeCode.SHORT) or outcome.done < needed:
-                    raise TargetError(target.path, outcome)
+            for piece, record in zip(pieces, self._outcomes(pieces), strict=True):
+                needed = min(offset + length - piece[2], size)
+                if record[0] not in _READ or record[4] < needed:
+                    raise TargetError(target.path, outcome_of(record))
             return bytes(view[offset - start : offset - start + length])
 
     def write(self, target: Target, offset: int, data: Buffer) -> None:
@@ -423,9 +434,10 @@ class Engine:
             InterfaceError: closed.
         """
         with memoryview(data) as whole, whole.cast("B") as view:
+            size, number = self.slot_size, self._id(target)
             pieces = [
-                Request(Phase.WRITE, target, offset + at, data=view[at : at + self.slot_size])
-                for at in range(0, len(view), self.slot_size)
+                (number, Phase.WRITE, offset + at, 0, view[at : at + size])
+                for at in range(0, len(view), size)
             ]
             self._run_all(target, pieces)
 
@@ -436,12 +448,12 @@ class Engine:
             TargetError: the flush failed. All since the last good one is unknown, and the target takes no more writes.
             InterfaceError: closed.
         """
-        self._run_all(target, [Request(Phase.FLUSH, target)])
+        self._run_all(target, [(self._id(target), Phase.FLUSH, 0, 0, None)])
 
-    def _run_all(self, target: Target, requests: list[Request]) -> None:
-        for outcome in self.run(requests):
-            if not outcome.ok:
-                raise TargetError(target.path, outcome)
+    def _run_all(self, target: Target, records: Sequence[_Record]) -> None:
+        for record in self._outcomes(records):
+            if record[0] != _OK:
+                raise TargetError(target.path, outcome_of(record))
 
     def _id(self, target: Target) -> int:
         if target.engine is not self:
