@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from fanout.types import Phase
+from tests import independent_reader
+from tests.sim import oracle
 from tests.sim.ground import Grounds
 from tests.sim.loops import Known, LoopFailed, LoopWorld, prepared, run_loops, strikes
 from tests.sim.plan import CatalogFault, Fault
@@ -64,6 +66,24 @@ def test_what_was_read_once_is_what_would_be_read_again(
         return found
 
     monkeypatch.setattr(LoopWorld, "books", both)
+    run_loops(["no copies at all"], grounds, every=60)
+    assert compared > 100
+
+
+def test_a_directory_of_the_same_bytes_says_the_same(
+    grounds: Grounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories that differ would be taken for the same, and V16 would judge one that is not there."""
+    compared, remembered = 0, oracle._Media.directory
+
+    def both(media: oracle._Media) -> dict[bytes, dict[str, Any]]:
+        nonlocal compared
+        found = remembered(media)
+        assert found == independent_reader.Volume.directory(media)
+        compared += 1
+        return found
+
+    monkeypatch.setattr(oracle._Media, "directory", both)
     run_loops(["no copies at all"], grounds, every=60)
     assert compared > 100
 
