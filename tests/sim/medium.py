@@ -50,11 +50,6 @@ class Carried(NamedTuple):
     action: int
     reserved: int
 
-    @property
-    def injected(self) -> bool:
-        """Whether a fault struck that somebody must hear of: not a delay that ended well."""
-        return self.action not in (0, DELAY)
-
 
 _carried_of = functools.partial(tuple.__new__, Carried)  # as `_make`, for what has the right length
 
@@ -303,6 +298,7 @@ class Medium:
         logged: writes into the catalog's log.
         clock: of the catalog's files: as long as it stands still nobody has changed them.
         watch: is told of every operation of the engine, with the file and what was written.
+        watches_all: or of writes alone.
     """
 
     def __init__(self, volumes: Iterable[Path], catalog: Path) -> None:
@@ -321,6 +317,7 @@ class Medium:
         self.dark = self.struck = False
         self.operations = self.logged = self.clock = 0
         self.watch: Callable[[str, Carried, bytes], None] = _nobody
+        self.watches_all = True
 
     def close(self) -> None:
         os.close(self.journal)
@@ -351,10 +348,27 @@ class Medium:
     def take(self) -> None:
         """Take over what the engine has carried out since."""
         self.drain()
-        if self._drained:
-            drained, self._drained = self._drained, []
-            for carried, written in drained:
-                self._carried(carried, written)
+        if not self._drained:
+            return
+        drained, self._drained = self._drained, []
+        files, watch, watches_all = self._by_ino, self.watch, self.watches_all
+        for carried, written in drained:
+            _, _, ino, _, _, _, _, _, _, kind, action, _ = carried
+            if kind == NONE:
+                self.dark = True
+                continue
+            self.operations += 1
+            if action:
+                self.struck = True
+            file = files.get(ino)
+            if file is None:
+                continue  # an open that did not get that far
+            if watches_all or kind == WRITE:
+                watch(file.name, carried, written)
+            if action and action != DELAY:  # a delay that ended well nobody need hear of
+                self.faults.append((file.name, carried))
+            if kind in (WRITE, FLUSH):
+                self._carried(file, carried, written)
 
     def drain(self) -> None:
         """Empty the journal, without taking over what stands in it. Of what is written again and again, while a target is tried, one copy is kept."""
@@ -366,17 +380,13 @@ class Medium:
         if end > LONG:
             os.ftruncate(self.journal, 0)
         at = 0
-        make, unpack, latest, drained = (
-            _carried_of,
-            RECORD.unpack_from,
-            self._latest,
-            self._drained,
-        )
+        make, unpack, size = _carried_of, RECORD.unpack_from, RECORD.size
+        latest, keep = self._latest, self._drained.append
         while at < end:
             carried = make(unpack(data, at))
-            at += RECORD.size
+            at += size
             written = b""
-            if carried.data:
+            if carried[7]:
                 written = data[at : at + carried.data]
                 at += carried.data
                 place = carried.ino, carried.offset
@@ -384,29 +394,19 @@ class Medium:
                     written = latest[place]
                 else:
                     latest[place] = written
-            drained.append((carried, written))
+            keep((carried, written))
 
-    def _carried(self, carried: Carried, written: bytes) -> None:
-        if carried.kind == NONE:
-            self.dark = True
-            return
-        self.operations += 1
-        if carried.action:
-            self.struck = True
-        file = self._by_ino.get(carried.ino)
-        if file is None:
-            return  # an open that did not get that far
-        self.watch(file.name, carried, written)
-        if carried.action and carried.injected:
-            self.faults.append((file.name, carried))
-        if carried.kind == WRITE and written:
-            flying = carried.medium == IN_FLIGHT
-            file.change(Change(carried.done, carried.offset, written, flying=flying))
-        elif carried.kind == FLUSH:
-            if carried.medium == 0:
-                file.flushed(carried.issued)
-            else:
-                file.failed(carried.issued)
+    @staticmethod
+    def _carried(file: Disk, carried: Carried, written: bytes) -> None:
+        """A write or a flush."""
+        if carried.kind == WRITE:
+            if written:
+                flying = carried.medium == IN_FLIGHT
+                file.change(Change(carried.done, carried.offset, written, flying=flying))
+        elif carried.medium == 0:
+            file.flushed(carried.issued)
+        else:
+            file.failed(carried.issued)
 
     def unsynced(self, path: str, regions: Sequence[tuple[int, int]]) -> Change | None:
         """A write into one of these regions of a volume that no flush has covered."""
@@ -420,10 +420,10 @@ class Medium:
     # ---- the catalog -----------------------------------------------------------------------------------
 
     def catalog_write(self, path: str, offset: int, data: bytes) -> None:
-        self.clock += 1
+        self.clock = clock = self.clock + 1
         log = self.logs[path]
         log.exists = log.stale = True
-        log.volatile.append(Change(self.clock, offset, data))
+        log.volatile.append(Change(clock, offset, data))
         self.logged += path != self._database
 
     def catalog_truncate(self, path: str, size: int) -> None:

@@ -166,18 +166,20 @@ class Lock:
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         assert timeout == -1, "not simulated"
-        scheduler = current()
-        if blocking:
+        scheduler = _run[0]
+        if blocking and len(scheduler._tasks) > 1:
             scheduler.breathe()
-        if self.again and self._owner is scheduler._running:
-            self._count += 1
-            return True
         if self._owner is not None:
+            if self.again and self._owner is scheduler._running:
+                self._count += 1
+                return True
             if not blocking:
                 return False
             scheduler.wait(lambda: self._owner is None, "a lock")
         self._owner, self._count = scheduler._running, 1
         return True
+
+    __enter__ = acquire
 
     def release(self) -> None:
         assert self._owner is not None
@@ -187,9 +189,6 @@ class Lock:
 
     def locked(self) -> bool:
         return self._owner is not None
-
-    def __enter__(self) -> bool:
-        return self.acquire()
 
     def __exit__(self, *_: object) -> None:
         self.release()

@@ -156,7 +156,7 @@ class _Hook:
             made.kept = below.read
             made.watched = _WRITE(self._led_through("read", below.read))
             made.read = made.watched if self.reads else made.kept
-            made.write = _WRITE(self._led_through("write", below.write))
+            made.write = _WRITE(self._write_led_through(below.write))
             made.truncate = _TRUNCATE(self._led_through("truncate", below.truncate))
             made.sync = _SYNC(self._led_through("sync", below.sync))
             self.tables[address] = made
@@ -169,7 +169,7 @@ class _Hook:
             table.read = table.watched if wanted else table.kept
 
     def _led_through(self, operation: str, original: Any) -> Callable[..., int]:
-        """What stands in the place of an entry. It runs for every page that a commit writes."""
+        """What stands in the place of an entry."""
         paths, note = self.paths, _NOTES[operation]
 
         def run(*arguments: Any) -> int:
@@ -192,14 +192,31 @@ class _Hook:
 
         return run
 
+    def _write_led_through(self, original: Any) -> Callable[..., int]:
+        """The same for writes: it runs twice for every page that a commit writes."""
+        paths, string_at = self.paths, c.string_at
 
-def _note_write(medium: Medium, path: str, arguments: tuple[Any, ...]) -> None:
-    medium.catalog_write(path, arguments[3], c.string_at(arguments[1], arguments[2]))
+        def write(file: int, data: int, length: int, offset: int) -> int:
+            below, path = self.below, paths.get(file)
+            if below is None or path is None or below.asleep:
+                return int(original(file, data, length, offset))
+            try:
+                fault = below.script("write", path)
+                if fault is not None and not fault[1]:
+                    return CODES[fault[0]]
+                code: int = original(file, data, length, offset)
+                if not code:
+                    below.medium.catalog_write(path, offset, string_at(data, length))
+                return code if fault is None else CODES[fault[0]]
+            except BaseException as error:
+                below.wrong(error)
+                return CODES["EIO read"]
+
+        return write
 
 
 _NOTES: dict[str, Callable[[Medium, str, tuple[Any, ...]], None]] = {
     "read": lambda medium, path, arguments: None,
-    "write": _note_write,
     "truncate": lambda medium, path, arguments: medium.catalog_truncate(path, arguments[1]),
     "sync": lambda medium, path, arguments: medium.catalog_sync(path, good=True),
 }

@@ -68,6 +68,11 @@ BEHIND = "books are wrong"  # of the refusal of a store that the next opening pu
 PAUSE = 100.0  # simulated seconds between episodes and sessions: longer than a failed volume waits to be tried again
 
 
+@functools.cache
+def _line_of(operation: str, path: str) -> str:
+    return f"catalog {operation} {path[-4:]}"
+
+
 class _Read(NamedTuple):
     """What the catalog said: at which of its versions, and after how many writes into its log."""
 
@@ -158,7 +163,7 @@ class World:
         self.ids.setstate(other.ids.getstate())
 
     def _run(self, episodes: Sequence[plans.Episode | None]) -> None:
-        self.medium.watch = self._watch
+        self.medium.watch, self.medium.watches_all = self._watch, self.traced
         gc_was_on = gc.isenabled()
         gc.disable()  # a collection settles reservations that nobody remembers: not at moments of its own
         try:
@@ -368,8 +373,8 @@ class World:
         self.medium.take()
         if self.medium.dark:
             return f"EIO {operation}", False
-        if operation != "read":  # there are many
-            self._note(f"catalog {operation} {path[-4:]}")
+        if operation != "read" and self.traced:  # there are many
+            self._note(_line_of(operation, path))
         if self._cut_catalog and self._cut_place in ("catalog", operation):
             self._cut_catalog -= 1
             if not self._cut_catalog:
