@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections import defaultdict
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import xxhash
@@ -75,6 +75,10 @@ class Sent:
         """Another attempt."""
         self.objects, self.where, self.gone = [], [], set()
 
+    def copy(self) -> Sent:
+        """The same, to go on from."""
+        return replace(self, objects=[*self.objects], where=[*self.where], gone=set(self.gone))
+
 
 # A deletion that nobody knows the end of: transaction and number of each object.
 Doubt = frozenset[tuple[str, int]]
@@ -95,6 +99,12 @@ class Known:
     doubts: list[Doubt] = field(default_factory=list)
     rot: Rot = field(default_factory=dict)
     hurt: set[str] = field(default_factory=set)
+
+    def copy(self) -> Known:
+        """The same, to go on from."""
+        history = {tx: sent.copy() for tx, sent in self.history.items()}
+        rot = {path: [*regions] for path, regions in self.rot.items()}
+        return Known(history, [*self.doubts], rot, set(self.hurt))
 
 
 # ---- the rules, once more ------------------------------------------------------------------------------

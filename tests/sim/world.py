@@ -155,7 +155,7 @@ class World:
 
     def go_on_from(self, other: World) -> None:
         """Know what was known at the end of one that has prepared this ground. It may be asked any number of times."""
-        self.known, self.cut_off = copy.deepcopy((other.known, other.cut_off))
+        self.known, self.cut_off = other.known.copy(), dict(other.cut_off)
         self.history = self.known.history
         self.operators.away = dict(other.operators.away)
         self.spares, self.live = list(other.spares), dict(other.live)
