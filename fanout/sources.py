@@ -226,7 +226,7 @@ class PathSource:
             if self.rereadable:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             with naming(self.name):
-                yield from _read_into(file.readinto)
+                yield from _read_into(file.readinto, self.length)
 
 
 class ReaderSource:
@@ -254,7 +254,7 @@ class ReaderSource:
     def _read(self) -> Generator[Buffer, None, None]:
         readinto = getattr(self._reader, "readinto", None)
         if readinto is not None:
-            yield from _read_into(readinto)
+            yield from _read_into(readinto, self.length)
         else:
             yield from _read_new(self._reader.read)
 
@@ -465,8 +465,11 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def _read_into(readinto: Callable[[memoryview], int | None]) -> Generator[Buffer, None, None]:
-    buffer = bytearray(CHUNK_BYTES)
+def _read_into(
+    readinto: Callable[[memoryview], int | None], length: int | None
+) -> Generator[Buffer, None, None]:
+    # One byte more than there should be is seen. A larger buffer would cost a small object 50 µs, for zeros.
+    buffer = bytearray(CHUNK_BYTES if length is None else min(CHUNK_BYTES, length + 1))
     with memoryview(buffer) as view:
         while True:
             count = readinto(view)

@@ -55,6 +55,24 @@ def path(tmp_path: Path) -> Path:
     return made
 
 
+class Asked(io.BytesIO):
+    """Says how much it was asked for at most."""
+
+    most = 0
+
+    def readinto(self, buffer: Any) -> int:
+        self.most = max(self.most, memoryview(buffer).nbytes)
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES])
+def test_a_small_object_gets_a_small_buffer(size: int) -> None:
+    """For each file of a tree a whole chunk was filled with zeros: of 4 KiB that took longer than to read it."""
+    reader = Asked(DATA[:size].ljust(size, b"x"))
+    assert len(drain(as_source(reader))) == size
+    assert reader.most == min(size + 1, CHUNK_BYTES)  # one byte more, to see one too many
+
+
 def test_what_can_be_read_again_is_the_same_again(path: Path) -> None:
     """Breaks if a retried transaction sends other bytes than the first attempt."""
     with path.open("rb") as file:
