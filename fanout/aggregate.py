@@ -148,6 +148,11 @@ class Stretch:
         """The targets that failed so far."""
         return {} if self.settled else self.stream.failures()
 
+    def holds(self, pool: str) -> bool:
+        """Whether it has regions of a pool that will go back once nothing is in flight there."""
+        there = any(name == pool and t.state != "detached" for t, name in self.pools.items())
+        return there and any((at, pool) not in self.released for at in range(len(self.spans)))
+
     def release(self, host: Host, *, timeout: float = 0.0) -> bool:
         """Give the regions back that nothing is in flight on.
 

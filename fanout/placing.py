@@ -104,6 +104,7 @@ class Placing:
         timeout: of the streams, in seconds; None: for ever.
         verify: pools that are read back before the commit.
         expected: bytes that it will perhaps take of a primary.
+        regain: waits for what earlier attempts still have in a pool, and says whether any of it went back.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Placing:
         timeout: float | None,
         verify: Collection[str] = (),
         expected: Mapping[str, int] = MappingProxyType({}),
+        regain: Callable[[str], bool] = lambda pool: False,
     ) -> None:
         self.lists = lists
         self.writers: list[AggregateWriter] = []
@@ -132,7 +134,7 @@ class Placing:
         self._transaction, self._attempt = transaction, attempt
         self._ids, self._timeout = ids, timeout
         self._keep, self._verify = policy.waits_for(lists.destination), verify
-        self._expected = expected
+        self._expected, self._regain = expected, regain
         # Objects up to this size belong to the current writer without a further look.
         self.easy = -1
         self._refused: dict[str, int] = {}  # smallest size that a primary refused in this attempt
@@ -259,6 +261,9 @@ class Placing:
             try:
                 spans = self._host.reserve(request)
             except (PoolFull, PoolUnavailable) as error:
+                full = isinstance(error, PoolFull) and not error.of_host
+                if full and not ahead and self._regain(error.pool):
+                    continue
                 if error.pool == writer.primary:
                     if error.of_host and not ahead:  # the next one is no answer
                         self._over(writer, Refused([of_refusal(error)]))

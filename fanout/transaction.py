@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from fanout import policy
-from fanout.aggregate import MAX_NAME_BYTES, Signal, Stretch
+from fanout.aggregate import MAX_NAME_BYTES, SETTLE_SLICE, Signal, Stretch
 from fanout.blame import beside, one_for_each, stop_and_look
 from fanout.errors import (
     CatalogError,
@@ -146,6 +146,19 @@ class Shared:
             if stretch.release(self.host, timeout=left):
                 self.pending.remove(stretch)
 
+    def regain(self, pool: str) -> bool:
+        """Wait for the regions that aborted attempts of this session still have in a pool; whether any went back.
+
+        Without them the pool would look full to a resend, for want of what the session itself has there.
+        """
+        held, left = [s for s in self.pending if s.holds(pool)], self.timeout
+        still = held
+        while still and not self.engine.closed and (left is None or left > 0):
+            self.sweep(timeout=SETTLE_SLICE)
+            left = None if left is None else left - SETTLE_SLICE
+            still = [stretch for stretch in held if stretch.holds(pool)]
+        return len(still) < len(held)
+
 
 class Transaction:
     """A group of objects that becomes visible together; made by `Session.begin` or an attempt.
@@ -173,6 +186,7 @@ class Transaction:
             timeout=shared.timeout,
             verify=shared.verify,
             expected=shared.taken,
+            regain=shared.regain,
         )
         self._final = False  # a source was read that cannot be read again
         self._rewinds: list[ReaderSource] = []

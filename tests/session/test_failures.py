@@ -301,6 +301,43 @@ def test_a_full_secondary_is_a_write_error(world: World) -> None:
     world.at_rest()
 
 
+def test_what_an_aborted_attempt_still_has_is_waited_for(world: World) -> None:
+    """The same objects, sent again at once, found pools full of themselves: they overflowed, and all secondaries left the session."""
+    world.engine.set_faults(
+        [
+            Fault.delay(3.0, kind=Phase.WRITE, target=world.target(pool), count=None)
+            for pool in ("DP", "C2")
+        ]
+    )
+    session = world.session()
+    transaction = session.begin()
+    transaction.put("big", bytes(9 * MIB))
+    transaction.abort()
+    with session.begin() as again:
+        again.put("big", bytes(9 * MIB))
+    assert not session.removed
+    assert again.receipt is not None
+    assert again.receipt.objects[0].pools == ("DP", "C1", "C2", "AD")
+
+
+def test_what_an_aborted_attempt_still_has_is_not_waited_for_for_ever(world: World) -> None:
+    """A pool that drains more slowly than the session may wait is full, as for anybody else."""
+    session = world.session(timeout=5.0)
+    world.host.pools["C2"][0].size = MIB
+    world.engine.set_faults(
+        [Fault.delay(60.0, kind=Phase.WRITE, target=world.target("C2"), count=None)]
+    )
+    transaction = session.begin()
+    transaction.put("small", bytes(600 * KIB))
+    transaction.abort()
+    began = world.engine.now()
+    with pytest.raises(TransactionRetry) as caught, session.begin() as again:
+        again.put("small", bytes(600 * KIB))
+    assert caught.value.removed == ("C2",)
+    assert session.removed["C2"].startswith("reserve: ")
+    assert world.engine.now() - began < 10.0
+
+
 def test_all_full_secondaries_are_found_at_once(world: World) -> None:
     """One resend for two full pools (R13)."""
     session = world.session()
