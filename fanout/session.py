@@ -108,6 +108,8 @@ class Session:
             verify=frozenset(verify),
         )
         self._transaction: Transaction | None = None
+        # Its `TransactionRetry` was kept back by the loop, and it was not sent again.
+        self._unsent: Transaction | None = None
         self._closed, self._process = False, os.getpid()
 
     @property
@@ -131,7 +133,9 @@ class Session:
 
         Yields:
             Attempts, each to be entered by ``with``. A `TransactionRetry` inside it ends the round quietly; the
-            loop ends after a commit or an `abort`. The transaction's id stays the same.
+            loop ends after a commit or an `abort`. The transaction's id stays the same. Where the loop is left before
+            (``return`` and ``break`` in a round are, when its commit fails), the session raises the `TransactionRetry` at
+            its own end, unless an `abort` has said that the caller gives up.
 
         Raises:
             InterfaceError: closed, a transaction is open, or an attempt was not entered.
@@ -176,6 +180,8 @@ class Session:
             self._may_begin(transaction, attempt)
             shared.sweep()
             shared.receipt = None
+            if self._unsent is not None and self._unsent.transaction == transaction:
+                self._unsent = None
             identity = checked_id(shared.ids() if transaction is None else transaction)
             if len(identity) != ID_BYTES:
                 raise InterfaceError(f"begin: a transaction id has {ID_BYTES} bytes: {identity!r}")
@@ -227,6 +233,15 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        left = self._unsent
+        if error is None and left is not None and not left.given_up:
+            assert left.failure is not None
+            left.failure.add_note("The loop of its attempts was left before it was sent again.")
+            raise left.failure
+
+    def _keep_back(self, transaction: Transaction) -> None:
+        """The loop will send it again; if not, somebody must say that it is not stored."""
+        self._unsent = self._unsent or transaction
 
 
 class Attempt:
@@ -257,10 +272,9 @@ class Attempt:
         assert self.transaction is not None
         try:
             self.transaction.__exit__(kind, error, trace)
+            again = error is self.transaction.failure and isinstance(error, TransactionRetry)
         except TransactionRetry:
-            return True
-        return (
-            error is not None
-            and error is self.transaction.failure
-            and isinstance(error, TransactionRetry)
-        )
+            again = True
+        if again:
+            self._session._keep_back(self.transaction)
+        return again

@@ -188,6 +188,8 @@ class Transaction:
             expected=shared.taken,
             regain=shared.regain,
         )
+        self._broke = ""  # what ended the attempt, and was raised
+        self.given_up = False  # the caller said so
         self._final = False  # a source was read that cannot be read again
         self._rewinds: list[ReaderSource] = []
 
@@ -263,7 +265,7 @@ class Transaction:
             return self._commit()
 
     def abort(self) -> None:
-        """Undo everything; idempotent, and no failure of any pool.
+        """Undo everything; idempotent, and no failure of any pool. Behind an error that was caught: the caller gives up.
 
         Raises:
             InterfaceError: it is committed, or nobody knows.
@@ -271,6 +273,7 @@ class Transaction:
         with self._shared.alone("abort"):
             if self._state in (State.COMMITTED, State.UNKNOWN):
                 raise InterfaceError(f"abort: the transaction is {self._state.value}")
+            self.given_up = True
             if self._state is State.OPEN:
                 self._stop(State.ABORTED)
 
@@ -291,6 +294,10 @@ class Transaction:
         elif self._failure is not None:
             # The block caught the signal and went on: leaving it quietly would look like success.
             raise self._failure
+        elif self._broke and not self.given_up:
+            raise InterfaceError(
+                f"with: nothing of the transaction is stored, since it was aborted by what the block caught: {self._broke}"
+            )
         elif self._state is State.OPEN:
             self.commit()
 
@@ -324,10 +331,10 @@ class Transaction:
                     self._rewinds.append(source)
                 data = _flat(itertools.chain(() if first is None else (first,), chunks))
                 self._feed(name, length, data)
-        except BaseException:
+        except BaseException as error:
             # A source may say at the very end that its bytes were no good: a sum that differs, a process that failed.
             if begun and self._state is State.OPEN:
-                self._stop(State.ABORTED)
+                self._abort_for(error)
             raise
 
     def _feed(self, name: bytes, length: int | None, data: Iterable[bytes | memoryview]) -> None:
@@ -395,7 +402,11 @@ class Transaction:
         if isinstance(error, NoRoom):
             self._no_room(name, length, error)
         if self._state is State.OPEN:
-            self._stop(State.ABORTED)
+            self._abort_for(error)
+
+    def _abort_for(self, error: BaseException) -> None:
+        self._broke = repr(error)
+        self._stop(State.ABORTED)
 
     def _no_room(self, name: bytes, length: int | None, error: NoRoom) -> NoReturn:
         self._stop(State.FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import threading
@@ -115,6 +116,76 @@ def test_a_caught_signal_is_raised_again_at_the_end(world: World) -> None:
                 transaction.put("E", content("E"))
         except TransactionRetry:
             pass
+
+
+@pytest.mark.parametrize("by", ["return", "break", "return behind a put"])
+def test_a_loop_that_is_left_in_the_middle_of_a_round(world: World, by: str) -> None:
+    """The round's end commits, and fails; nobody asks for the next one: nothing was stored, and nothing was raised."""
+    broken(world, "C1")
+
+    def send(session: Session) -> str:
+        for attempt in session.attempts():
+            with attempt as transaction:
+                if by == "return behind a put":
+                    with contextlib.suppress(TransactionRetry):
+                        for _ in range(100):
+                            transaction.put("E", content("E"))
+                    return "stored"
+                transaction.put("A", content("A"))
+                if by == "return":
+                    return "stored"
+                break
+        return "stored"
+
+    with (
+        pytest.raises(TransactionRetry, match="C1 left this session") as caught,
+        world.session() as session,
+    ):
+        send(session)
+        store(session, "B")  # another one
+    assert "left before it was sent again" in caught.value.__notes__[0]
+    assert world.host.names("DP") == ["B"]
+    world.at_rest()
+
+
+def test_a_loop_that_is_left_on_purpose(world: World) -> None:
+    """Whoever says that he gives up is not told again; nor is he whose own exception is on its way, or who sends it again by hand."""
+    with world.session() as session:
+        broken(world, "C1")
+        for attempt in session.attempts():
+            with attempt as transaction:
+                transaction.put("A", content("A"))
+            transaction.abort()
+            break
+    assert session.removed
+    with pytest.raises(ZeroDivisionError), world.session() as session:
+        for attempt in session.attempts():
+            with attempt as transaction:
+                transaction.put("A", content("A"))
+            _ = 1 // 0
+    with world.session() as session:
+        with next(session.attempts()) as transaction:
+            transaction.put("A", content("A"))
+        with session.begin(transaction=transaction.transaction, attempt=2) as transaction:
+            transaction.put("A", content("A"))
+    assert world.host.names("DP") == ["A"]
+
+
+def test_a_caught_error_of_the_last_source_is_no_success(world: World) -> None:
+    """Who skips files that cannot be read learns of the abort at the next put; behind the last one nobody told him."""
+    with pytest.raises(InterfaceError, match=r"nothing of the transaction is stored.*the disk"):
+        for attempt in world.session().attempts():
+            with attempt as transaction:
+                transaction.put("A", content("A"))
+                with contextlib.suppress(OSError):
+                    transaction.put("B", Failing(OSError(errno.EIO, "the disk")))
+    with world.session().begin() as transaction:
+        transaction.put("A", content("A"))
+        with contextlib.suppress(OSError):
+            transaction.put("B", Failing(OSError(errno.EIO, "the disk")))
+        transaction.abort()  # he knows
+    assert world.host.records == []
+    world.at_rest()
 
 
 def test_attempts_that_are_not_entered(world: World) -> None:
