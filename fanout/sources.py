@@ -265,7 +265,8 @@ class IterableSource:
     def __init__(self, chunks: Iterable[Buffer], length: int | None) -> None:
         self.name = type(chunks).__name__
         self._chunks, self._used = chunks, False
-        self.rereadable = not isinstance(chunks, Iterator)
+        # One that hands the same iterator out each time has nothing left for a second pass.
+        self.rereadable = not isinstance(chunks, Iterator) and iter(chunks) is not iter(chunks)
         if length is None and isinstance(chunks, Sequence):
             length = sum(memoryview(chunk).nbytes for chunk in chunks)
         self.length = length

@@ -112,6 +112,24 @@ def test_a_file_is_read_into_one_buffer(path: Path) -> None:
     assert len(owners) == 1
 
 
+class Wrapped:
+    """An iterable that is no iterator, and has one."""
+
+    def __init__(self) -> None:
+        self.chunks = iter([b"one", b"two"])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.chunks
+
+
+def test_a_wrapped_iterator_cannot_be_read_again() -> None:
+    """Taken for a list, it had nothing left for the resend: an empty object was stored, with full success."""
+    with pytest.raises(SourceNotRereadable, match=r"Wrapped: .*spooled"):
+        as_source(Wrapped())
+    kept = spooled(Wrapped(), limit_bytes=10)
+    assert [b"".join(map(bytes, kept.open())) for _ in range(2)] == [b"onetwo"] * 2
+
+
 def generated() -> Iterator[bytes]:
     yield DATA[:5]
     yield b""
