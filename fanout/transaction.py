@@ -409,12 +409,24 @@ class Transaction:
         self._stop(State.ABORTED)
 
     def _no_room(self, name: bytes, length: int | None, error: NoRoom) -> NoReturn:
-        self._stop(State.FAILED)
         size = "an unknown number of" if length is None else str(length)
         chain = " -> ".join(primary.pool for primary in self._placing.destination.chain)
-        group = ExceptionGroup("what refused", error.refusals) if error.refusals else None
         message = f"no pool of {chain} takes {quoted(name)} of {size} bytes ({error})"
-        raise self._failed("space", f"{message}; {error.mend}") from group
+        self._hopeless(f"{message}; {error.mend}", error.refusals)
+
+    def _hopeless(self, message: str, refusals: Sequence[Exception] = ()) -> NoReturn:
+        """No primary takes an object (rule R7). What has failed meanwhile leaves all the same, and R3 wins."""
+        blamed = beside(self._placing.stretches)
+        self._stop(State.FAILED)
+        removed: tuple[str, ...] = ()
+        if blamed:
+            verdict = policy.judge(self._shared.lists, one_for_each(blamed), retries_left=0)
+            if verdict.reason == "copy_continue":
+                self._signal(verdict, [each for _, each in blamed])
+            self._shared.lists, removed = verdict.lists, verdict.removed
+        errors = [*refusals, *(each for _, each in blamed)]
+        group = ExceptionGroup("what refused, and what failed", errors) if errors else None
+        raise self._failed("space", message, removed=removed) from group
 
     def _outgrown(self, name: bytes, given: int) -> NoReturn:
         """An object of unknown length does not fit its primary: begin again lower in the chain (rule R6).
@@ -426,8 +438,7 @@ class Transaction:
         outgrew = f"{quoted(name)} outgrew {chain[placing.index].pool} at {given} bytes"
         lower = policy.next_primary(placing.destination, given, {}, start=placing.index + 1)
         if lower is None:
-            self._stop(State.FAILED)
-            raise self._failed("space", f"{outgrew}, and no pool below takes it")
+            self._hopeless(f"{outgrew}, and no pool below takes it")
         self._progress.floor = lower
         if blamed := beside(placing.stretches):
             self._fail(blamed)

@@ -21,9 +21,9 @@ from fanout.errors import (
 )
 from fanout.sources import once
 from fanout.transaction import State
-from fanout.types import FaultClass, OutcomeCode, Phase
+from fanout.types import Destination, FaultClass, OutcomeCode, Phase, Primary
 
-from .conftest import KIB, MIB, NORMAL, SLOT, World, destination
+from .conftest import AD, C1, C2, KIB, MIB, NORMAL, SLOT, World, destination
 from .test_vectors import content, store
 
 if TYPE_CHECKING:
@@ -464,6 +464,29 @@ def test_no_primary_takes_it(world: World) -> None:
     assert len(c.value.__cause__.exceptions) == 2
     assert world.host.held()["DP"] == ""
     assert store(session, "A") == 1
+    world.at_rest()
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("copy_continue", [True, False])
+def test_what_fails_before_no_primary_takes_an_object(
+    world: World, *, copy_continue: bool, unknown: bool
+) -> None:
+    """The session's next transaction met the broken pool again; a copy pool that must not be missed was told as a want of space (R14)."""
+    chain = (Primary("DP", MIB), Primary("TP", MIB))
+    session = world.session(Destination(chain, (C1, C2, AD), copy_continue))
+    world.engine.set_faults([every("C1", world, kind=Phase.WRITE)])
+    transaction = session.begin()
+    transaction.put("B", content("B"))
+    world.engine.advance(1.0)
+    large = content("E")
+    with pytest.raises(TransactionFailed) as caught:
+        transaction.put("E", once(iter([large])) if unknown else large)
+    assert caught.value.reason == ("space" if copy_continue else "copy_continue")
+    gone = ("C1",) if copy_continue else ()
+    assert (caught.value.removed, tuple(session.removed)) == (gone, gone)
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert caught.value.__cause__.subgroup(TargetError)
     world.at_rest()
 
 
