@@ -124,9 +124,10 @@ class Stretch:
                 # One that failed must not wait for another that hangs.
                 if self.stream.failures():
                     raise LegFailed from None
-                left = None if left is None else left - step
-                if left is not None and left <= 0:
-                    raise Unwritten(self._late(), _TOO_LATE) from None
+                left = None if left is None else max(0.0, left - step)
+                # If it has ended meanwhile, nobody is late: the next look says how.
+                if left is not None and left <= 0 and (late := self._late()):
+                    raise Unwritten(late, _TOO_LATE) from None
                 continue
             if not all(outcome.ok for outcome in outcomes.values()):
                 raise LegFailed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fanout.engine import Fault
+from fanout.engine import Fault, Stream
 from fanout.errors import (
     CatalogBusy,
     CommitUnknown,
@@ -251,6 +251,25 @@ def test_a_timeout_for_the_flush_blames_the_late_ones(world: World) -> None:
     path = world.target("AD").path
     assert os.path.isabs(path)
     assert session.removed["AD"] == f"flush: ETIMEDOUT at 0 on {path}"
+
+
+def test_a_flush_that_ends_with_the_timeout_is_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of the wait and the look at who is late all had answered: nobody could be blamed, which ended in an AssertionError."""
+    session, sync = world.session(timeout=0.2), Stream.sync
+    late = iter([True])
+
+    def just_missed(stream: Stream, *, timeout: float | None = None) -> Any:
+        outcomes = sync(stream, timeout=timeout)
+        if next(late, False):
+            raise TimeoutError
+        return outcomes
+
+    monkeypatch.setattr(Stream, "sync", just_missed)
+    assert store(session, "A") == 1
+    assert not session.removed
+    world.at_rest()
 
 
 # ---- this host -------------------------------------------------------------------------------------------
