@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 from fanout.aggregate import SETTLE_SLICE, Signal, Starved, Unwritten
 from fanout.errors import PoolFull, PoolUnavailable, TargetError
 from fanout.policy import Failure
-from fanout.types import FaultClass, OutcomeCode
+from fanout.types import FaultClass, Outcome, OutcomeCode, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fanout.aggregate import Stretch
     from fanout.engine import Target
-    from fanout.types import Outcome
 
     # A failure for the judge, and the exception that tells the caller.
     Blamed = tuple[Failure, Exception]
@@ -34,6 +33,9 @@ _REAL = frozenset(
         OutcomeCode.MISMATCH,
     }
 )
+_UNANSWERED = Outcome(
+    OutcomeCode.TIMED_OUT, Phase.WRITE, errno=errno.ETIMEDOUT, cls=FaultClass.TRANSPORT
+)
 
 
 def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str) -> list[Blamed]:
@@ -44,7 +46,8 @@ def stop_and_look(stretches: Sequence[Stretch], signal: Signal, *, primary: str)
         signal: what ended it.
         primary: the pool to name when this host was short of something; nobody is removed for that.
     """
-    blamed = beside(stretches) + _of_signal(signal, primary)
+    held_up = _held_up(stretches) if isinstance(signal, Starved) else []
+    blamed = beside(stretches) + (held_up or _of_signal(signal, primary))
     assert blamed, f"an attempt ended, and nothing says why: {signal!r}"
     return blamed
 
@@ -92,6 +95,18 @@ def _legs(stretches: Sequence[Stretch]) -> dict[tuple[Target, str], Outcome]:
     for stretch in stretches:
         for target, outcome in stretch.failures().items():
             found.setdefault((target, stretch.pools[target]), outcome)
+    return found
+
+
+def _held_up(stretches: Sequence[Stretch]) -> list[Blamed]:
+    """Who keeps the slots of a starving stream: targets that have not answered for that long, beside others that are through with all of it."""
+    found: list[Blamed] = []
+    for stretch in stretches:
+        legs = [] if stretch.settled else stretch.stream.legs()
+        legs = [leg for leg in legs if leg.state == "active"]
+        late = [leg for leg in legs if leg.completed < leg.accepted]
+        if len(late) < len(legs):
+            found += [_blame(stretch.pools[leg.target], leg.target, _UNANSWERED) for leg in late]
     return found
 
 

@@ -438,7 +438,7 @@ class Store(StoreReader):
             node: name of a node of the configuration, in any case.
             kind: of its objects, unless `Session.begin` says otherwise.
             timeout: seconds to wait for a slot, an admission or a flush, as of `Session`; None: as long as the engine's
-                hard deadline lets it take. A pool that has not flushed by then has failed.
+                hard deadline lets it take. A pool that has not flushed, or holds what is waited for, by then has failed.
 
         Raises:
             UnknownPool: no such node; says which there are.

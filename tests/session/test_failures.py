@@ -253,6 +253,23 @@ def test_a_timeout_for_the_flush_blames_the_late_ones(world: World) -> None:
     assert session.removed["AD"] == f"flush: ETIMEDOUT at 0 on {path}"
 
 
+@pytest.mark.parametrize("pool", ["C1", "AD", "DP"])
+def test_a_timeout_for_memory_blames_who_holds_it(world: World, pool: str) -> None:
+    """An object larger than the memory never came to its flush beside a pool that hung: every transaction failed, for a shortage of this host."""
+    session = world.session(timeout=5.0)
+    world.engine.set_faults([Fault.never(kind=Phase.WRITE, target=world.target(pool), count=None)])
+    with pytest.raises(TransactionRetry) as caught, session.begin() as transaction:
+        transaction.put("large", bytes(9 * MIB))
+    if pool == "DP":
+        assert (caught.value.reason, caught.value.removed) == ("primary", ())
+        return
+    assert (caught.value.reason, caught.value.removed) == ("secondary", (pool,))
+    assert session.removed[pool] == f"write: ETIMEDOUT at 0 on {world.target(pool).path}"
+    with session.begin() as transaction:  # while it still hangs
+        transaction.put("large", bytes(9 * MIB))
+    assert world.engine.now() < 60.0  # not by the engine's own deadline
+
+
 def test_a_flush_that_ends_with_the_timeout_is_in_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
