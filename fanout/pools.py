@@ -29,7 +29,7 @@ from fanout.errors import CatalogStale, InterfaceError, PoolFull, PoolUnavailabl
 from fanout.growing import Grower
 from fanout.host import Placement, Span
 from fanout.making import sequence_number
-from fanout.opening import Opener, side_by_side
+from fanout.opening import REOPEN_TIMEOUT, Opener, side_by_side
 from fanout.pool import (
     LEAST_SPAN,
     Member,
@@ -110,7 +110,8 @@ class PoolSet:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine, self._book, self._clock = engine, book, clock
-        self._lock = threading.RLock()
+        self._lock, self._meeting = threading.RLock(), threading.Lock()
+        self._read_only = False
         self._orphans: deque[dict[str, Held]] = deque()
         self.pools: dict[str, Pool] = {
             pool.name: Pool(pool, config.device_classes[pool.device_class])
@@ -145,8 +146,8 @@ class PoolSet:
             CatalogError: the new epochs could not be recorded; all is closed again.
             VolumeError: this machine had no descriptor or no memory left for a volume (promise 4). Nothing was written.
         """
-        opener = self._opener
-        members = [member for pool in self.pools.values() for member in pool.members]
+        opener, self._read_only = self._opener, read_only
+        members = self._members()
         try:
             side_by_side(
                 lambda member: opener.look(member, lock_wait, read_only=read_only), members
@@ -162,6 +163,23 @@ class PoolSet:
             self.close()
             raise
         return [member.volume for member in members if member.volume]
+
+    def meet(self) -> None:
+        """Read only: open what a writer has added since, and what could not be opened before, not more often than once a second each."""
+        if not self._read_only:
+            return
+        with self._meeting:
+            there, now = self._members(), self._clock()
+            known = {member.entry.volume for member in there}
+            entries = [e for e in self._book.volumes() if e.volume not in known]
+            new = [Member(entry) for entry in entries if entry.pool in self.pools]
+            tried = [m for m in (*there, *new) if m.volume is None and m.next_try <= now]
+            side_by_side(
+                lambda m: self._opener.look(m, 0.0, read_only=True, timeout=REOPEN_TIMEOUT), tried
+            )
+            with self._lock:
+                for member in new:
+                    self.pools[member.entry.pool].members.append(member)
 
     @property
     def older(self) -> list[str]:
@@ -252,6 +270,9 @@ class PoolSet:
             return [
                 status_of(pool, member) for pool in self.pools.values() for member in pool.members
             ]
+
+    def _members(self) -> list[Member]:
+        return [member for pool in self.pools.values() for member in pool.members]
 
     def _pool(self, name: str) -> Pool:
         pool = self.pools.get(name)

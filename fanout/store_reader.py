@@ -174,6 +174,9 @@ class StoreReader:
     def _readable(self, identity: bytes) -> Volume:
         """The open volume, or why it cannot be read."""
         volume = self.pools.volume(identity)
+        if volume is None:
+            self.pools.meet()
+            volume = self.pools.volume(identity)
         if volume is not None:
             access = self.config.pools[volume.pool].access
             if access is Access.UNAVAILABLE:
@@ -215,6 +218,7 @@ class StoreReader:
     def query_volumes(self) -> list[VolumeStatus]:
         """Every volume, open or not, with its state, the reason for it, and its space; also those that are in use by no pool."""
         self._must_be_open()
+        self.pools.meet()
         # Asking a volume is what notices that the engine has let its target go.
         dead = [volume.path for volume in self.pools.volumes() if not volume.writable]
         _log.debug("volumes that cannot be written: %s", dead)
