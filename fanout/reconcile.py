@@ -221,6 +221,7 @@ class _Run:
     no_room: DestinationFull | None = None  # that said so
     ahead: ReadAhead = field(default_factory=ReadAhead)
     failed: list[tuple[bytes, str]] = field(default_factory=list)
+    bad: dict[bytes, str] = field(default_factory=dict)  # why no copy can give all of an aggregate
     refused: list[tuple[_Task, DestinationFailed | TimeoutError]] = field(default_factory=list)
 
     # ---- what is missing ---------------------------------------------------------------------------
@@ -423,6 +424,8 @@ class _Run:
             contents = now[task.entry.aggregate]
             there = {member.member for member in contents.members}
             bad += [found for found in task.bad if found.member.member in there]
+            if task.bad:
+                self.bad[task.entry.aggregate] = task.bad[0].reason
             repair, present = self._repair(task, contents, mine)
             repairs.append(repair)
             spans += [span for part in mine for span in part.spans] if repair.copy else []
@@ -459,7 +462,8 @@ class _Run:
             copy = NewCopy(self.pool, places, present)
         gap = None
         if lacking:
-            why = task.bad[0].reason if task.bad else "copied while it was replaced"
+            # Perhaps of another half of it.
+            why = self.bad.get(entry.aggregate, "copied while it was replaced")
             missing = None if len(lacking) == entry.objects else MemberSet.of(lacking)
             gap = NewGap(self.pool, f"not repaired: {why}", 0, missing)
         return Repair(entry.aggregate, self.pool, copy, gap), new

@@ -414,6 +414,26 @@ def test_members_that_fit_into_a_nearly_full_pool(site: Site, pool: str) -> None
     assert check_store(site.path).problems == ()
 
 
+def test_what_is_damaged_keeps_its_reason_beside_what_fits_without_it(site: Site) -> None:
+    """Of a transaction that is too large the halves go in, the first without what no copy can give. Breaks if the second one's commit says another reason for that."""
+    site.sizes["COPYPOOL1"] = 16 * MIB
+    site.object_limit = 20 * MIB
+    site.create()
+    objects = {b"%02d" % n: site.rng.randbytes(MIB) for n in range(9)}
+    objects[b"00"] = site.rng.randbytes(9 * MIB)
+    with site.locked("COPYPOOL1"), site.open(lock_wait=0) as store:
+        put(store, objects)
+    for pool in ("DISKPOOL", "COPYPOOL2", "ACTIVEDATAPOOL"):
+        assert site.flip(pool, objects[b"00"][4 * MIB : 4 * MIB + 4096]) == 1
+    with site.open() as store:
+        report = backup_stgpool(store, "DISKPOOL", "COPYPOOL1")
+        assert report.copied_objects == 8
+        ((name, reason),) = report.failed
+        assert name == b"00"
+        (gap,) = store.query_gaps()
+        assert (gap.objects, gap.reason) == (1, f"not repaired: {reason}")
+
+
 def test_members_of_many_sizes_into_a_full_pool(site: Site) -> None:
     """What does not fit is said in few commits, and of a pool that is full nothing more is asked, however many members there are."""
     site.sizes["COPYPOOL1"] = 16 * MIB
