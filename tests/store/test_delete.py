@@ -84,6 +84,9 @@ def sound(site: SmallSite) -> None:
         after,
     ):  # since when a pool lacks what is active again, only the lost catalog knew
         said["gaps"] = sorted(gap[:4] + gap[5:] for gap in said["gaps"])
+        said["volumes"].sort(
+            key=lambda one: one.volume
+        )  # spare ones of two pools may be made at the same time
     assert [question for question in before if before[question] != after[question]] == []
     (site.base / "again.db").unlink()
 

@@ -98,7 +98,7 @@ class Rot(SmallSite):
             for _ in range(rng.randint(1, 12)):
                 entry = rng.choice(entries)
                 copies = catalog.copies(entry.aggregate)
-                for copy in rng.sample(copies, rng.randint(1, len(copies))):
+                for copy in rng.sample(copies, rng.randint(1, len(copies)) if copies else 0):
                     place = rng.choice(copy.places)
                     self.told.append(f"{copy.pool}, {entry.name[:5]!r}: {self.hit(paths, place)}")
         if rng.random() < 0.4:
@@ -223,6 +223,8 @@ class Rot(SmallSite):
             for entry in [one for one in store.query_objects() if key(one) in lost]:
                 store.delete(entry.node, entry.name, kind=entry.kind, version=entry.version)
                 del self.objects[key(entry)]
+            for primary in PRIMARIES:  # what was before them is active again
+                copy_activedata(store, primary, "ACTIVEDATAPOOL")
 
     def is_well(self) -> None:
         """Nothing is missing, and nothing is damaged that anybody needs."""
