@@ -20,7 +20,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fanout import format as fmt
-from fanout.errors import InterfaceError, VolumeForeign, VolumeFull, VolumeTorn
+from fanout.errors import InterfaceError, VolumeError, VolumeForeign, VolumeFull, VolumeTorn
 from fanout.format import BlockPlace, DirectoryRecord, Op
 from fanout.records import Records
 
@@ -30,11 +30,21 @@ if TYPE_CHECKING:
     from fanout.format import RecordHead, RecordPart, StoredSpan, Superblock
 
 
+# Blocks that a medium may refuse to read; and as many as one half has. Whatever refuses more is failing, and each may take it seconds.
+MOST_REFUSED = 64
+# Generations that such blocks may be of, and nobody sees: they may be read another day.
+UNSEEN = 1 << 32
+
+
 class Half(Protocol):
     """The bytes of one half: in memory, or read piece by piece, so that a large directory need not fit memory."""
 
     def __getitem__(self, part: slice, /) -> bytes:
-        """The bytes from `part.start` to `part.stop`."""
+        """The bytes from `part.start` to `part.stop`; may raise `BlockRefused`."""
+
+
+class BlockRefused(Exception):
+    """The medium refuses to read a block, and gives others; why is its cause."""
 
 
 class Write(NamedTuple):
@@ -74,12 +84,15 @@ class Directory:
 
     Attributes:
         torn: blocks that were written are damaged or missing: a crash tore them before they were durable, or they have rotten since.
-        holed: such blocks lie among those that count. A checkpoint ends that.
+        holed: such blocks lie among those that count, or may. A checkpoint ends that.
         complete: it has a whole checkpoint. Else this is what is left of it.
+        refused: offsets on the volume of blocks that the medium refused to read, and that were not written since.
     """
 
     def __init__(self, superblock: Superblock, *, path: str) -> None:
         self.path, self.torn, self.holed, self.complete = path, False, False, True
+        self.refused: set[int] = set()
+        self._stuck = False  # some of the live half were refused: nothing is appended to it
         self._superblock = superblock
         self._room = fmt.record_room(superblock.granule)
         self._blocks = superblock.directory_bytes // superblock.granule
@@ -115,6 +128,7 @@ class Directory:
 
         Raises:
             VolumeTorn: neither half holds a complete checkpoint, or a block is of an epoch that no superblock knows.
+            VolumeError: the medium refuses too many blocks.
         """
         made = cls(superblock, path=path)
         found = [made._scan(half, data) for half, data in enumerate(halves)]
@@ -124,6 +138,8 @@ class Directory:
         mine = sorted(n for n, place in found[live].items() if place.generation == generation)
         next_number = mine[-1] + 1 if mine else made._blocks  # nothing is appended to nothing
         made.holed = next_number > len(mine) or made._top_generation > generation
+        if made.refused:
+            made._mind_refused(live)
         made.torn |= made.holed
         sequence = 1 + max((place.sequence for place in everything), default=0)
         if max(made._top_generation, sequence) > fmt.MAX_COUNTER - superblock.directory_bytes:
@@ -140,7 +156,11 @@ class Directory:
         """The valid blocks of a half."""
         found = {}
         for number in range(self._blocks):
-            block = self._bytes(data, number)
+            try:
+                block = self._bytes(data, number)
+            except BlockRefused as error:
+                self._refuse(half, number, error)
+                continue
             if block[:8] != fmt.MAGIC:
                 continue  # never written: most of a young volume's directory
             try:
@@ -164,6 +184,22 @@ class Directory:
                 )
             found[number] = place
         return found
+
+    def _refuse(self, half: int, number: int, error: BlockRefused) -> None:
+        self.refused.add(self._superblock.half_offset(half) + number * self._superblock.granule)
+        most = min(MOST_REFUSED, self._blocks)
+        if len(self.refused) > most:
+            message = f"cannot be read: more than {most} blocks of its directory are refused ({error.__cause__})"
+            raise VolumeError(self.path, message) from error.__cause__
+
+    def _mind_refused(self, live: int) -> None:
+        """What was there counts, as far as anybody knows: in the live half, or where a newer use of the other one would begin."""
+        begin = self._superblock.half_offset(live)
+        self._stuck = any(
+            begin <= at < begin + self._superblock.directory_bytes for at in self.refused
+        )
+        self.holed |= self._stuck or self._superblock.half_offset(1 - live) in self.refused
+        self._top_generation += UNSEEN
 
     def _bytes(self, data: Half, number: int) -> bytes:
         granule = self._superblock.granule
@@ -265,6 +301,15 @@ class Directory:
         begin = self._superblock.half_offset(self._live.half)
         return begin, begin + self._live.next_number * self._superblock.granule
 
+    def readable(self) -> Iterator[tuple[int, int]]:
+        """The same without the blocks that were refused, in pieces."""
+        begin, end = self.extent
+        for at in sorted(self.refused):
+            if begin <= at < end:
+                yield begin, at
+                begin = at + self._superblock.granule
+        yield begin, end
+
     @property
     def full(self) -> bool:
         """Whether not even one more span of one more aggregate can be promised."""
@@ -273,7 +318,7 @@ class Directory:
     @property
     def blocks_left(self) -> int:
         """Blocks that can be appended before a checkpoint is due."""
-        return self._blocks - self._live.next_number
+        return 0 if self._stuck else self._blocks - self._live.next_number
 
     # ---- room ----------------------------------------------------------------------------------
 
@@ -433,10 +478,12 @@ class Directory:
                 self._keep(record.spans)
         if plan.checkpoint:
             self._drop_what_does_not_count()
-            self._base_durable = self.holed = False
+            self._base_durable = self.holed = self._stuck = False
             self.complete = True
         self._top_generation = max(self._top_generation, plan.generation)
         self._live = plan
+        begin, end = self.extent
+        self.refused = {at for at in self.refused if not begin <= at < end}
         self._plan, self._added, self._phase = None, [], _Phase.READY
 
     def lost(self) -> None:

@@ -33,7 +33,7 @@ from fanout.types import Phase
 from fanout.volume import VolumeState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from fanout.catalog import (
         CatalogReader,
@@ -165,24 +165,33 @@ class Scribe:
             wanted = dead.keys() | {entry.volume for entry in retired}
             directory.forget_deletes(a for a in deletes if a not in wanted)
         gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
+        holed, anew = directory.holed, False
+        if holed:
+            # What the hole may have had of deletes goes with the checkpoint that ends it: nothing would tell them later.
+            asked = sum(map(directory.growth, _records_of(volume, catalog, missing)))
+            asked += sum(map(directory.growth, gone))
+            lost = [entry for aggregate, entry in dead.items() if aggregate not in known]
+            gone += _untold(volume, retired, lost=lost, asked=asked)
+            anew = self._write_anew(volume, gone)
         for start in range(0, len(missing), CATCH_UP_BATCH):
             batch = missing[start : start + CATCH_UP_BATCH]
-            records = [record_of(spans) for spans in catalog.held_spans(volume.uuid, batch)]
-            requests = volume.prepare(records)
-            volume.written(self._engine.run(requests))
-        self._append(volume, gone)
-        untold = _untold(volume, dead.values(), retired)  # into the room that all else has left
-        self._append(volume, untold)
-        gone += untold
-        anew = directory.holed and self._write_anew(volume)
+            self._append(volume, list(_records_of(volume, catalog, batch)))
+        if not anew:
+            self._append(volume, gone)
+        if not holed:
+            untold = _untold(volume, retired)  # into the room that all else has left
+            self._append(volume, untold)
+            gone += untold
         if (missing or gone or anew) and volume.state is VolumeState.AVAILABLE:
+            volume.flush()
+        if volume.state is VolumeState.AVAILABLE and volume.overwrite_refused():
             volume.flush()
         return len(missing) + len(gone)
 
-    def _write_anew(self, volume: Volume) -> bool:
+    def _write_anew(self, volume: Volume, records: Sequence[DirectoryRecord]) -> bool:
         """A checkpoint, where damaged blocks lie among those that count; False: there is no room for it now, and the next opening tries again."""
         try:
-            requests = volume.prepare((), anew=True)
+            requests = volume.prepare(records, anew=True)
         except (VolumeFull, MemoryError) as error:
             _log.warning("%s: its directory keeps damaged blocks: %s", volume.path, error)
             return False
@@ -414,18 +423,33 @@ def retirement_of(entry: RetiredVolume) -> DirectoryRecord:
     )
 
 
+def _records_of(
+    volume: Volume, catalog: CatalogReader, aggregates: Sequence[bytes]
+) -> Iterator[DirectoryRecord]:
+    """What the directory of a volume should say of some aggregates."""
+    for start in range(0, len(aggregates), CATCH_UP_BATCH):
+        batch = aggregates[start : start + CATCH_UP_BATCH]
+        yield from map(record_of, catalog.held_spans(volume.uuid, batch))
+
+
 def _untold(
-    volume: Volume, dead: Iterable[DeadAggregate], retired: Iterable[RetiredVolume]
+    volume: Volume,
+    retired: Iterable[RetiredVolume],
+    *,
+    lost: Iterable[DeadAggregate] = (),
+    asked: int = 0,
 ) -> list[DirectoryRecord]:
-    """The retirements that a directory does not name, and deletes that it may have lost, as many as it has room for: others name them, too."""
+    """The retirements that a directory does not name, and deletes that it may have lost, as many as it has room for: others name them, too.
+
+    `asked` bytes of the room are for other records.
+    """
     directory = volume.directory
     assert directory is not None
     told = {record.aggregate: record.csn for record in directory.retirements()}
     untold = [retirement_of(v) for v in retired if told.get(v.volume, 0) < v.csn]
-    if directory.holed:  # nobody knows which ones it had
-        named = set(directory.deletes())
-        untold += [delete_of(entry) for entry in dead if entry.aggregate not in named]
-    room = directory.spare_bytes
+    named = set(directory.deletes())
+    untold += [delete_of(entry) for entry in lost if entry.aggregate not in named]
+    room = directory.spare_bytes - asked
     for count, record in enumerate(untold):
         room -= directory.growth(record)
         if room < 0:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from fanout import format as fmt
 from fanout.allocator import Allocator
-from fanout.directory import CheckpointUnsafe, Directory, newest_commit
+from fanout.directory import BlockRefused, CheckpointUnsafe, Directory, newest_commit
 from fanout.engine import Request
 from fanout.errors import (
     InterfaceError,
@@ -292,12 +293,15 @@ class Volume:
         raise VolumeStale(self.path, restored(block.epoch, known))
 
     def _load_directory(self, *, vouched: bool) -> Directory:
-        halves = self._halves(WINDOW)
+        halves = self._halves(WINDOW, vouched=vouched)
         return Directory.load(self.superblock, halves, path=self.path, vouched=vouched)
 
-    def _halves(self, window: int) -> list[_Window]:
+    def _halves(self, window: int, *, vouched: bool = False) -> list[_Window]:
         block, size = self.superblock, self.superblock.directory_bytes
-        return [_Window(self.read, block.half_offset(half), size, window) for half in (0, 1)]
+        return [
+            _Window(self.read, block.half_offset(half), size, window, vouched=vouched)
+            for half in (0, 1)
+        ]
 
     def newest_commit(self) -> int:
         """A commit that its directory has heard of, the last one as a rule; 0: it says nothing. Also when opened read only.
@@ -358,11 +362,27 @@ class Volume:
         believed to hold is not appended again, so it must be on the medium.
         """
         assert self.directory is not None
-        offset, end = self.directory.extent
         with translated(self.path, "directory cannot be written"):
-            for at in range(offset, end, self.engine.slot_size):
-                data = self.engine.read(self.target, at, min(self.engine.slot_size, end - at))
-                self.engine.write(self.target, at, data)
+            for offset, end in self.directory.readable():
+                for at in range(offset, end, self.engine.slot_size):
+                    data = self.engine.read(self.target, at, min(self.engine.slot_size, end - at))
+                    self.engine.write(self.target, at, data)
+
+    def overwrite_refused(self) -> bool:
+        """Write over blocks of the directory that do not count and that the medium refused to read: that heals a bad sector, as a rule.
+
+        Returns:
+            Whether any was written. It is durable with the next flush. Of one that cannot be written the volume fails when it is its turn.
+        """
+        directory, written = self.directory, False
+        if directory is None or directory.holed:
+            return False
+        for offset in sorted(directory.refused):
+            with suppress(TargetError, TimeoutError):
+                self.engine.write(self.target, offset, bytes(self.superblock.granule))
+                directory.refused.discard(offset)
+                written = True
+        return written
 
     def _write_superblock(self, **changes: object) -> None:
         """Write a newer superblock over the older copy; it counts once it is flushed."""
@@ -442,7 +462,11 @@ class Volume:
             return False
         bad = next((outcome for outcome in outcomes if outcome.code is not OutcomeCode.OK), None)
         if bad is not None:
-            self.fail(f"directory: {bad}")
+            retire = f"fanout retire volume --force {shlex.quote(self.path)}"
+            self.fail(
+                f"its directory cannot be written: {bad}; what it holds can be read. If that stays so, '{retire}' makes what it holds gaps that "
+                "can be closed"
+            )
             return False
         if prepared is not None:
             with self._books:
@@ -638,17 +662,32 @@ def restored(epoch: int, known: int) -> str:
 
 
 class _Window:
-    """Bytes of the volume, read a window ahead: a directory of 64 MiB is looked through in pieces."""
+    """Bytes of the volume, read a window ahead: a directory of 64 MiB is looked through in pieces. Once one is refused, block by block."""
 
     def __init__(
-        self, read: Callable[[int, int], bytes], base: int, size: int, window: int
+        self,
+        read: Callable[[int, int], bytes],
+        base: int,
+        size: int,
+        window: int,
+        *,
+        vouched: bool,
     ) -> None:
         self._read, self._base, self._size, self._window = read, base, size, window
+        self._vouched = vouched
         self._at, self._held = 0, b""
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop = part.start, part.stop
         if not self._at <= start or stop > self._at + len(self._held):
             length = min(max(self._window, stop - start), self._size - start)
-            self._at, self._held = start, self._read(self._base + start, length)
+            try:
+                self._at, self._held = start, self._read(self._base + start, length)
+            except TargetError as error:
+                if not self._vouched or error.outcome.cls not in REFUSALS:
+                    raise
+                if length == stop - start:
+                    raise BlockRefused from error
+                self._window = 0
+                return self[start:stop]
         return self._held[start - self._at : stop - self._at]

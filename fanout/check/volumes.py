@@ -166,6 +166,9 @@ class VolumeCheck:
         if not volume.directory.complete:
             offset, what = block.half_offset(live), "its directory has no complete checkpoint left"
             self._findings.of_volume(volume, offset, what, self._mend(volume, REWRITE))
+        for offset in sorted(volume.directory.refused):
+            what = "a block of its directory cannot be read"
+            self._findings.of_volume(volume, offset, what, self._mend(volume, REWRITE))
         newest = 0  # generation of the live half
         for half in (live, 1 - live):
             bad: dict[int, str] = {}
@@ -201,7 +204,7 @@ class VolumeCheck:
             length = min(WINDOW, block.directory_bytes - start)
             offset = block.half_offset(half) + start
             try:
-                data = volume.read(offset, length)
+                data = self._read_directory(volume, offset, length)
             except FanoutError as error:
                 what = f"its directory cannot be read: {without_path(error, volume)}"
                 self._findings.of_volume(volume, offset, what, replace_volume(volume.path))
@@ -210,6 +213,17 @@ class VolumeCheck:
                 piece = data[at : at + block.granule]
                 if piece != nothing:
                     yield (start + at) // block.granule, piece
+
+    def _read_directory(self, volume: Volume, offset: int, length: int) -> bytes:
+        """Zeros for blocks that the medium refused at the opening: they are found by then."""
+        assert volume.directory is not None
+        refused, granule = volume.directory.refused, volume.superblock.granule
+        places = range(offset, offset + length, granule)
+        if refused.isdisjoint(places):
+            return volume.read(offset, length)
+        return b"".join(
+            bytes(granule) if at in refused else volume.read(at, granule) for at in places
+        )
 
     def _check_regions(self, volume: Volume) -> None:
         """What the catalog says is live lies inside the space, at granules, and nowhere twice."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fanout import format as fmt
-from fanout.directory import CheckpointUnsafe, Directory, Write
-from fanout.errors import InterfaceError, VolumeFull, VolumeTorn
+from fanout.directory import BlockRefused, CheckpointUnsafe, Directory, Write
+from fanout.errors import InterfaceError, VolumeError, VolumeFull, VolumeTorn
 from fanout.format import DirectoryRecord, Op, encode_superblock, ranges
 from tests.format import samples
 from tests.format.samples import PATH, record
@@ -17,7 +17,7 @@ from tests.independent_reader import Volume as IndependentVolume
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
 
@@ -348,6 +348,68 @@ def test_long_records_of_an_old_version_are_cut_anew() -> None:
     assert list(medium.load().records.values()) == [
         *sorted(said, key=lambda one: -len(fmt.encode_record(one, room)[0])), record(4),
     ]  # fmt: skip
+
+
+class Refusing:
+    """A half of which some blocks cannot be read."""
+
+    def __init__(self, data: bytes, numbers: Collection[int]) -> None:
+        self._data, self._numbers = data, numbers
+
+    def __getitem__(self, part: slice) -> bytes:
+        if part.start // BLOCK.granule in self._numbers:
+            raise BlockRefused
+        return self._data[part]
+
+
+def refused(medium: Medium, *numbers: Collection[int]) -> Directory:
+    """What is loaded while the medium refuses these blocks of either half."""
+    halves = [
+        Refusing(bytes(medium.data[BLOCK.half_offset(half) :][: BLOCK.directory_bytes]), mine)
+        for half, mine in enumerate(numbers)
+    ]
+    return Directory.load(BLOCK, halves, path=PATH, vouched=True)
+
+
+def test_what_is_read_again_another_day_does_not_count() -> None:
+    """A newer use of the other half was there, and nobody could see that. When its blocks came back they belonged to the one that followed."""
+    medium = Medium()
+    while medium.directory.live_half == 0:
+        medium.append(record(1))
+    medium.append(record(2))
+    medium.append(record(3))
+    assert medium.directory.extent[1] == BLOCK.half_offset(1) + 3 * BLOCK.granule
+    medium.directory = refused(medium, (), (0, 1, 2))
+    assert held(medium.directory) == [record(1)]
+    assert medium.directory.holed
+    medium.directory.flushed()
+    medium.put(medium.directory.prepare((), epoch=BLOCK.epoch, anew=True))
+    medium.directory.written()
+    assert held(medium.load()) == held(medium.directory) == [record(1)]
+    medium.directory.flushed()
+    medium.append(record(4))
+    assert held(medium.load()) == [record(1), record(4)]
+
+
+def test_nothing_is_appended_behind_what_is_refused() -> None:
+    """It may be a block that counts: written over it is gone, and cannot be read another day."""
+    medium = Medium()
+    medium.append(record(1))
+    medium.append(record(2))
+    medium.directory = refused(medium, (2,), ())
+    medium.directory.flushed()
+    begin = BLOCK.half_offset(1)
+    assert [write.offset for write in medium.append(record(3))] == [begin]
+    assert [write.offset for write in medium.append(record(4))] == [begin + BLOCK.granule]
+    assert held(medium.load()) == held(medium.directory) == [record(n) for n in (1, 3, 4)]
+
+
+def test_a_medium_that_refuses_a_whole_half_and_more_is_failing() -> None:
+    """Each refusal may take it seconds; nothing that it gives is to be built upon."""
+    medium = Medium()
+    assert refused(medium, (), range(16)).holed
+    with pytest.raises(VolumeError, match="more than 16 blocks of its directory are refused"):
+        refused(medium, (15,), range(16))
 
 
 def test_after_a_lost_write_nothing_is_appended() -> None:
