@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         RetiredVolume,
         SpentCopy,
     )
+    from fanout.directory import Directory
     from fanout.engine import Engine
     from fanout.volume import Volume
 
@@ -147,6 +148,8 @@ class Scribe:
         strange = [
             aggregate for aggregate in known if aggregate not in held and aggregate not in dead
         ]
+        buried = buried_of(directory, strange, catalog) if strange and directory.torn else {}
+        strange = [aggregate for aggregate in strange if aggregate not in buried]
         if strange and directory.torn and max(known[one] for one in strange) <= catalog.last_csn():
             # The catalog has been there. What a lost block said of a deletion nobody can append again; the other volumes need not go without.
             raise VolumeTorn(volume.path, FORGOTTEN.format(len(strange), strange[0].hex()))
@@ -165,6 +168,7 @@ class Scribe:
             wanted = dead.keys() | {entry.volume for entry in retired}
             directory.forget_deletes(a for a in deletes if a not in wanted)
         gone = [delete_of(entry) for aggregate, entry in dead.items() if aggregate in known]
+        gone += buried.values()
         holed, anew = directory.holed, False
         if holed:
             # What the hole may have had of deletes goes with the checkpoint that ends it: nothing would tell them later.
@@ -414,6 +418,28 @@ def delete_of(entry: DeadAggregate) -> DirectoryRecord:
         kind=entry.kind,
         time_ns=entry.at,
     )
+
+
+def buried_of(
+    directory: Directory, strange: Iterable[bytes], catalog: CatalogReader
+) -> dict[bytes, DirectoryRecord]:
+    """The deletes that a damaged directory has lost, of aggregates that the catalog has long forgotten: it knows what they came with, so it is of this line."""
+    found = {}
+    for aggregate in strange:
+        record = directory.records[aggregate]
+        came = catalog.committed(record.transaction)
+        if came and came.attempt == record.attempt and catalog.aggregate(aggregate) is None:
+            found[aggregate] = DirectoryRecord(
+                csn=record.csn,
+                op=Op.DELETE,
+                aggregate=aggregate,
+                transaction=record.transaction,
+                attempt=record.attempt,
+                node=record.node,
+                kind=record.kind,
+                time_ns=record.time_ns,
+            )
+    return found
 
 
 def retirement_of(entry: RetiredVolume) -> DirectoryRecord:

@@ -26,7 +26,7 @@ from fanout.errors import (
     VolumeTorn,
 )
 from fanout.format import Op
-from fanout.scribe import record_of
+from fanout.scribe import buried_of, record_of
 from fanout.volume import Volume
 
 if TYPE_CHECKING:
@@ -256,14 +256,18 @@ class VolumeCheck:
             self._findings.of_volume(
                 volume, records[aggregate].spans[0].offset, what, self._mend(volume, APPEND)
             )
-        last = self._catalog.last_csn()
-        for aggregate in said.keys() - held.keys() - dead.keys():
+        last, torn = self._catalog.last_csn(), volume.directory.torn
+        strange = said.keys() - held.keys() - dead.keys()
+        buried = buried_of(volume.directory, strange, self._catalog) if torn else {}
+        for aggregate in strange:
             what = (
                 f"its directory names aggregate {aggregate.hex()} (commit {said[aggregate]}), "
                 "the catalog knows nothing of it here"
             )
-            forgotten = volume.directory.torn and said[aggregate] <= last
-            mend = give_up(volume.path) if forgotten else REBUILD
+            mend = give_up(volume.path) if torn and said[aggregate] <= last else REBUILD
+            if aggregate in buried:
+                what = f"its directory has lost the delete of aggregate {aggregate.hex()}"
+                mend = self._mend(volume, APPEND)
             self._findings.of_volume(volume, records[aggregate].spans[0].offset, what, mend)
         for aggregate in held.keys() - said.keys():
             what = f"its directory lacks aggregate {aggregate.hex()} of commit {held[aggregate]}"

@@ -261,9 +261,34 @@ def test_a_directory_that_lost_a_deletion_while_another_volume_is_away(filled: S
 
 
 def test_a_directory_block_that_knew_of_a_deletion(filled: SmallSite) -> None:
-    """The store did not open for that one volume, and said that the catalog was old; one made anew could have brought back what was deleted."""
+    """The store did not open for that one volume, and said that the catalog was old; then the volume was to be given up, all of it."""
     with filled.open() as store:
         store.delete("N1", [b"A", b"B", b"zero"])
+    (path,) = filled.volumes("COPYPOOL2")
+    blocks = path.read_bytes()[4096 : 4096 + 64 * 4096]
+    last = max(at for at in range(0, len(blocks), 4096) if blocks.startswith(fmt.MAGIC, at))
+    flip(path, 4096 + last + 200)
+    said = [p for p in check_store(filled.path).problems if "lost the delete" in p.what]
+    assert [problem.path for problem in said] == [str(path)]
+    assert "next opening for writing" in said[0].mend
+    with filled.open() as store:
+        put(filled, store, {b"D": b"d" * 5000})
+        assert store.query_gaps() == []
+    assert check_store(filled.path).ok
+    assert rebuild_catalog(filled.path, force=True).lost == ()
+    with filled.open() as store:
+        assert {entry.name for entry in store.query_objects()} == {b"C", b"D"}
+
+
+def test_a_directory_block_that_knew_of_a_deletion_and_a_catalog_of_another_line(
+    filled: SmallSite,
+) -> None:
+    """Nobody can say whether that was deleted, or stored after the catalog was copied: it is not written over."""
+    with filled.open() as store:
+        store.delete("N1", [b"A", b"B", b"zero"])
+    with sqlite3.connect(filled.base / "catalog.db") as catalog:
+        catalog.execute("DELETE FROM attempt WHERE tx NOT IN (SELECT tx FROM aggregate)")
+    catalog.close()
     (path,) = filled.volumes("COPYPOOL2")
     blocks = path.read_bytes()[4096 : 4096 + 64 * 4096]
     last = max(at for at in range(0, len(blocks), 4096) if blocks.startswith(fmt.MAGIC, at))
