@@ -150,9 +150,12 @@ def probe(engine: Engine, path: str | os.PathLike[str]) -> Superblock | None:
         target = open_target(engine, name, read_only=True, timeout=OPEN_TIMEOUT)
     try:
         with translated(name, "cannot be read"):
-            if nothing_there(engine, target):
-                return None
-            return find_superblock(engine, target).superblock
+            try:
+                return find_superblock(engine, target).superblock
+            except VolumeForeign:
+                if nothing_there(engine, target):
+                    return None
+                raise
     finally:
         target.close(timeout=CLOSE_TIMEOUT)
 

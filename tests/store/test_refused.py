@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from fanout import audit_stgpool, backup_stgpool, check_store, restore_stgpool
+from fanout import audit_stgpool, backup_stgpool, check_store, rebuild_catalog, restore_stgpool
 from fanout import format as fmt
 from fanout.errors import PoolUnavailable
 from fanout.store import Store
@@ -195,6 +195,17 @@ def test_a_damaged_frame_does_not_condemn_what_is_refused(refusing: Refusing) ->
             report = audit_stgpool(store, pool, fix=True)
             assert b"b" in {name for name, _ in report.kept}
         refusing.fs.heal()
+        refusing.reads(store)
+
+
+def test_a_bad_sector_near_an_end_costs_a_rebuild_no_volume(refusing: Refusing) -> None:
+    """Whether anything is there was asked of the first and the last MiB as a whole: one sector of free space, and all that the volume holds was lost."""
+    with Store.open(refusing.path) as store:
+        size = min(entry.size for entry in store.catalog.volumes())
+    refusing.refuse(*POOLS, place=(size - 16 * KIB, size - 12 * KIB))
+    (refusing.path.parent / "catalog.db").unlink()
+    assert rebuild_catalog(refusing.path).complete
+    with Store.open(refusing.path) as store:
         refusing.reads(store)
 
 
