@@ -17,8 +17,8 @@ What it promises:
 4. A volume that had been given up is left aside, named, or taken in where the caller says so. The next opening of a taken one ends
    its retirement.
 5. What is stored after a rebuild in which a volume took no part is newer than all that this volume holds, should it come back.
-6. What a catalog that stands there still finds, and a new one would not, because headers or footers are damaged in every copy, is not given
-   up for it: audits write it anew first.
+6. What a catalog that stands there still finds, and a new one would not, because headers or footers are damaged in every copy, or the
+   directory of a volume is, is not given up for it: audits, or an opening, write that anew first.
 7. Every span that a directory names keeps its region, also when nothing of it can be read: the rebuilt store never overwrites evidence.
 """
 
@@ -33,6 +33,7 @@ from fanout import config as configuration
 from fanout.catalog import CatalogReader, restore
 from fanout.config import Config
 from fanout.errors import CatalogError
+from fanout.format import SuperblockState
 from fanout.rebuild.media import Media, entry_now
 from fanout.rebuild.report import InDoubt, Lost, RebuildReport, SkippedVolume
 from fanout.rebuild.survey import Survey
@@ -96,6 +97,7 @@ def rebuild_catalog(
         def transactions() -> Iterator[RestoredTransaction]:
             yield from survey.transactions()
             _refuse_to_lose(path, media, last, survey.unread)
+            _refuse_to_lose_volumes(path, media, last)
 
         kept = restore(
             path,
@@ -163,6 +165,33 @@ def _refuse_to_lose(path: str, media: Media, last: int, unread: Mapping[bytes, i
         message = (
             f"it still finds {more} objects that a new one would lose, for their headers or footers cannot be read in any copy; first have them "
             f"written anew, or given up, by {audits}. To lose them, move it away"
+        )
+        raise CatalogError(path, message)
+
+
+def _refuse_to_lose_volumes(path: str, media: Media, last: int) -> None:
+    """Promise 6, of volumes of which nothing but the directory is lost: a catalog of their epoch knows what stood in it.
+
+    Raises:
+        CatalogError: the one that stands there does.
+    """
+    if not media.headless or not os.path.lexists(path):
+        return
+    known: list[str] = []
+    with suppress(CatalogError), CatalogReader(path) as catalog:
+        if catalog.store_id != media.store or catalog.last_csn() < last or catalog.verify():
+            return
+        epochs = {entry.volume: entry.epoch for entry in catalog.volumes()}
+        for volume in media.headless:
+            block = volume.superblock
+            begun = block.state is SuperblockState.PROVISIONAL
+            current = epochs.get(block.volume) in {block.epoch, block.epoch - begun}
+            if current and catalog.held_csns(block.volume):
+                known.append(volume.path)
+    if known:
+        message = (
+            f"it knows what stood in the damaged directory of {', '.join(known)}, and a new one would not: first open the store for writing, as "
+            "'fanout put' and 'fanout backup stgpool' do, which writes the directory anew. To lose what the volume holds, move the catalog away"
         )
         raise CatalogError(path, message)
 

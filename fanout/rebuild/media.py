@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.ahead import ReadAhead
 from fanout.catalog import RetiredVolume
+from fanout.directory import Directory
 from fanout.errors import CatalogError, FanoutError, VolumeBusy, VolumeError
 from fanout.format import SuperblockState
 from fanout.making import entry_of, file_numbers, probe, sequential_name, volume_sites
@@ -34,6 +36,7 @@ class Media:
     Attributes:
         store: UUID of the store that they are of.
         volumes: open and locked, in the order in which they were made.
+        headless: of the others those that have only lost their directory: open and locked, without a record.
         skipped: the others.
         retired: those that had been given up, and were left aside.
         retirements: of all volumes that were given up and not taken back.
@@ -45,6 +48,7 @@ class Media:
         self.config, self._catalog, self._take_retired = config, catalog, take_retired
         self.store = b""
         self.volumes: list[Volume] = []
+        self.headless: list[Volume] = []
         self._ahead = ReadAhead()
         self.skipped: list[SkippedVolume] = []
         self.retired: list[SkippedVolume] = []
@@ -119,8 +123,8 @@ class Media:
     def _open_one(
         self, engine: Engine, pool: str, path: str, volume: bytes, epoch: int, lock_wait: float
     ) -> None:
-        try:
-            opened = Volume.open(
+        def open_it(*, vouched: bool) -> Volume:
+            return Volume.open(
                 engine,
                 path,
                 store=self.store,
@@ -130,11 +134,21 @@ class Media:
                 lock_wait=lock_wait,
                 moved=self.config.pools[pool].moved,
                 claim=False,
+                vouched=vouched,
             )
+
+        try:
+            opened = open_it(vouched=False)
         except VolumeBusy:
             raise
         except (FanoutError, OSError) as error:
             self._skip(pool, path, str(error))
+            with suppress(FanoutError, OSError):
+                opened = open_it(vouched=True)
+                # What is left of it may name what was deleted since.
+                opened.directory = Directory(opened.superblock, path=path)
+                opened.ahead = self._ahead
+                self.headless.append(opened)
             return
         try:
             assert opened.directory is not None
@@ -172,6 +186,9 @@ class Media:
                     told[record.aggregate] = RetiredVolume(
                         record.aggregate, record.csn, record.time_ns, record.version
                     )
+        for volume in [volume for volume in self.headless if volume.uuid in told]:
+            self.headless.remove(volume)  # it is no use
+            volume.close()
         for volume in list(self.volumes):
             entry = told.pop(volume.uuid, None)
             if entry is None or not _is_retired(volume, entry):
@@ -215,7 +232,7 @@ class Media:
 
     def close(self) -> None:
         """Close all."""
-        for volume in self.volumes:
+        for volume in (*self.volumes, *self.headless):
             volume.close()
 
 

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 # Commits, and versions, that a volume which took no part may know and no other: more than anybody makes in the life of a store.
 UNHEARD = 1 << 32
+HEADLESS = (
+    "{}: its directory is lost, and nobody can say which of its {} spans were deleted since, or never committed: they are listed as in doubt, and do not "
+    "come back. What a copy of the catalog knows of them 'fanout get' can read, with a configuration that names the copy; what is in no other pool, send again"
+)
 
 
 class _Told(NamedTuple):
@@ -349,7 +353,8 @@ class Survey:
 
     def in_doubt(self, on_progress: Callable[[int, int], None] | None) -> Iterator[InDoubt]:
         """Rule 5: complete spans that no directory names. Looks through all space that none names."""
-        total = sum(volume.superblock.space_length for volume in self._media.volumes)
+        volumes = (*self._media.volumes, *self._media.headless)
+        total = sum(volume.superblock.space_length for volume in volumes)
         done = 0
 
         def advance(size: int) -> None:
@@ -361,14 +366,18 @@ class Survey:
         attempts = dict(self._attempts)
         for entry in self._deleted_ones(self._by_transaction):
             attempts[entry.transaction] = entry.attempt
-        for volume in self._media.volumes:
+        for volume in volumes:
+            count = 0
             for found in find_spans(volume, on_bytes=advance):
                 committed = attempts.get(found.header.transaction)
                 if committed not in (None, found.header.attempt):
                     continue  # of an attempt that failed: another one committed
                 if found.header.aggregate in self._deleted or _has_left(found):
                     continue
+                count += 1
                 yield _in_doubt(found, committed=committed is not None)
+            if volume in self._media.headless:
+                self._note(HEADLESS.format(volume.path, count))
         if on_progress is not None:
             on_progress(total, total)
 

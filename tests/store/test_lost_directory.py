@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fanout import backup_stgpool, check_store, rebuild_catalog, retire_volume
-from fanout.errors import FanoutError, VolumeError
+from fanout import backup_catalog, backup_stgpool, check_store, rebuild_catalog, retire_volume
+from fanout.catalog import CatalogReader
+from fanout.errors import CatalogError, FanoutError, VolumeError
 from fanout.format import MAGIC
 from fanout.store import Store
 from tests.faults.faultfs import Rule
@@ -104,3 +105,56 @@ def test_power_cuts_while_it_is_written_anew(refusing: Refusing, op: str, mode: 
     else:
         pytest.fail("no opening ended untouched")
     assert number > 2
+
+
+def test_a_catalog_that_knows_what_stood_there_is_not_replaced(refusing: Refusing) -> None:
+    """A new one lost all that only this volume has, while the old one had only to be opened."""
+    path = refusing.fs.mount / "DISKPOOL.vol"
+    catalog = refusing.path.parent / "catalog.db"
+    wipe(path)
+    before = catalog.read_bytes()
+    with pytest.raises(
+        CatalogError, match=rf"damaged directory of {path}.* open the store for writing"
+    ):
+        rebuild_catalog(refusing.path, force=True)
+    assert catalog.read_bytes() == before
+    Store.open(refusing.path).close()
+    report = rebuild_catalog(refusing.path, force=True)
+    assert (report.complete, report.gaps, report.notes) == (True, 0, ())
+    with Store.open(refusing.path) as store:
+        refusing.reads(store)
+
+
+@pytest.mark.parametrize("damage", ["rot", "refused"])
+def test_the_catalog_is_lost_as_well(refusing: Refusing, damage: str) -> None:
+    """It was left out with one line: what it holds nobody could learn. Now that is listed; what was deleted, or never committed, does not return."""
+    path, copy = (refusing.fs.mount / f"{pool}.vol" for pool in ("DISKPOOL", "COPYPOOL1"))
+    with Store.open(refusing.path) as store:
+        put(store, {b"gone": b"g" * 5000})
+        store.delete("N1", b"gone")
+    copy.rename(copy.with_suffix(".away"))
+    with Store.open(refusing.path, lock_wait=0) as store:
+        put(store, {b"only": b"o" * 5000})
+        put(store, {b"deleted": b"d" * 5000})
+        store.delete("N1", b"deleted")
+    copy.with_suffix(".away").rename(copy)
+    if damage == "rot":
+        wipe(path)
+    else:
+        refusing.refuse("DISKPOOL", place=(GRANULE, 2 * GRANULE))
+    catalog = refusing.path.parent / "catalog.db"
+    backup_catalog(refusing.path, catalog.with_suffix(".copy"))
+    catalog.unlink()
+    report = rebuild_catalog(refusing.path)
+    assert [one.path for one in report.skipped] == [str(path)]
+    assert {one.path for one in report.in_doubt} == {str(path)}
+    named = {name: one.committed for one in report.in_doubt for name in one.names}
+    assert named == {**dict.fromkeys(refusing.objects, True), b"only": False, b"deleted": False}
+    (note,) = (note for note in report.notes if note.startswith(str(path)))
+    assert f"its {len(report.in_doubt)} spans" in note
+    with CatalogReader(report.catalog) as made:
+        assert {entry.name for entry in made.objects()} == refusing.objects.keys()
+        assert [gap.pool for gap in made.gaps()] == ["DISKPOOL"]
+    refusing.path.write_text(refusing.path.read_text().replace("catalog.db", "catalog.copy"))
+    with Store.open(refusing.path, read_only=True) as store:
+        assert store.get("N1", b"only").read() == b"o" * 5000  # as the note says
