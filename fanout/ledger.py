@@ -31,6 +31,7 @@ from fanout.format import DirectoryRecord, Op
 from fanout.pools import PoolSet
 from fanout.scribe import Entry, delete_of, ranges_of, record_of, stored_span
 from fanout.types import Gap, Receipt, StoredObject
+from fanout.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ class Ledger:
 
     Attributes:
         steady: while it is held nothing that has been committed is deleted. Whoever asks the catalog what to change of an
-            aggregate, and then commits it, holds it meanwhile.
+            aggregate, and then commits it, holds it meanwhile; an interrupt does not let go of it before the commit is settled.
         thinned: aggregates that had lost members when `bury` last looked for spent copies, and have some that wait; None: it has not looked yet.
 
     Args:
@@ -136,7 +137,8 @@ class Ledger:
             CatalogError: it did not happen.
             CommitUnknown: nobody knows.
         """
-        return self._hand_in(commit, [(span, (pool,)) for span in spans])
+        holdings = [(span, (pool,)) for span in spans]
+        return undisturbed(lambda: self._hand_in(commit, holdings))
 
     def write_out(self) -> None:
         """Have the directories take what was committed so far. Nothing promises room for what they say of deletions: see what is left of it then."""
@@ -152,10 +154,13 @@ class Ledger:
         key = commit.transaction, commit.attempt
         told = self._told[key] = threading.Event()
         try:
-            csn = self._hand_in(commit, ())
-            told.wait()  # callers are woken before the scribe has the records
+            return undisturbed(lambda: self._told_commit(commit, told))
         finally:
             del self._told[key]
+
+    def _told_commit(self, commit: Commit, told: threading.Event) -> int:
+        csn = self._hand_in(commit, ())
+        told.wait()  # callers are woken before the scribe has the records
         return csn
 
     def bury(self) -> int:

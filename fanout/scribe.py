@@ -13,6 +13,7 @@ What it promises:
 5. A volume is said to have taken a delete only when a flush has made its record durable.
 6. A volume names the deleted members of an aggregate that lives on until every other one that holds some of it does, durably.
 7. After an opening every volume that has room names all volumes that were given up: a rebuild leaves aside what comes back.
+8. An interrupt of a caller neither fails a volume nor loses a record that is on its way.
 
 With `flush_before_acknowledge` the committer waits here instead, and what a crash can leave in doubt is nothing.
 """
@@ -30,6 +31,7 @@ from fanout.engine import Request
 from fanout.errors import CatalogStale, FanoutError, InterfaceError, VolumeFull, VolumeTorn
 from fanout.format import DirectoryRecord, Op, StoredSpan
 from fanout.types import Phase
+from fanout.undisturbed import undisturbed
 from fanout.volume import VolumeState
 
 if TYPE_CHECKING:
@@ -120,6 +122,9 @@ class Scribe:
 
     def write_out(self) -> None:
         """Write what waits: from then on the directories know what room it takes."""
+        undisturbed(self._write_out)
+
+    def _write_out(self) -> None:
         with self._writing:
             self._write(self._take(MAX_WAITING))
 
@@ -214,6 +219,11 @@ class Scribe:
         Returns:
             By volume: the volume, and the aggregates that the catalog wants it to forget and that its directory does not hold.
         """
+        return undisturbed(lambda: self._take_deletes(volumes, catalog))
+
+    def _take_deletes(
+        self, volumes: Iterable[Volume], catalog: CatalogReader
+    ) -> dict[bytes, tuple[Volume, list[bytes]]]:
         written: dict[bytes, tuple[Volume, list[bytes]]] = {}
         with self._writing:
             self._write(self._take(MAX_WAITING))
@@ -236,6 +246,11 @@ class Scribe:
         Returns:
             By volume: the volume, and the aggregates of which its directory names no span any more, for good.
         """
+        return undisturbed(lambda: self._move_out(copies, catalog))
+
+    def _move_out(
+        self, copies: Iterable[SpentCopy], catalog: CatalogReader
+    ) -> dict[bytes, tuple[Volume, list[bytes]]]:
         left: dict[bytes, tuple[Volume, list[bytes]]] = {}
         with self._writing:
             self._write(self._take(MAX_WAITING))

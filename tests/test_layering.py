@@ -33,6 +33,7 @@ LAYERS = {
         "agreement",
         "volume",
         "pools",
+        "undisturbed",
         "committer",
         "scribe",
         "ledger",

@@ -198,8 +198,8 @@ BUGS = (
          "            sums = self._stream.sums()\n", "            sums = bytes(len(self._stream.sums()))\n"),
     # ---- deletions, damage, volumes that are lost
     _bug("a deletion in doubt is acknowledged", "fanout/ledger.py",
-         "            csn = self._hand_in(commit, ())\n            told.wait()",
-         "            csn = 0\n            with suppress(CommitUnknown):\n                csn = self._hand_in(commit, ())\n                told.wait()",
+         "        csn = self._hand_in(commit, ())\n        told.wait()",
+         "        csn = 0\n        with suppress(CommitUnknown):\n            csn = self._hand_in(commit, ())\n            told.wait()",
          "fanout/ledger.py", "from fanout.errors import CatalogError, TransactionFailed", "from fanout.errors import CatalogError, CommitUnknown, TransactionFailed"),
     _bug("a repair after a deletion does not say whom it holds", "fanout/reconcile.py",
          "complete = len(before) + len(new) == entry.objects", "complete = len(before) + len(new) == len(members)",

@@ -23,6 +23,7 @@ import fanout.reconcile
 import fanout.retire
 import fanout.scribe
 import fanout.store
+import fanout.undisturbed
 import fanout.volume
 from fanout.catalog import Catalog
 from fanout.catalog.ballast import Ballast
@@ -112,7 +113,7 @@ def _patches(world: World) -> Iterator[tuple[Any, str, Any]]:
     module = threads.Module()
     for user in (
         fanout.committer, fanout.scribe, fanout.pools, fanout.growing, fanout.store, fanout.ledger,
-        fanout.volume, fanout.catalog.asking, fanout.catalog.door,
+        fanout.volume, fanout.catalog.asking, fanout.catalog.door, fanout.undisturbed,
     ):  # fmt: skip
         yield user, "threading", module
     yield fanout.committer, "queue", module

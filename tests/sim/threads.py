@@ -324,3 +324,7 @@ class Module:
     Thread, Event, Condition, Lock, RLock, Queue = Thread, Event, Condition, Lock, RLock, Queue
     Empty, Full = queue.Empty, queue.Full
     current_thread = staticmethod(threading.current_thread)
+
+    @staticmethod
+    def main_thread() -> None:
+        """None of them: no interrupt strikes here."""
