@@ -321,7 +321,8 @@ class Transaction:
     def _put_source(self, name: bytes, source: Source) -> None:
         length, begun = length_of(source), False
         try:
-            with source.open() as chunks:
+            with source.open() as given:
+                chunks = _named(name, given)
                 # The first chunk is fetched before the object begins: a file that cannot be opened costs
                 # the caller that file, not the attempt.
                 first = next(chunks, None)
@@ -332,8 +333,9 @@ class Transaction:
                 data = _flat(itertools.chain(() if first is None else (first,), chunks))
                 self._feed(name, length, data)
         except BaseException as error:
-            # A source may say at the very end that its bytes were no good: a sum that differs, a process that failed.
-            if begun and self._state is State.OPEN:
+            # A source may say at the very end that its bytes were no good: a sum that differs, a process that failed. One whose first
+            # chunk is longer than all that it promised has been read.
+            if (begun or isinstance(error, SourceLengthError)) and self._state is State.OPEN:
                 self._abort_for(error)
             raise
 
@@ -639,6 +641,14 @@ def _encoded(name: str | bytes) -> bytes:
             f"put: a name has 1 to {MAX_NAME_BYTES} bytes, this has {len(encoded)}"
         )
     return encoded
+
+
+def _named(name: bytes, chunks: Iterator[Buffer]) -> Iterator[Buffer]:
+    """Chunks of an object. A source knows its own name, if it has one: which of a thousand objects it was it cannot say."""
+    try:
+        yield from chunks
+    except SourceLengthError as error:
+        raise SourceLengthError(f"{quoted(name)}: {error}") from error
 
 
 def _flat(chunks: Iterable[Buffer]) -> Iterator[bytes | memoryview]:

@@ -656,6 +656,18 @@ def test_a_source_that_lies_about_its_length(world: World, length: int) -> None:
     world.at_rest()
 
 
+@pytest.mark.parametrize("kind", [once, resent])
+@pytest.mark.parametrize("chunks", [[10], [4, 6], [1, 2, 2], [1], []])
+def test_an_iterator_that_lies_about_its_length(world: World, kind: Any, chunks: list[int]) -> None:
+    """Of a thousand objects nobody learned which; and where the first chunk was too long already, what was read of it was gone and the attempt went on."""
+    transaction = world.session().begin()
+    transaction.put("good", b"1234")
+    with pytest.raises(SourceLengthError, match="'bad'"):
+        transaction.put("bad", kind(iter([bytes(size) for size in chunks]), length=9))
+    assert transaction.state is State.ABORTED
+    world.at_rest()
+
+
 class Confessing(Lying):
     """Says when it is closed that its bytes were no good, as who reads from another process does when that has failed."""
 
