@@ -21,7 +21,7 @@ import secrets
 import time
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fanout.catalog import Commit, Deletion, MemberSet, NewGap, Repair
 from fanout.errors import CatalogError, InterfaceError, ObjectNotFound
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 BATCH_OBJECTS = 4096  # deleted in one commit; what is more follows in others
 NO_VOLUME = "no volume that holds it can be written; bring one back, or give it up with 'fanout retire volume'"
 NO_ROOM = "the directory of {} has no room to say what is left of its aggregate; that can only be deleted as a whole"
+NO_NAME = b"(without a name)"
 PROMOTED = "its newer version was deleted"
 
 _log = logging.getLogger("fanout.deletion")
@@ -80,6 +81,7 @@ class Selection:
         kind: of the objects.
         version: this one, of one name.
         keep: only those of which so many newer ones are there; 0: all. Without it and `version`: the active ones.
+        unnamed: none of these, but what the catalog counts and cannot name.
     """
 
     node: str
@@ -87,6 +89,7 @@ class Selection:
     kind: ObjectKind
     version: int | None
     keep: int | None
+    unnamed: bool = False
 
     def check(self) -> None:
         """Refuse what makes no sense.
@@ -94,6 +97,12 @@ class Selection:
         Raises:
             InterfaceError: says what to say instead.
         """
+        if self.unnamed:
+            if (self.names, self.version, self.keep) != (None, None, None):
+                raise InterfaceError(
+                    "what has no name any more is given up as a whole: say no name, version or keep"
+                )
+            return
         if self.keep is not None and self.keep < 0:
             raise InterfaceError(f"keep={self.keep}: say a number of versions, 0 or more")
         if self.keep is not None and self.version is not None:
@@ -126,6 +135,13 @@ class Selection:
                 if self.version in (None, entry.version):
                     yield entry
 
+    def incomplete(self, catalog: CatalogReader) -> Iterator[bytes]:
+        """Aggregates of which not all members can be named."""
+        for entry, contents in catalog.contents_of(catalog.aggregates()):
+            mine = (entry.node, entry.kind) == (self.node, self.kind)
+            if mine and _unnamed(entry, contents):
+                yield entry.aggregate
+
 
 def delete(
     selection: Selection, catalog: CatalogReader, ledger: Ledger, volumes: Volumes
@@ -156,12 +172,23 @@ def preview(selection: Selection, catalog: CatalogReader, ledger: Ledger | None)
     return run.report(*_free(catalog, ledger, 0))
 
 
-def _batches(selection: Selection, catalog: CatalogReader) -> Iterator[list[ObjectEntry]]:
+def _unnamed(entry: AggregateEntry, contents: Contents) -> MemberSet:
+    """Members that a catalog counts and cannot name, since it was made without the volume, or the frame, that does."""
+    named = entry.erased | MemberSet.of(member.member for member in contents.members)
+    return MemberSet.all_of(entry.objects) - named
+
+
+def _batches(selection: Selection, catalog: CatalogReader) -> Iterator[_Batch]:
     """What goes in one commit, as it is read."""
     selection.check()
+    if selection.unnamed:
+        incomplete = selection.incomplete(catalog)
+        while some := list(islice(incomplete, BATCH_OBJECTS)):
+            yield _Batch((), some)
+        return
     wanted = selection.entries(catalog)
     while batch := list(islice(wanted, BATCH_OBJECTS)):
-        yield batch
+        yield _Batch(batch, ())
 
 
 def _free(catalog: CatalogReader, ledger: Ledger | None, deleted: int) -> tuple[int, int | None]:
@@ -173,6 +200,13 @@ def _free(catalog: CatalogReader, ledger: Ledger | None, deleted: int) -> tuple[
     except CatalogError as error:
         _log.warning("what was deleted may not be free yet: %s", error)
         return freed, None
+
+
+class _Batch(NamedTuple):
+    """What goes in one commit: versions, or aggregates of which all goes that has no name."""
+
+    entries: Sequence[ObjectEntry]
+    incomplete: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -187,7 +221,7 @@ class _Run:
 
     def count(self, plan: _Plan) -> None:
         """One more batch."""
-        self.objects += len(plan.gone)
+        self.objects += len(plan.gone) + plan.given_up
         self.size += sum(entry.length for entry in plan.gone)
         self.aggregates += sum(deletion.members is None for deletion in plan.deletions)
         self.postponed += plan.postponed
@@ -211,22 +245,22 @@ class _Plan:
     Attributes:
         deletions: one for each aggregate.
         gone: the versions.
+        given_up: how many that have no name.
         postponed: name and reason of those that cannot go now.
         active: of those that go the active ones. Asked together with the contents: since the versions were selected, others may have
             deleted what was newer.
     """
 
-    def __init__(
-        self, catalog: CatalogReader, volumes: Volumes | None, batch: Sequence[ObjectEntry]
-    ) -> None:
+    def __init__(self, catalog: CatalogReader, volumes: Volumes | None, batch: _Batch) -> None:
         self._catalog, self._volumes = catalog, volumes
+        self.given_up = 0
         self.deletions: list[Deletion] = []
         self.gone: list[ObjectEntry] = []
         self.postponed: list[tuple[bytes, str]] = []
         self.active: list[ObjectEntry] = []
         self._room: dict[bytes, int] = {}
-        by_aggregate: dict[bytes, list[ObjectEntry]] = {}
-        for one in batch:
+        by_aggregate: dict[bytes, list[ObjectEntry]] = {one: [] for one in batch.incomplete}
+        for one in batch.entries:
             by_aggregate.setdefault(one.aggregate, []).append(one)
         entries = map(self._catalog.aggregate, by_aggregate)
         still_there = (entry for entry in entries if entry is not None)
@@ -236,14 +270,15 @@ class _Plan:
     def _plan(self, entry: AggregateEntry, contents: Contents, mine: Sequence[ObjectEntry]) -> None:
         there = {member.member: member for member in contents.members}
         wanted = [one for one in mine if one.member in there]
-        if not wanted:
+        given_up = MemberSet() if mine else _unnamed(entry, contents)
+        if not (wanted or given_up):
             return
         numbers = {one.member for one in wanted}
         size = entry.erased_bytes + sum(there[number].length for number in numbers)
-        # A catalog that was made without a volume counts members that it cannot name: they are not deleted, and may come back.
+        # A catalog that was made without a volume counts members that it cannot name: they are not deleted with others, and may come back.
         unnamed = max(0, entry.objects - len(entry.erased) - len(there))
-        left = len(there) - len(numbers) + unnamed
-        members = entry.erased | MemberSet.of(numbers) if left else None
+        left = len(there) - len(numbers) + unnamed - len(given_up)
+        members = entry.erased | MemberSet.of(numbers) | given_up if left else None
         places = (place for copy in contents.copies for place in copy.places)
         volumes = tuple(dict.fromkeys(place.volume for place in places))
         held = tuple(
@@ -254,8 +289,9 @@ class _Plan:
         deletion = Deletion(entry, members, size, volumes, held)
         reason = "" if self._volumes is None else self._obstacle(deletion, self._volumes)
         if reason:
-            self.postponed += [(one.name, reason) for one in wanted]
+            self.postponed += [(one.name, reason) for one in wanted] or [(NO_NAME, reason)]
         else:
+            self.given_up += len(given_up)
             self.deletions.append(deletion)
             self.gone += wanted
             self.active += [one for one in wanted if there[one.member].active]

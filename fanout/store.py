@@ -542,6 +542,7 @@ class Store(StoreReader):
         kind: ObjectKind = ObjectKind.BACKUP,
         version: int | None = None,
         keep: int | None = None,
+        unnamed: bool = False,
         preview: bool = False,
     ) -> DeleteReport:
         """Delete versions of objects from every pool, in one commit for every 4,096 of them.
@@ -557,6 +558,8 @@ class Store(StoreReader):
             kind: of the objects.
             version: only this one, of one name.
             keep: all versions but the newest so many of each name, the active one counted; 0: all. What expiration asks for.
+            unnamed: instead all of the node's that the catalog counts and cannot name: it was made without a volume, or with damaged headers or
+                footers in every copy (`check` says so). They are given up, and do not come back with what is found again. Names are None.
             preview: only say what would be deleted.
 
         Raises:
@@ -571,7 +574,7 @@ class Store(StoreReader):
             names = [names]
         encoded = None if names is None else [name_bytes(name) for name in names]
         owner = self.node_name(node)
-        selection = deletion.Selection(owner, encoded, checked_kind(kind), version, keep)
+        selection = deletion.Selection(owner, encoded, checked_kind(kind), version, keep, unnamed)
         if preview:
             return deletion.preview(selection, self.catalog, self._ledger)
         return deletion.delete(selection, self.catalog, self.ledger, self.pools.volume)

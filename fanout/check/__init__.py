@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from fanout import config as configuration
 from fanout.catalog import CatalogReader, writer_lock
 from fanout.check.copies import CopyCheck
-from fanout.check.findings import FOUND_AGAIN, RECONCILE, SEND, CheckReport, Findings, Problem
+from fanout.check.findings import RECONCILE, SEND, CheckReport, Findings, Problem, found_again
 from fanout.check.volumes import VolumeCheck
 from fanout.config import Access, Config
 from fanout.copying import bad_members
@@ -165,7 +165,7 @@ class _Check:
             self._findings.of_catalog(
                 f"has {len(members)} of the {objects} objects of aggregate "
                 f"{entry.aggregate.hex()}: the others are lost to it",
-                mend=FOUND_AGAIN,
+                mend=found_again(entry.node, entry.kind),
             )
         good: set[int] = set()
         demanded: tuple[str, ...] = ()

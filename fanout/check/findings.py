@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fanout.types import ObjectKind
 from fanout.units import quoted
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 10_000  # kept in a report; beyond it they are only counted
 
 REBUILD: Final = "keep the catalog, and make it anew: 'fanout rebuild catalog --force'"
-FOUND_AGAIN: Final = f"{REBUILD}; what that does not find either is lost until a volume, or a block, that could not be read then can be read"
 RECONCILE: Final = (
     "'fanout backup stgpool' or 'fanout copy activedata' into that pool compares and mends"
 )
@@ -37,6 +37,13 @@ def replace_volume(path: str) -> str:
     """The mend of a volume that cannot be opened."""
     retire = f"fanout retire volume {shlex.quote(path)}"
     return f"mend or mount what is there; if it is lost, '{retire}' makes what it held gaps that can be closed"
+
+
+def found_again(node: str, kind: ObjectKind) -> str:
+    """The mend of objects that the catalog counts and cannot name."""
+    which = "" if kind is ObjectKind.BACKUP else f" --kind {kind.value}"
+    delete = f"fanout delete {shlex.quote(node)} --unnamed{which}"
+    return f"{REBUILD}; what that does not find either is lost until a volume, or a block, that could not be read then can be read; or give it up: '{delete}'"
 
 
 def give_up(path: str) -> str:

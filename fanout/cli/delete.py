@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the objects.",
 )
+@click.option(
+    "--unnamed",
+    is_flag=True,
+    help="All of NODE that a catalog made anew counts and cannot name; 'fanout check' says where.",
+)
 @click.option("--preview", is_flag=True, help="Say what would be deleted, and delete nothing.")
 @force_option("Do not ask before going through all objects of a node.")
 @config_option
@@ -52,6 +57,7 @@ def delete(
     everything: bool,
     keep: int | None,
     kind: str,
+    unnamed: bool,
     preview: bool,
     force: bool,
     config: Path,
@@ -70,10 +76,12 @@ def delete(
     """
     if sum((version is not None, everything, keep is not None)) > 1:
         raise click.UsageError("say one of --version, --all and --keep")
-    if not names and keep is None:
+    if unnamed and (names or everything or (version, keep) != (None, None)):
+        raise click.UsageError("--unnamed goes with no NAME, --version, --all or --keep")
+    if not names and keep is None and not unnamed:
         raise click.UsageError("name the objects; --keep N goes through all that NODE has")
     which: dict[str, Any] = {"version": version, "keep": 0 if everything else keep}
-    which |= {"kind": ObjectKind(kind)}
+    which |= {"kind": ObjectKind(kind), "unnamed": unnamed}
     wanted = [os.fsencode(name) for name in names] or None
     with Store.open(config, read_only=preview) as store:
         node = store.node_name(node)

@@ -75,6 +75,9 @@ def test_mistakes_delete_nothing(stored: Shell) -> None:
     assert "no such node" in stored("delete", "N9", "one", code=Exit.CONFIG).err.lower()
     for wrong in (["N1"], ["N1", "--all"], ["N1", "one", "--all", "--keep", "1"]):
         stored("delete", *wrong, code=Exit.USAGE)
+    for wrong in (["N1", "one"], ["N1", "--keep", "1"]):
+        stored("delete", *wrong, "--unnamed", code=Exit.USAGE)
+    assert stored("delete", "N1", "--unnamed", "--json").json["objects"] == 0
     stored("delete", "N1", "one", "--kind", "archive", code=Exit.NOT_FOUND)
     assert len(versions(stored)) == 4
 

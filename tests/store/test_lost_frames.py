@@ -14,7 +14,7 @@ import pytest
 from fanout import audit_stgpool, backup_stgpool, check_store, rebuild_catalog
 from fanout import format as fmt
 from fanout.catalog import CatalogReader
-from fanout.errors import CatalogError
+from fanout.errors import CatalogError, InterfaceError
 from tests.store.conftest import MIB
 from tests.store.test_reconcile import put
 
@@ -150,3 +150,52 @@ def test_what_the_catalog_still_finds_is_not_given_up_for_a_new_one(
     with site.open() as store:
         for (node, name), data in site.objects.items():
             assert store.get(node, name).read() == data
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_what_nobody_can_name_can_be_given_up(site: Site, *, all_of_it: bool) -> None:
+    """Each check had a line for it, for ever, and its space was never free: not by any command, and not when all that has a name was deleted.
+
+    It does not come back, not even when the frame can be read again.
+    """
+    site.object_limit = 16 * MIB
+    site.create()
+    sizes = dict(zip(OBJECTS, (5000, 6000, 5 * MIB, 0, 7000, 8000), strict=True))
+    with site.open() as store:
+        put(store, {name: site.rng.randbytes(size) for name, size in sizes.items()}, node="N2")
+    before = versions(site)
+    with CatalogReader(site.base / "catalog.db") as catalog:
+        (entry,) = catalog.aggregates()
+        copies = catalog.copies(entry.aggregate)
+        paths = {volume.volume: volume.path for volume in catalog.volumes()}
+    first = min(place.span for copy in copies for place in copy.places)
+    rotten = [place for copy in copies for place in copy.places if place.span == first]
+    flip_places(paths, rotten, "footer")
+    (site.base / "catalog.db").unlink()
+    assert rebuild_catalog(site.path).lost
+    after = versions(site)
+    assert after.keys() < before.keys()
+    lost = len(before) - len(after)
+    with site.open() as store:
+        if all_of_it:
+            store.delete("N2", None, keep=0)
+            after = {}
+    (said,) = [p for p in check_store(site.path).problems if "are lost to it" in p.what]
+    assert "'fanout delete N2 --unnamed'" in said.mend
+    with site.open() as store:
+        assert store.delete("N2", None, unnamed=True, preview=True).objects == lost
+        report = store.delete("N2", None, unnamed=True)
+        assert report.postponed == ()
+        assert report.aggregates == all_of_it
+        assert report.objects == lost
+        assert store.delete("N2", None, unnamed=True).objects == 0
+        with pytest.raises(InterfaceError):
+            store.delete("N2", b"a", unnamed=True)
+        if all_of_it:
+            assert report.freed_bytes > sizes[b"b"]
+    assert not [p for p in check_store(site.path).problems if "are lost to it" in p.what]
+    assert versions(site) == after
+    flip_places(paths, rotten, "footer")
+    report_ = rebuild_catalog(site.path, force=True)
+    assert report_.lost == ()
+    assert versions(site) == after
