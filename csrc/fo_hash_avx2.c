@@ -17,9 +17,7 @@ static inline vec pin(vec v) {
     __asm__("" : "+x"(v));
     return v;
 }
-static inline void store_near(void *p, vec v) { _mm256_storeu_si256((vec *)p, v); }
-static inline void store_far(void *p, vec v) { _mm256_stream_si256((vec *)p, v); }
-static inline void far_fence(void) { _mm_sfence(); }
+static inline void store(void *p, vec v) { _mm256_storeu_si256((vec *)p, v); }
 static inline vec add64(vec a, vec b) { return _mm256_add_epi64(a, b); }
 static inline vec swap_halves(vec v) { return _mm256_shuffle_epi32(v, 0x4e); }
 static inline vec high_halves(vec v) { return _mm256_srli_epi64(v, 32); }

@@ -16,9 +16,7 @@ static inline vec pin(vec v) {
     __asm__("" : "+v"(v));
     return v;
 }
-static inline void store_near(void *p, vec v) { _mm512_storeu_si512(p, v); }
-static inline void store_far(void *p, vec v) { _mm512_stream_si512((vec *)p, v); }
-static inline void far_fence(void) { _mm_sfence(); }
+static inline void store(void *p, vec v) { _mm512_storeu_si512(p, v); }
 static inline vec add64(vec a, vec b) { return _mm512_add_epi64(a, b); }
 static inline vec swap_halves(vec v) { return _mm512_shuffle_epi32(v, (_MM_PERM_ENUM)0x4e); }
 static inline vec high_halves(vec v) { return _mm512_srli_epi64(v, 32); }

@@ -6,7 +6,8 @@
  * the line it overwrites), read again.  Here a stripe is loaded once; the same register is stored to the slot and fed to the
  * hash, so the digest cannot disagree with the slot even if the caller changes its memory meanwhile.  That needs `pin`: to the
  * compiler memory does not change between two looks, and GCC 12 did fold three loads of one stripe into three AVX-512
- * instructions, so the slot got one value and the hash another.  Stores go past the cache: the slot is next read by a device.
+ * instructions, so the slot got one value and the hash another.  Stores go into the cache: what reads the slot next, once for each target, is
+ * mostly a copy too (a device in memory, a page cache, the host of a virtual machine), and finds it there.
  *
  * Why two hashes for the price of one.  The long-input loops of XXH3-64 and XXH3-128 add the same product to their
  * accumulators as long as both stand at the same stripe of their block; they differ in what the accumulators hold.  The digest
@@ -17,8 +18,9 @@
  * to xxhash.h, which also serves as the other unit (fo_hash_base.c) and as the tests' oracle.
  *
  * The including file defines:  vec, LANES (vectors per stripe), load, pin (from here on the value is in a register, and only
- * there), store_near, store_far (aligned), add64, product(data, key), swap_halves, scramble_lane(acc, key).
+ * there), store, add64, product(data, key), swap_halves, scramble_lane(acc, key).
  */
+#include <stdbool.h>
 #include <string.h>
 
 #define XXH_INLINE_ALL
@@ -41,8 +43,8 @@
 #define P64_4 0x85ebca77c2b2ae63ull
 #define P64_5 0x27d4eb2f165667c5ull
 
-/* Bytes that are copied near (into the cache) before another hash, standing elsewhere in its block, reads them again. */
-#define NEAR_STEP ((size_t)16 << 10)
+/* Bytes that are copied before another hash, standing elsewhere in its block, finds them in the cache. */
+#define CACHE_STEP ((size_t)16 << 10)
 #define PREFETCH 2048 /* ahead of the loads: the hardware stops at the caller's 4 KiB pages */
 
 typedef struct running {
@@ -59,12 +61,10 @@ static const running *const_state_of(const fo_hash *h) { return (const running *
 
 /* ---- blocks ---- */
 
-typedef enum route { ROUTE_HASH, ROUTE_NEAR, ROUTE_FAR } route;
-
-/* n blocks from src: hashed into a and, when there is one, b; copied to dst by the route.  Everything that does not depend on
+/* n blocks from src: hashed into a and, when there is one, b; copied to dst, unless that is NULL.  Everything that does not depend on
  * the data is a constant at the place of the call, so each call is its own straight loop. */
 static inline __attribute__((always_inline)) void blocks(unsigned char *dst, const unsigned char *src, size_t n,
-                                                         uint64_t *a, uint64_t *b, route way) {
+                                                         uint64_t *a, uint64_t *b, bool copy) {
     vec acc_a[LANES], acc_b[LANES];
     for (int k = 0; k < LANES; k++) {
         acc_a[k] = load(a + k * (8 / LANES));
@@ -77,10 +77,8 @@ static inline __attribute__((always_inline)) void blocks(unsigned char *dst, con
             for (size_t k = 0; k < LANES; k++) {
                 vec data = pin(load(src + k * sizeof(vec)));
                 vec more = add64(product(data, load(key + k * sizeof(vec))), swap_halves(data));
-                if (way == ROUTE_NEAR) {
-                    store_near(dst + k * sizeof(vec), data);
-                } else if (way == ROUTE_FAR) {
-                    store_far(dst + k * sizeof(vec), data);
+                if (copy) {
+                    store(dst + k * sizeof(vec), data);
                 }
                 acc_a[k] = add64(acc_a[k], more);
                 if (b != NULL) {
@@ -88,7 +86,7 @@ static inline __attribute__((always_inline)) void blocks(unsigned char *dst, con
                 }
             }
             src += STRIPE;
-            dst += way != ROUTE_HASH ? STRIPE : 0;
+            dst += copy ? STRIPE : 0;
         }
         for (size_t k = 0; k < LANES; k++) {
             vec key = load(XXH3_kSecret + SECRET_SIZE - STRIPE + k * sizeof(vec));
@@ -99,32 +97,28 @@ static inline __attribute__((always_inline)) void blocks(unsigned char *dst, con
         }
     }
     for (int k = 0; k < LANES; k++) {
-        store_near(a + k * (8 / LANES), acc_a[k]);
+        store(a + k * (8 / LANES), acc_a[k]);
         if (b != NULL) {
-            store_near(b + k * (8 / LANES), acc_b[k]);
+            store(b + k * (8 / LANES), acc_b[k]);
         }
     }
 }
 
 static __attribute__((noinline)) void hash_blocks(const unsigned char *src, size_t n, uint64_t *a) {
-    blocks(NULL, src, n, a, NULL, ROUTE_HASH);
+    blocks(NULL, src, n, a, NULL, false);
 }
 
 static __attribute__((noinline)) void hash_blocks_two(const unsigned char *src, size_t n, uint64_t *a, uint64_t *b) {
-    blocks(NULL, src, n, a, b, ROUTE_HASH);
+    blocks(NULL, src, n, a, b, false);
 }
 
-static __attribute__((noinline)) void near_blocks(unsigned char *dst, const unsigned char *src, size_t n, uint64_t *a) {
-    blocks(dst, src, n, a, NULL, ROUTE_NEAR);
+static __attribute__((noinline)) void copy_blocks(unsigned char *dst, const unsigned char *src, size_t n, uint64_t *a) {
+    blocks(dst, src, n, a, NULL, true);
 }
 
-static __attribute__((noinline)) void far_blocks(unsigned char *dst, const unsigned char *src, size_t n, uint64_t *a) {
-    blocks(dst, src, n, a, NULL, ROUTE_FAR);
-}
-
-static __attribute__((noinline)) void far_blocks_two(unsigned char *dst, const unsigned char *src, size_t n, uint64_t *a,
-                                                     uint64_t *b) {
-    blocks(dst, src, n, a, b, ROUTE_FAR);
+static __attribute__((noinline)) void copy_blocks_two(unsigned char *dst, const unsigned char *src, size_t n, uint64_t *a,
+                                                      uint64_t *b) {
+    blocks(dst, src, n, a, b, true);
 }
 
 /* ---- streaming ---- */
@@ -199,7 +193,7 @@ static void add_two(running *a, running *b, const unsigned char *p, size_t len) 
         len -= head + whole * BLOCK;
     }
     while (len != 0) {
-        size_t n = len < NEAR_STEP ? len : NEAR_STEP;
+        size_t n = len < CACHE_STEP ? len : CACHE_STEP;
         add_one(a, p, n);
         add_one(b, p, n);
         p += n;
@@ -233,11 +227,11 @@ static void fused_copy(unsigned char *dst, const unsigned char *src, size_t n, r
         consume_pending(b);
     }
     if (b != NULL) {
-        far_blocks_two(dst, src, n, a->acc, b->acc);
+        copy_blocks_two(dst, src, n, a->acc, b->acc);
         memcpy(b->history, dst + n * BLOCK - STRIPE, STRIPE);
         b->total += n * BLOCK;
     } else {
-        far_blocks(dst, src, n, a->acc);
+        copy_blocks(dst, src, n, a->acc);
     }
     memcpy(a->history, dst + n * BLOCK - STRIPE, STRIPE);
     a->total += n * BLOCK;
@@ -247,11 +241,11 @@ static void fused_copy(unsigned char *dst, const unsigned char *src, size_t n, r
  * cache. */
 static void staggered_copy(unsigned char *dst, const unsigned char *src, size_t len, running *a, running *b) {
     while (len > BLOCK) {
-        size_t n = (len - 1 < NEAR_STEP ? len - 1 : NEAR_STEP) / BLOCK; /* at least one byte stays for the end */
+        size_t n = (len - 1 < CACHE_STEP ? len - 1 : CACHE_STEP) / BLOCK; /* at least one byte stays for the end */
         if (a->held == BLOCK) {
             consume_pending(a);
         }
-        near_blocks(dst, src, n, a->acc);
+        copy_blocks(dst, src, n, a->acc);
         memcpy(a->history, dst + n * BLOCK - STRIPE, STRIPE);
         a->total += n * BLOCK;
         if (b != NULL) {
@@ -287,13 +281,12 @@ static void unit_copy(void *to, const void *from, size_t len, fo_hash *sum64, fo
     dst += head;
     src += head;
     len -= head;
-    if ((b != NULL && phase(b) != 0) || (uintptr_t)dst % sizeof(vec) != 0) {
+    if (b != NULL && phase(b) != 0) {
         staggered_copy(dst, src, len, a, b);
         return;
     }
     whole = (len - 1) / BLOCK;
     fused_copy(dst, src, whole, a, b);
-    far_fence(); /* before anybody is told that the bytes are there */
     plain_copy(dst + whole * BLOCK, src + whole * BLOCK, len - whole * BLOCK, sum64, sum128);
 }
 
