@@ -13,7 +13,7 @@ What it promises:
    header or footer is damaged or around a damaged block, and bytes that are refused are given up only if the other pools can give the object
    without them, which is read. Audits with `fix` wait for each other: two at once would each rely on what the other gives up.
 2. The copy shrinks and its gap appears in one commit, with those of other aggregates. What a kill keeps from it the next audit finds again.
-3. A damaged place is not used again: it stays the copy's own, and newer spans serve instead of it.
+3. A damaged place is not used again before its copy holds nothing any more: it stays the copy's own, and newer spans serve instead of it.
 4. What no pool holds any more is named.
 5. What no other pool has whole, but all of them have together, stays, and is written anew into the pool that is audited.
 """

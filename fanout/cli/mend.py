@@ -162,7 +162,7 @@ def _retire_values(report: RetireReport, path: str) -> dict[str, Any]:
 
 def _show_retired(report: RetireReport, path: str, config: Config) -> None:
     held = f"{screen.count(report.objects, 'object')}, {format_size(report.object_bytes)}"
-    screen.say(f"{screen.plain(path)} of {report.pool} is given up; it held {held}.")
+    screen.say(f"{screen.plain(path)} of {report.pool} is given up; it held {held}.", whole=True)
     screen.warn_each("in no pool any more", [os.fsdecode(name) for name in report.lost])
     close = f"; {CLOSE}" if report.objects else ""
     advice = f"{_successor(config, report.pool, path)}{close}."

@@ -137,7 +137,7 @@ def _extend(loaded: Config, *, write_once: bool, force: bool, as_json: bool) -> 
         screen.emit({"ok": True, "catalog": str(loaded.store.catalog), "added": added})
         return
     for volume in made:
-        screen.say(f"Added {screen.plain(volume.path)} to {volume.pool}.")
+        screen.say(f"Added {screen.plain(volume.path)} to {volume.pool}.", whole=True)
     if not made:
         screen.say("Nothing to add: the catalog knows every pool and volume of the file.")
 

@@ -428,7 +428,7 @@ def test_a_file_that_changes_while_its_tree_is_stored_is_left_out(
     shell("query", "gap")
 
 
-def _unreadable(_: Callable[[memoryview], int | None]) -> None:
+def _unreadable(_: Callable[[memoryview], int | None], length: int | None) -> None:
     raise OSError(5, os.strerror(5))
 
 
