@@ -248,18 +248,14 @@ static void staggered_copy(unsigned char *dst, const unsigned char *src, size_t 
         copy_blocks(dst, src, n, a->acc);
         memcpy(a->history, dst + n * BLOCK - STRIPE, STRIPE);
         a->total += n * BLOCK;
-        if (b != NULL) {
-            add_one(b, dst, n * BLOCK);
-        }
+        add_one(b, dst, n * BLOCK);
         dst += n * BLOCK;
         src += n * BLOCK;
         len -= n * BLOCK;
     }
     memcpy(dst, src, len);
     add_one(a, dst, len);
-    if (b != NULL) {
-        add_one(b, dst, len);
-    }
+    add_one(b, dst, len);
 }
 
 static void unit_copy(void *to, const void *from, size_t len, fo_hash *sum64, fo_hash *sum128) {

@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -267,7 +268,7 @@ def plant(bug: Bug, where: Path) -> None:
 def _build(where: Path) -> None:
     """The extension in place, where it is older than a source."""
     compiler = sysconfig.get_config_var("CC")
-    once = f"{sys.executable} -I {compile_once.__file__} {OBJECTS} {compiler}"
+    once = f"{shlex.join([sys.executable, '-I', compile_once.__file__, str(OBJECTS)])} {compiler}"
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     environment = {**os.environ, "CC": once}
     subprocess.run(build, cwd=where, env=environment, check=True, capture_output=True)
