@@ -185,10 +185,18 @@ static void wait_at_the_gate(void) {
 }
 
 static void shut_the_gate(void) {
+    atomic_store(&at_the_gate, false);
     (void)pthread_mutex_lock(&gate);
     atomic_store(&before_write, wait_at_the_gate);
     atomic_store(&before_open, wait_at_the_gate);
     atomic_store(&before_flush, wait_at_the_gate);
+}
+
+/* Whoever has not begun yet would be called back, and hang nobody. */
+static void see_one_at_the_gate(void) {
+    while (!atomic_load(&at_the_gate)) {
+        (void)usleep(100);
+    }
 }
 
 static void lift_the_hooks(void) {
@@ -272,6 +280,7 @@ static void closed_under_a_caller(void) {
         if (cases[i].hung) {
             shut_the_gate();
             CHECK_EQ(fo_stream_write(r.s, r.bytes, SLOT, 0, SECOND, NULL, NULL), 0);
+            see_one_at_the_gate();
         }
         begin_waiting(&w, &r, cases[i].wait);
         CHECK_EQ(fo_engine_close(r.e, cases[i].hung ? SECOND / 100 : 20 * SECOND), cases[i].hung ? -ETIMEDOUT : 0);
@@ -395,11 +404,8 @@ static void fork_beside_an_open_that_hangs(void) {
     pid_t child;
     int status = -1;
     shut_the_gate();
-    atomic_store(&at_the_gate, false);
     begin_waiting(&w, &r, wait_for_an_open);
-    while (!atomic_load(&at_the_gate)) {
-        (void)usleep(100);
-    }
+    see_one_at_the_gate();
     (void)fflush(stdout);
     child = fork();
     if (child == 0) {
