@@ -473,7 +473,7 @@ def naming(path: str) -> Iterator[None]:
 def _read_into(
     readinto: Callable[[memoryview], int | None], length: int | None
 ) -> Generator[Buffer, None, None]:
-    # One byte more than there should be is seen. A larger buffer would cost a small object 50 µs, for zeros.
+    # One byte more than there should be is seen. A larger one would be filled with zeros for nothing: most of what a small object costs.
     buffer = bytearray(CHUNK_BYTES if length is None else min(CHUNK_BYTES, length + 1))
     with memoryview(buffer) as view:
         while True:

@@ -164,6 +164,9 @@ class Transaction:
     """A group of objects that becomes visible together; made by `Session.begin` or an attempt.
 
     A context manager: commits at a clean exit, aborts at an exception. One caller at a time.
+
+    Attributes:
+        given_up: the caller has said so, with `abort`.
     """
 
     def __init__(
@@ -189,7 +192,7 @@ class Transaction:
             regain=shared.regain,
         )
         self._broke = ""  # what ended the attempt, and was raised
-        self.given_up = False  # the caller said so
+        self.given_up = False
         self._final = False  # a source was read that cannot be read again
         self._rewinds: list[ReaderSource] = []
 

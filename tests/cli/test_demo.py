@@ -16,6 +16,7 @@ import pytest
 from fanout.cli.exits import Exit
 from fanout.demo import devices
 from tests.cli.conftest import Shell
+from tests.faults.devices import zram
 
 GROUPS = {
     "DISKPOOL": "ABCD",
@@ -149,16 +150,24 @@ def test_on_files(run: Shell, source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.loop
 def test_on_devices(run: Shell, source: Path, tmp_path: Path) -> None:
-    """As root: EIO from zram, ENOSPC from a loop device; and the screen without a terminal."""
+    """As root: EIO from zram, ENOSPC from a loop device; and the screen without a terminal. Somebody else's device stays as it is."""
     if why := devices.why_no_devices() or devices.why_no_zram():
         pytest.skip(why)
     work = tmp_path / "work"
     work.mkdir()
     arguments = ("demo", "--size", "32MiB", "--input", source, "--directory", work)
-    said = run.process(*arguments, "--json")
-    check(said.json, {"COPYPOOL1": "EIO", "ACTIVEDATAPOOL": "ENOSPC"})
-    assert said.json["targets"] == "devices"
-    screen = run.process(*arguments)
+    with zram(16 << 20) as other:
+        Path(other.path).write_bytes(b"somebody's")
+        before = zrams()
+        said = run.process(*arguments, "--json")
+        check(said.json, {"COPYPOOL1": "EIO", "ACTIVEDATAPOOL": "ENOSPC"})
+        assert said.json["targets"] == "devices"
+        screen = run.process(*arguments)
+        assert {one for one in before if one[0] == Path(other.path).name} <= zrams()
+        with open(other.path, "rb") as device:
+            assert device.read(10) == b"somebody's"
+        assert devices_here(work) == set()
+        assert zrams_left(before) == set()
     assert max(map(len, screen.out.splitlines())) <= 80
     assert "\x1b" not in screen.out
     assert "all five pools agree with the source" in " ".join(screen.out.split())

@@ -125,7 +125,7 @@ def test_an_engine_that_is_forgotten_in_a_cycle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["io_uring", "threads"])
 def test_a_closed_engine_has_no_descriptor_left(backend: str, tmp_path: Path) -> None:
-    """However busy the machine is. Breaks if close returns before the last worker has let go of the engine, as it did once in 15 times."""
+    """However busy the machine is. Breaks if close returns before the last worker has let go of the engine, as it did now and then."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     try:
         for number in range(50):

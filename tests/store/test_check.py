@@ -260,14 +260,20 @@ def test_a_directory_that_lost_a_deletion_while_another_volume_is_away(filled: S
         assert {entry.name for entry in store.query_objects()} == {b"C", b"D"}
 
 
-def test_a_directory_block_that_knew_of_a_deletion(filled: SmallSite) -> None:
-    """The store did not open for that one volume, and said that the catalog was old; then the volume was to be given up, all of it."""
-    with filled.open() as store:
-        store.delete("N1", [b"A", b"B", b"zero"])
+def rot_the_newest_block(filled: SmallSite) -> Path:
+    """Of the directory of COPYPOOL2's volume, which is still in its first half."""
     (path,) = filled.volumes("COPYPOOL2")
     blocks = path.read_bytes()[4096 : 4096 + 64 * 4096]
     last = max(at for at in range(0, len(blocks), 4096) if blocks.startswith(fmt.MAGIC, at))
     flip(path, 4096 + last + 200)
+    return path
+
+
+def test_a_directory_block_that_knew_of_a_deletion(filled: SmallSite) -> None:
+    """The store did not open for that one volume, and said that the catalog was old; then the volume was to be given up, all of it."""
+    with filled.open() as store:
+        store.delete("N1", [b"A", b"B", b"zero"])
+    path = rot_the_newest_block(filled)
     said = [p for p in check_store(filled.path).problems if "lost the delete" in p.what]
     assert [problem.path for problem in said] == [str(path)]
     assert "next opening for writing" in said[0].mend
@@ -289,10 +295,7 @@ def test_a_directory_block_that_knew_of_a_deletion_and_a_catalog_of_another_line
     with sqlite3.connect(filled.base / "catalog.db") as catalog:
         catalog.execute("DELETE FROM attempt WHERE tx NOT IN (SELECT tx FROM aggregate)")
     catalog.close()
-    (path,) = filled.volumes("COPYPOOL2")
-    blocks = path.read_bytes()[4096 : 4096 + 64 * 4096]
-    last = max(at for at in range(0, len(blocks), 4096) if blocks.startswith(fmt.MAGIC, at))
-    flip(path, 4096 + last + 200)
+    path = rot_the_newest_block(filled)
     said = [p for p in check_store(filled.path).problems if "knows nothing of it" in p.what]
     assert [problem.path for problem in said] == [str(path)]
     assert said[0].mend.startswith(f"'fanout retire volume --force {path}'")

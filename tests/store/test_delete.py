@@ -79,14 +79,11 @@ def sound(site: SmallSite) -> None:
     with CatalogReader(site.catalog) as old, CatalogReader(made.catalog) as new:
         assert new.verify() == []
         before, after = snapshot(old), snapshot(new)
-    for said in (
-        before,
-        after,
-    ):  # since when a pool lacks what is active again, only the lost catalog knew
+    for said in (before, after):
+        # Since when a pool lacks what is active again, only the lost catalog knew.
         said["gaps"] = sorted(gap[:4] + gap[5:] for gap in said["gaps"])
-        said["volumes"].sort(
-            key=lambda one: one.volume
-        )  # spare ones of two pools may be made at the same time
+        # Those of one pool in their order; spare ones of two pools may be made at the same time.
+        said["volumes"].sort(key=lambda one: one.pool)
     assert [question for question in before if before[question] != after[question]] == []
     (site.base / "again.db").unlink()
 
