@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,6 +33,19 @@ def pytest_configure(config: pytest.Config) -> None:
         command = " ".join(["python -m pytest", *sys.argv[1:]])
         head = {**evidence.origin(command), "FANOUT_SEED": SEED}
         config.pluginmanager.register(evidence.Recorder(Path(kept).resolve(), head))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Files of the benchmark's tests count as one: they reserve huge pages, of which the machine has one stock, and count them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "tests/bench" if file.startswith("tests/bench/") else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
